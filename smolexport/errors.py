@@ -1,0 +1,94 @@
+"""Every error that smolexport raises on purpose.
+
+    SmolexportError                 one line for a person; the command line prints it and exits with 2
+    ├── UsageError                  an argument that cannot be: unknown scheme, two outputs for one name …
+    │   └── MissingDependencyError  an optional library is not installed; carries the pip line
+    ├── CheckpointError             something in the checkpoint's folder is missing, damaged or contradictory
+    │   ├── ConfigError             config.json: a key that is missing, malformed or not understood
+    │   ├── TensorError             a tensor that is missing, unexpected, mis-shaped or not finite
+    │   └── TokenizerError          tokenizer.json and its companions
+    ├── UnsupportedError            a sound model that the target format or runtime cannot represent
+    ├── OutputError                 the output exists already, or could not be written
+    ├── FileFormatError             an exported file is damaged or not what its name says
+    └── SessionError                a runtime session was used in a way that it cannot serve
+        ├── SessionClosedError      after close()
+        └── ContextOverflowError    more tokens than the session's context holds
+
+Third-party exceptions are turned into these where they arise.  Messages name the file or the tensor, what was
+found, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContextOverflowError",
+    "FileFormatError",
+    "MissingDependencyError",
+    "OutputError",
+    "SessionClosedError",
+    "SessionError",
+    "SmolexportError",
+    "SmolexportWarning",
+    "TensorError",
+    "TokenizerError",
+    "UnsupportedError",
+    "UsageError",
+]
+
+
+class SmolexportError(Exception):
+    """Base of all deliberate errors."""
+
+
+class UsageError(SmolexportError):
+    """An argument or option that cannot be honoured."""
+
+
+class MissingDependencyError(UsageError):
+    """An optional library is needed and not installed."""
+
+
+class CheckpointError(SmolexportError):
+    """The checkpoint is missing, damaged or contradictory."""
+
+
+class ConfigError(CheckpointError):
+    """A key of config.json is missing, malformed or not understood."""
+
+
+class TensorError(CheckpointError):
+    """A tensor is missing, unexpected, mis-shaped or not finite."""
+
+
+class TokenizerError(CheckpointError):
+    """The tokenizer files are missing, damaged or of a kind that is not understood."""
+
+
+class UnsupportedError(SmolexportError):
+    """A sound model that the target cannot represent."""
+
+
+class OutputError(SmolexportError):
+    """The output exists already or could not be written."""
+
+
+class FileFormatError(SmolexportError):
+    """An exported file is damaged or of another kind."""
+
+
+class SessionError(SmolexportError):
+    """A runtime session cannot serve the call."""
+
+
+class SessionClosedError(SessionError):
+    """The session was closed."""
+
+
+class ContextOverflowError(SessionError):
+    """More tokens than the session's context holds."""
+
+
+class SmolexportWarning(UserWarning):
+    """Something a person should know that does not stop the work."""

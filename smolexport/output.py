@@ -1,0 +1,80 @@
+"""Outputs appear whole or not at all: a hidden file beside the target, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from smolexport.errors import OutputError
+
+__all__ = ["atomic_file", "check_target"]
+
+
+def check_target(path: Path, nbytes: int, *, force: bool = False) -> None:
+    """Refuse, before any work, a target that exists, has no folder, or does not fit on the disk.
+
+    Args:
+        path: the file to be written.
+        nbytes: its size.
+        force: an existing file may be replaced.
+
+    Raises:
+        OutputError: says which of these, and what to do.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give a file name with -o")
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder; create it, or give another place with -o")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written to; give another place with -o")
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise OutputError(f"{folder}: {nbytes / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that appears as `path` when the block ends without an error, and never otherwise.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written to; also when `path` appeared meanwhile.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    except OSError as error:
+        raise OutputError(f"{path.parent}: {error.strerror}") from error
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(partial, path, force)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _publish(partial: Path, path: Path, force: bool) -> None:
+    # mkstemp makes files private; give the output the usual permissions.
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o666 & ~mask)
+    if path.exists() and not force:
+        raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it")
+    partial.replace(path)
+    with contextlib.suppress(OSError):  # not every system can flush a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
