@@ -1,0 +1,134 @@
+"""How llama.cpp sees each architecture: its name, its pairing of rotary dimensions, what its graph cannot do.
+
+One row per `model_type`.  Facts: llama.cpp `src/models/*.cpp`, `src/llama-model.cpp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from smolexport.rope import Linear, Llama3, Rope, Yarn
+from smolexport.spec import ModelSpec, Role, Tensor
+
+__all__ = ["ROWS", "Row", "check", "output_name", "rope_of"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Facts about one llama.cpp architecture.
+
+    Attributes:
+        name: `general.architecture`.
+        pairs: rotary dimensions are adjacent pairs, so rows of q and k are reordered.
+        rope_factors: the graph reads `rope_freqs.weight`.
+        nope_every: every n-th layer has no rotary embedding, hard-coded; 0 = none.
+        output_bias: biases of o_proj and the feed-forward are loaded.
+        square: the loader assumes num_attention_heads * head_dim == hidden_size.
+        since: month of the first llama.cpp release that runs it.
+    """
+
+    name: str
+    pairs: bool = False
+    rope_factors: bool = False
+    nope_every: int = 0
+    output_bias: bool = False
+    square: bool = False
+    since: str = ""
+
+
+ROWS: Mapping[str, Row] = {
+    "llama": Row("llama", pairs=True, rope_factors=True, output_bias=True),
+    "smollm3": Row("smollm3", pairs=True, nope_every=4, since="July 2025"),
+    "qwen2": Row("qwen2", square=True),
+    "qwen3": Row("qwen3", since="April 2025"),
+}
+
+NAMES: Mapping[Role, str] = {
+    Role.EMBED: "token_embd",
+    Role.ATTN_NORM: "blk.{}.attn_norm",
+    Role.Q: "blk.{}.attn_q",
+    Role.K: "blk.{}.attn_k",
+    Role.V: "blk.{}.attn_v",
+    Role.Q_NORM: "blk.{}.attn_q_norm",
+    Role.K_NORM: "blk.{}.attn_k_norm",
+    Role.O: "blk.{}.attn_output",
+    Role.MLP_NORM: "blk.{}.ffn_norm",
+    Role.GATE: "blk.{}.ffn_gate",
+    Role.UP: "blk.{}.ffn_up",
+    Role.DOWN: "blk.{}.ffn_down",
+    Role.FINAL_NORM: "output_norm",
+    Role.HEAD: "output",
+}
+
+
+def output_name(tensor: Tensor) -> str:
+    """Name of `tensor` in a GGUF file."""
+    return f"{NAMES[tensor.role].format(tensor.layer)}.{tensor.part}"
+
+
+def rope_of(spec: ModelSpec) -> Rope | None:
+    """The rotary embedding of the layers that have one; None when no layer has."""
+    return next((layer.rope for layer in spec.layers if layer.rope is not None), None)
+
+
+def check(spec: ModelSpec) -> list[str]:
+    """Reasons why llama.cpp would refuse `spec` or silently compute something else; empty when it is fine."""
+    row = ROWS.get(spec.model_type)
+    if row is None:
+        return [f"GGUF has no architecture for model_type '{spec.model_type}'; known: {', '.join(ROWS)}"]
+    return [*_check_layers(spec, row), *_check_rope(spec, row), *_check_projections(spec, row)]
+
+
+def _check_layers(spec: ModelSpec, row: Row) -> list[str]:
+    reasons = []
+    count = len(spec.layers)
+    has = [int(layer.rope is not None) for layer in spec.layers]
+    needs = [int(not row.nope_every or (i + 1) % row.nope_every != 0) for i in range(count)]
+    if has != needs:
+        reasons.append(
+            f"llama.cpp's {row.name} graph applies rotary embeddings on layers {needs} (hard-coded), "
+            f"the checkpoint on layers {has}"
+        )
+    if any(layer.window is not None for layer in spec.layers):
+        reasons.append(f"llama.cpp's {row.name} graph has full attention only; the checkpoint has a sliding window")
+    if len({layer.rope for layer in spec.layers if layer.rope is not None}) > 1:
+        reasons.append("the layers have different rotary embeddings; a GGUF file holds one")
+    return reasons
+
+
+def _check_rope(spec: ModelSpec, row: Row) -> list[str]:
+    rope = rope_of(spec)
+    if rope is None or row.rope_factors:
+        return []
+    match rope.scaling:
+        case Llama3():
+            return [f"llama.cpp's {row.name} graph cannot apply llama3 rope scaling"]
+        case Yarn() if not is_plain_yarn(rope.scaling):
+            return [
+                f"llama.cpp's {row.name} graph runs YaRN with beta_fast 32, beta_slow 1 and rounded limits only; "
+                f"the checkpoint has {rope.scaling.beta_fast:g}, {rope.scaling.beta_slow:g}, "
+                f"truncate {str(rope.scaling.truncate).lower()}"
+            ]
+    return []
+
+
+def is_plain_yarn(scaling: Yarn | Linear | Llama3 | None) -> bool:
+    """Whether llama.cpp computes this YaRN from its factor alone (the magnitude has a key of its own)."""
+    return isinstance(scaling, Yarn) and (scaling.beta_fast, scaling.beta_slow, scaling.truncate) == (32, 1, True)
+
+
+def _check_projections(spec: ModelSpec, row: Row) -> list[str]:
+    reasons = []
+    if (spec.o_bias or spec.mlp_bias) and not row.output_bias:
+        reasons.append(f"llama.cpp's {row.name} loader knows no bias on o_proj or the feed-forward")
+    if row.square and spec.num_attention_heads * spec.head_dim != spec.hidden_size:
+        reasons.append(
+            f"llama.cpp's {row.name} loader assumes heads x head_dim = hidden_size; the checkpoint has "
+            f"{spec.num_attention_heads} x {spec.head_dim} and {spec.hidden_size}"
+        )
+    if spec.qk_norm != (spec.model_type == "qwen3"):
+        reasons.append(f"llama.cpp's {row.name} graph and the checkpoint differ on query/key normalisation")
+    if spec.activation != "silu":
+        reasons.append(f"llama.cpp's {row.name} graph computes SiLU, the checkpoint {spec.activation}")
+    return reasons

@@ -1,0 +1,64 @@
+"""smolexport: small language models to GGUF, ONNX and MLX, each file held against the bf16 original.
+
+    import smolexport
+
+    done = smolexport.export("gguf", "HuggingFaceTB/SmolLM2-135M-Instruct", quant="q8_0")
+    print(smolexport.inspect(done.path).bits_per_weight)
+
+Names are imported when they are used, so that `import smolexport` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smolexport.arch import load_spec
+    from smolexport.convert import Export, export
+    from smolexport.description import Description
+    from smolexport.errors import SmolexportError
+    from smolexport.face import compare, generate, inspect
+    from smolexport.generate import Generation, Sampling
+    from smolexport.parity.results import Comparison
+    from smolexport.spec import ModelSpec
+
+__all__ = [
+    "Comparison",
+    "Description",
+    "Export",
+    "Generation",
+    "ModelSpec",
+    "Sampling",
+    "SmolexportError",
+    "compare",
+    "export",
+    "generate",
+    "inspect",
+    "load_spec",
+]
+
+_HOMES = {
+    "Comparison": "smolexport.parity.results",
+    "Description": "smolexport.description",
+    "Export": "smolexport.convert",
+    "Generation": "smolexport.generate",
+    "ModelSpec": "smolexport.spec",
+    "Sampling": "smolexport.generate",
+    "SmolexportError": "smolexport.errors",
+    "compare": "smolexport.face",
+    "export": "smolexport.convert",
+    "generate": "smolexport.face",
+    "inspect": "smolexport.face",
+    "load_spec": "smolexport.arch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'smolexport' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,169 @@
+"""Plan, then write: every output tensor with its format and bytes, decided before a weight is read.
+
+A converter turns a `ModelSpec` and a scheme into a `Plan`; `render()` is what `--dry-run` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.quant import BlockFormat
+from smolexport.spec import Tensor
+
+__all__ = ["Entry", "InterleaveHeads", "Plan"]
+
+
+@dataclass(frozen=True)
+class InterleaveHeads:
+    """Reorder the rows of each head from halves (i, i + d/2) to adjacent pairs (2i, 2i + 1), d = `head_dim`.
+
+    Whole rows move, so it commutes with any row-wise quantization.
+    """
+
+    head_dim: int
+
+    def __call__(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """`rows` [heads * d, columns], whole heads; returns a new array of the same shape."""
+        heads = rows.reshape(-1, 2, self.head_dim // 2, rows.shape[1])
+        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+
+    def undo(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of calling it."""
+        heads = rows.reshape(-1, self.head_dim // 2, 2, rows.shape[1])
+        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the output.
+
+    Attributes:
+        name: name in the output.
+        format: block format that it gets.
+        shape: [out, in] or [n].
+        tensor: where it comes from; None for a generated tensor.
+        wanted: format that the scheme asked for when the shape did not allow it.
+        transform: reordering of rows on the way.
+        values: content of a generated tensor.
+    """
+
+    name: str
+    format: BlockFormat
+    shape: tuple[int, ...]
+    tensor: Tensor | None = None
+    wanted: BlockFormat | None = None
+    transform: InterleaveHeads | None = None
+    values: tuple[float, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoded tensor."""
+        return self.format.size(self.shape)
+
+    @property
+    def weights(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a converter is about to write.
+
+    Attributes:
+        target: format of the file, e.g. `gguf`.
+        architecture: the target's name of the architecture.
+        scheme: name of the quantization scheme.
+        entries: tensors in file order.
+        metadata: (key, kind, value) in file order, in the target's own vocabulary.
+        notes: what a person should know before it is written.
+    """
+
+    target: str
+    architecture: str
+    scheme: str
+    entries: tuple[Entry, ...]
+    metadata: tuple[tuple[str, str, Any], ...] = field(repr=False, default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, without metadata and padding."""
+        return sum(e.nbytes for e in self.entries)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return sum(e.weights for e in self.entries)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Effective bits per weight over all tensors."""
+        return 8 * self.nbytes / self.weights
+
+    @property
+    def fallbacks(self) -> tuple[Entry, ...]:
+        """Entries that could not get the format that the scheme asked for."""
+        return tuple(e for e in self.entries if e.wanted is not None)
+
+    def shares(self) -> dict[str, tuple[int, int]]:
+        """Per format name: (tensors, bytes), largest first."""
+        rows: dict[str, tuple[int, int]] = {}
+        for e in self.entries:
+            count, size = rows.get(e.format.name, (0, 0))
+            rows[e.format.name] = (count + 1, size + e.nbytes)
+        return dict(sorted(rows.items(), key=lambda item: -item[1][1]))
+
+    def fallback_lines(self) -> list[str]:
+        """One line per kind of fall-back: how many tensors, from what to what, and why."""
+        groups: dict[tuple[str, str, int], int] = {}
+        for e in self.fallbacks:
+            if e.wanted is not None:
+                key = (e.wanted.name, e.format.name, e.shape[-1])
+                groups[key] = groups.get(key, 0) + 1
+        return [
+            f"{count} tensors: rows of {columns} are no multiple of {_block(self.fallbacks, wanted)}: "
+            f"{got} instead of {wanted}"
+            for (wanted, got, columns), count in groups.items()
+        ]
+
+    def summary(self) -> str:
+        """The first lines of every export: size, bits per weight, share per format, fall-backs, notes."""
+        lines = [
+            f"{self.target} {self.scheme} ({self.architecture}): {len(self.entries)} tensors, "
+            f"{self.weights:,} weights, {self.nbytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits per weight"
+        ]
+        lines += [
+            f"  {name:<6} {count:>4} tensors {size / 1e6:>10.2f} MB {size / self.nbytes:>6.1%}"
+            for name, (count, size) in self.shares().items()
+        ]
+        lines += [f"note: {line}" for line in (*self.fallback_lines(), *self.notes)]
+        return "\n".join(lines)
+
+    def render(self) -> str:
+        """The whole plan as text: summary, metadata (long values shortened), a line per tensor."""
+        lines = [self.summary(), "", "metadata"]
+        lines += [f"  {key:<48} {kind:<8} {_shown(value)}" for key, kind, value in self.metadata]
+        lines += ["", "tensors"]
+        for e in self.entries:
+            why = f"  (instead of {e.wanted.name})" if e.wanted else ""
+            shape = " x ".join(map(str, e.shape))
+            lines.append(f"  {e.name:<28} {shape:>16}  {e.format.name:<5} {e.nbytes:>12,} bytes{why}")
+        return "\n".join(lines)
+
+
+def _block(entries: tuple[Entry, ...], wanted: str) -> int:
+    return next(e.wanted.block for e in entries if e.wanted and e.wanted.name == wanted)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return f"[{len(value)} values]"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

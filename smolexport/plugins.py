@@ -1,0 +1,105 @@
+"""Finding converters and runtimes by their names: any importable `smolexport_to_*` or `smolexport_on_*`.
+
+Nothing registers: a stranger's `smolexport_to_coreml` works the day it is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import cast
+
+from smolexport.converter import Converter
+from smolexport.errors import FileFormatError, MissingDependencyError, UsageError
+from smolexport.runtime import Runtime
+
+__all__ = ["adapter", "converter", "converter_for", "converters", "missing", "runtime", "runtime_for", "runtimes"]
+
+TO, ON = "smolexport_to_", "smolexport_on_"
+
+
+def _names(prefix: str) -> Iterator[str]:
+    yield from sorted({m.name.removeprefix(prefix) for m in iter_modules() if m.name.startswith(prefix)})
+
+
+def converters() -> list[str]:
+    """Names of the formats that can be written."""
+    return list(_names(TO))
+
+
+def runtimes() -> list[str]:
+    """Names of the runtime adapters, usable or not; see `missing`."""
+    return list(_names(ON))
+
+
+def converter(name: str) -> Converter:
+    """The converter module for the format `name`.
+
+    Raises:
+        UsageError: there is none; names those that there are.
+    """
+    if name not in converters():
+        raise UsageError(f"no converter for the format '{name}'; installed: {', '.join(converters())}")
+    return cast(Converter, import_module(TO + name))
+
+
+def adapter(name: str) -> Runtime:
+    """The runtime module `name`, whether or not what it needs is installed; raises UsageError."""
+    if name not in runtimes():
+        raise UsageError(f"no runtime '{name}'; installed: {', '.join(runtimes())}")
+    return cast(Runtime, import_module(ON + name))
+
+
+def missing(name: str) -> str | None:
+    """The line that installs what the runtime `name` needs and has not; None when all is there."""
+    module = adapter(name)
+    absent = [m for m in module.NEEDS if importlib.util.find_spec(m) is None]
+    return f"needs {' and '.join(absent)}: {module.INSTALL}" if absent else None
+
+
+def runtime(name: str) -> Runtime:
+    """The runtime module `name`, ready to open files.
+
+    Raises:
+        UsageError: there is none.
+        MissingDependencyError: it needs a library that is not installed.
+    """
+    line = missing(name)
+    if line is not None:
+        raise MissingDependencyError(f"the runtime {adapter(name).NAME} {line}")
+    return adapter(name)
+
+
+def converter_for(path: Path) -> Converter:
+    """The converter whose format `path` has.
+
+    Raises:
+        FileFormatError: no such file, or of no known format.
+    """
+    if not path.exists():
+        raise FileFormatError(f"{path}: no such file")
+    for name in converters():
+        module = converter(name)
+        if module.recognises(path):
+            return module
+    raise FileFormatError(f"{path}: is none of the known formats ({', '.join(converters())})")
+
+
+def runtime_for(path: Path) -> Runtime:
+    """The runtime that plays `path`: a checkpoint folder or an exported file.
+
+    Raises:
+        FileFormatError: of no known format.
+        MissingDependencyError: the runtime of this format is not installed.
+    """
+    if path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        kind = "checkpoint"
+    else:
+        kind = converter_for(path).FORMAT
+    for name in runtimes():
+        if kind == adapter(name).READS:
+            return runtime(name)
+    raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
