@@ -1,0 +1,67 @@
+"""The command line: thin commands, one file each; data on stdout, progress and notes on stderr.
+
+Exit codes: 0 done, 1 a parity threshold was missed, 2 bad input or usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+__all__ = ["main"]
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class _Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that half-written files are removed."""
+
+
+def _on_terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `smolexport` command; ends in SystemExit."""
+    from smolexport.cli.app import build
+    from smolexport.errors import SmolexportError
+
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        code = build().main(list(sys.argv[1:] if argv is None else argv), prog_name="smolexport", standalone_mode=False)
+    except SmolexportError as error:
+        _fail(" ".join(str(error).split("\n")), BAD_INPUT)
+    except (KeyboardInterrupt, _Terminated):
+        _fail("interrupted; nothing was left half-written", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`): nothing to report, and nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _fail("out of memory", BAD_INPUT)
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", BAD_INPUT)
+    except Exception as error:
+        _fail_click(error)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"smolexport: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _fail_click(error: Exception) -> NoReturn:
+    """Usage errors of the option parser in our own form; anything else is a bug and keeps its traceback."""
+    show, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+    if type(error).__name__ == "Abort":
+        _fail("interrupted; nothing was left half-written", INTERRUPTED)
+    if show is None or not isinstance(code, int):
+        raise error
+    context = getattr(error, "ctx", None)
+    hint = f" (see '{context.command_path} --help')" if context is not None else ""
+    _fail(f"{show()}{hint}", code)

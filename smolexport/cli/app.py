@@ -1,0 +1,51 @@
+"""The commands put together; one export command per installed converter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from smolexport.cli import compare, demo, export, generate, inspect, listing
+from smolexport.plugins import converters
+
+__all__ = ["build"]
+
+HELP = """Small language models out of Python: a Hugging Face checkpoint becomes a file for phones, laptops and
+browsers, and every file is held against the bf16 original.
+
+    smolexport gguf HuggingFaceTB/SmolLM2-135M-Instruct --quant q8_0
+
+    smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct SmolLM2-135M-Instruct-q8_0.gguf
+
+    smolexport demo
+"""
+
+
+def build() -> Any:
+    """The click command behind `smolexport`."""
+    app = typer.Typer(
+        help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name in converters():
+        app.command(name, help=export.help_of(name))(export.command_for(name))
+    app.command("compare")(compare.command)
+    app.command("generate")(generate.command)
+    app.command("inspect")(inspect.command)
+    app.command("list")(listing.command)
+    app.command("demo")(demo.command)
+    return typer.main.get_command(app)
+
+
+def _root(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"smolexport {installed('smolexport')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit

@@ -1,0 +1,112 @@
+"""`smolexport gguf` and its like: one command per installed converter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smolexport.cli.options import (
+    Checkpoint,
+    IgnoreConfig,
+    Json,
+    Revision,
+    Threads,
+    Token,
+    print_json,
+    progress_bar,
+    say,
+)
+
+if TYPE_CHECKING:
+    from smolexport.convert import Job
+
+__all__ = ["command_for", "help_of"]
+
+
+def help_of(target: str) -> str:
+    """Help text of the command that writes `target`."""
+    return (
+        f"Export a checkpoint to {target.upper()}.\n\nStreams the weights through the quantizer in bounded memory; "
+        "needs neither PyTorch nor transformers. First says what is about to be written (sizes, bits per weight, "
+        f"what does not fit and why). `smolexport list {target}` names the schemes."
+    )
+
+
+def command_for(target: str) -> Callable[..., None]:
+    """The command that writes `target`."""
+
+    def command(
+        checkpoint: Checkpoint,
+        quant: Annotated[
+            str | None, typer.Option("--quant", "-q", metavar="SCHEME", help="Quantization scheme.")
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option("--out", "-o", help="Output file, or a folder for the default name.")
+        ] = None,
+        name: Annotated[str | None, typer.Option("--name", help="What the file calls the model.")] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")] = False,
+        strict: Annotated[
+            bool, typer.Option("--strict", help="Refuse when a tensor's shape does not allow the scheme's format.")
+        ] = False,
+        force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")] = False,
+        threads: Threads = None,
+        ignore_config: IgnoreConfig = None,
+        revision: Revision = None,
+        token: Token = None,
+        json: Json = False,
+    ) -> None:
+        from smolexport import convert
+
+        job = convert.prepare(
+            target, checkpoint, out, quant=quant, name=name, strict=strict, ignore_config=ignore_config or (),
+            revision=revision, token=token,
+        )  # fmt: skip
+        if dry_run:
+            _show_plan(job, json)
+            return
+        say(job.plan.summary())
+        with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
+            done = convert.write(job, force=force, threads=threads, progress=advance)
+        if json:
+            print_json({**_facts(job), "bytes": done.bytes, "seconds": round(done.seconds, 3)})
+        else:
+            say(f"wrote {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s")
+            typer.echo(str(done.path))
+
+    return command
+
+
+def _show_plan(job: Job, json: bool) -> None:
+    if not json:
+        typer.echo(job.plan.render())
+        return
+    tensors = [
+        {
+            "name": e.name,
+            "shape": list(e.shape),
+            "format": e.format.name,
+            "bytes": e.nbytes,
+            "wanted": e.wanted.name if e.wanted else None,
+        }
+        for e in job.plan.entries
+    ]
+    print_json({**_facts(job), "tensors": tensors})
+
+
+def _facts(job: Job) -> dict[str, object]:
+    plan = job.plan
+    return {
+        "path": str(job.path),
+        "format": plan.target,
+        "architecture": plan.architecture,
+        "scheme": plan.scheme,
+        "weights": plan.weights,
+        "tensor_bytes": plan.nbytes,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "formats": {name: {"tensors": n, "bytes": size} for name, (n, size) in plan.shares().items()},
+        "fallbacks": len(plan.fallbacks),
+        "notes": [*plan.fallback_lines(), *plan.notes],
+    }

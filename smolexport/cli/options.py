@@ -1,0 +1,56 @@
+"""Options that several commands share, and how progress is shown."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["Checkpoint", "IgnoreConfig", "Json", "Revision", "Threads", "Token", "print_json", "progress_bar", "say"]
+
+Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder, hub id (owner/name), or the word demo.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: all processors.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub checkpoint.")]
+Token = Annotated[str | None, typer.Option("--token", envvar="HF_TOKEN", help="Hub token for gated checkpoints.")]
+IgnoreConfig = Annotated[
+    list[str] | None,
+    typer.Option("--ignore-config", metavar="KEY", help="Treat this key of config.json as inert; repeatable."),
+]
+
+
+def say(text: str) -> None:
+    """A note for people, on stderr."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON on stdout."""
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr; yields the function that advances it.  Silent unless stderr is a terminal."""
+    import sys
+
+    if not shown or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
