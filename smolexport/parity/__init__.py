@@ -1,0 +1,13 @@
+"""Holding exported files against their checkpoint: what they predict, how fast, and how much memory they take.
+
+windows      the text's ids cut into windows, and a session's logits over one of them, block by block
+statistics   divergence, agreement and perplexity from pairs of blocks, streamed
+greedy       how long a file's own continuation stays with the reference's
+speed        time to first token, prefill and decode rates
+memory       peak memory of a fresh process that plays one file (`footprint` is that process)
+results      what a comparison is made of, as plain frozen data, and the thresholds
+compare      the order in which all that happens
+report       the same results as JSON and as tables
+"""
+
+from __future__ import annotations

@@ -1,0 +1,69 @@
+"""How long a candidate's own greedy continuation stays with the reference's.
+
+Up to the first difference both are fed the same tokens, so the candidate is fed the reference's continuation one
+token at a time, as in a real generation, and stopped where it chooses otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.parity.results import Divergence
+from smolexport.runtime import Session
+
+__all__ = ["Continuation", "agree", "continue_greedily"]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The reference's greedy continuation of `prompt`.
+
+    Attributes:
+        prompt: [p] int64.
+        tokens: chosen tokens; the last one may be a stop token.
+        margins: for each, the gap between the largest and the second largest logit.
+    """
+
+    prompt: NDArray[np.int64]
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+def continue_greedily(session: Session, prompt: NDArray[np.int64], count: int, stop: frozenset[int]) -> Continuation:
+    """Choose the likeliest token up to `count` times, until one of `stop` is chosen."""
+    session.rewind(0)
+    tokens: list[int] = []
+    margins: list[float] = []
+    feed: NDArray[np.int64] | list[int] = prompt
+    while len(tokens) < count:
+        row = session.append(feed, last_only=True)[-1]
+        tokens.append(int(row.argmax()))
+        margins.append(_margin(row))
+        if tokens[-1] in stop:
+            break
+        feed = tokens[-1:]
+    return Continuation(prompt, tuple(tokens), tuple(margins))
+
+
+def agree(session: Session, reference: Continuation) -> Divergence:
+    """Find where the session's greedy choice first differs from `reference`."""
+    session.rewind(0)
+    feed: NDArray[np.int64] | Sequence[int] = reference.prompt
+    for position, expected in enumerate(reference.tokens):
+        chosen = int(session.append(feed, last_only=True)[-1].argmax())
+        if chosen != expected:
+            return Divergence(len(reference.tokens), position, reference.margins[position], expected, chosen)
+        feed = [chosen]
+    return Divergence(len(reference.tokens))
+
+
+def _margin(row: NDArray[np.float32]) -> float:
+    """Gap between the two largest values of `row` [v]; equal values have none."""
+    if len(row) == 1:
+        return float("inf")
+    second, first = np.partition(row, len(row) - 2)[-2:]
+    return float(first) - float(second)

@@ -1,0 +1,297 @@
+"""What a comparison is made of: what goes in, what comes out, as plain frozen data.
+
+Units: nats per token, tokens per second, milliseconds, seconds, bytes; shares are 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.errors import UsageError
+from smolexport.runtime import Runtime
+
+__all__ = [
+    "Accuracy",
+    "Candidate",
+    "CandidateResult",
+    "Comparison",
+    "Divergence",
+    "Estimate",
+    "Greedy",
+    "ReferenceResult",
+    "Settings",
+    "Speed",
+    "Spread",
+    "TextFacts",
+    "Thresholds",
+]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its standard error, NaN where there is only one observation."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be played: an exported file, or the checkpoint as the reference.
+
+    Attributes:
+        path: the file or folder that `runtime` opens.
+        format: `gguf`, `onnx`, `mlx`, `checkpoint`.
+        scheme: the quantization in the format's own words, e.g. `q4_k_m`, `bf16`.
+        runtime: the module that plays it.
+        bytes: size on disk.
+        bits_per_weight: mean over all weights.
+        options: further keyword arguments for the runtime's `open`, plain JSON values.
+    """
+
+    path: Path
+    format: str
+    scheme: str
+    runtime: Runtime
+    bytes: int
+    bits_per_weight: float
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.  Counts are tokens where nothing else is said.
+
+    Attributes:
+        window: tokens per window; the first half is context, predictions of the second half are scored.
+        max_windows: stop after so many windows; None takes the whole text.
+        greedy_tokens: length of each greedy continuation; 0 leaves that part out.
+        greedy_prompts: prompts, cut from the text at even distances.
+        prompt_tokens: length of a prompt, for the greedy continuations and for the time to first token.
+        prefill_tokens: length of the block whose prefill rate is taken.
+        decode_tokens: tokens generated one by one for the decode rate.
+        repetitions: speed measurements per model, interleaved; 0 leaves speed out.
+        threads: for every session; None lets the runtime choose.
+        memory: measure each file's peak memory in a fresh process.
+        block_bytes: most float32 logits of one session held at a time.
+    """
+
+    window: int = 512
+    max_windows: int | None = None
+    greedy_tokens: int = 64
+    greedy_prompts: int = 4
+    prompt_tokens: int = 32
+    prefill_tokens: int = 512
+    decode_tokens: int = 64
+    repetitions: int = 3
+    threads: int | None = None
+    memory: bool = True
+    block_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is too few, at least {least}")
+
+
+_LEAST = {
+    "window": 4,
+    "greedy_tokens": 0,
+    "greedy_prompts": 0,
+    "prompt_tokens": 1,
+    "prefill_tokens": 1,
+    "decode_tokens": 1,
+    "repetitions": 0,
+    "block_bytes": 1,
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Distribution of a per-position figure; percentiles interpolate linearly at p (n - 1)."""
+
+    mean: Estimate
+    median: float
+    p99: float
+    p999: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Figures of one candidate against the reference over all scored positions; see `statistics`.
+
+    Attributes:
+        positions: scored predictions.
+        kld: divergence per position, nats per token.
+        top1: share of positions with the same likeliest word.
+        top5: mean share of the reference's five likeliest words among the candidate's five.
+        reference: perplexity of the reference.
+        candidate: perplexity of the candidate.
+        ln_ratio: ln(candidate / reference), its error with the covariance of the two.
+        ratio: candidate / reference.
+        delta_p: mean change of the true token's probability.
+        delta_p_rms: root mean square of that change.
+        divergences: [positions] float64, kept for later distributions.
+    """
+
+    positions: int
+    kld: Spread
+    top1: Estimate
+    top5: float
+    reference: Estimate
+    candidate: Estimate
+    ln_ratio: Estimate
+    ratio: Estimate
+    delta_p: Estimate
+    delta_p_rms: Estimate
+    divergences: NDArray[np.float64] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One prompt's greedy continuation.
+
+    Attributes:
+        tokens: length of the reference's continuation (it ends early on a stop token).
+        position: index of the first token that differs, None where none does.
+        margin: gap between the reference's two largest logits there; near 0 is a tie, not damage.
+        reference_token: what the reference chose there.
+        candidate_token: what the candidate chose there.
+    """
+
+    tokens: int
+    position: int | None = None
+    margin: float | None = None
+    reference_token: int | None = None
+    candidate_token: int | None = None
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Greedy continuations of all prompts."""
+
+    tokens: int
+    prompts: tuple[Divergence, ...]
+
+    @property
+    def first(self) -> Divergence | None:
+        """The earliest divergence of all prompts, None where no prompt diverges."""
+        apart = [prompt for prompt in self.prompts if prompt.position is not None]
+        return min(apart, key=lambda prompt: prompt.position or 0, default=None)
+
+    @property
+    def mean_agreed(self) -> float:
+        """Mean number of leading tokens in common; a continuation that never diverges counts in full."""
+        agreed = [prompt.tokens if prompt.position is None else prompt.position for prompt in self.prompts]
+        return sum(agreed) / len(agreed)
+
+    @property
+    def never(self) -> float:
+        """Share of prompts that never diverge."""
+        return sum(prompt.position is None for prompt in self.prompts) / len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Rates over `repetitions` rounds: mean and standard error.
+
+    Attributes:
+        ttft_ms: from handing over a prompt of `prompt_tokens` to the first chosen token.
+        prefill_tok_s: tokens per second in a block of `prefill_tokens` on an empty context.
+        decode_tok_s: tokens per second over `decode_tokens` single steps after the prompt.
+    """
+
+    ttft_ms: Estimate
+    prefill_tok_s: Estimate
+    decode_tok_s: Estimate
+    prompt_tokens: int
+    prefill_tokens: int
+    decode_tokens: int
+    repetitions: int
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a candidate must reach; None is not asked for."""
+
+    max_kld: float | None = None
+    min_top1: float | None = None
+    max_ppl_ratio: float | None = None
+
+    def misses(self, accuracy: Accuracy) -> tuple[str, ...]:
+        """One sentence per threshold that is missed.  Figures that are not finite always miss."""
+        kld, top1, ratio = accuracy.kld.mean.value, accuracy.top1.value, accuracy.ratio.value
+        if not (math.isfinite(kld) and math.isfinite(ratio)):
+            return (f"logits are not all finite (mean KLD {kld}): the file or its runtime is damaged",)
+        missed = []
+        if self.max_kld is not None and kld > self.max_kld:
+            missed.append(f"mean KLD {kld:.4g} is above {self.max_kld:g}")
+        if self.min_top1 is not None and top1 < self.min_top1:
+            missed.append(f"top-1 agreement {top1:.4f} is below {self.min_top1:g}")
+        if self.max_ppl_ratio is not None and ratio > self.max_ppl_ratio:
+            missed.append(f"perplexity ratio {ratio:.5f} is above {self.max_ppl_ratio:g}")
+        return tuple(missed)
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """What was scored: tokens of the whole text, window length, windows, scored positions of each."""
+
+    tokens: int
+    window: int
+    windows: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """The reference's own figures.  The first load of a runtime includes importing its library."""
+
+    model: Candidate
+    perplexity: Estimate
+    speed: Speed | None
+    load_seconds: float
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """One file's figures, and in `misses` what it was asked for and did not reach."""
+
+    model: Candidate
+    accuracy: Accuracy
+    greedy: Greedy | None
+    speed: Speed | None
+    load_seconds: float
+    peak_rss_bytes: int | None
+    tokenizer_equal: bool
+    notes: tuple[str, ...]
+    misses: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold was reached."""
+        return not self.misses
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole sheet."""
+
+    text: TextFacts
+    thresholds: Thresholds
+    reference: ReferenceResult
+    candidates: Sequence[CandidateResult]
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every candidate passed."""
+        return all(candidate.passed for candidate in self.candidates)

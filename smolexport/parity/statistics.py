@@ -1,0 +1,222 @@
+"""How far a candidate's predictions lie from the reference's: llama-perplexity's statistics, streamed.
+
+Both sides are logits of the same positions.  With b and q the log-probabilities of reference and candidate,
+t the token that really follows and n the number of positions:
+
+    divergence of a position   sum of exp(b) (b - q) over the words with b > -16; natural log, nats per token
+    perplexity                 exp(mean of -q[t]); its error is the mean's standard error times the perplexity
+    ln of the ratio            mean of b[t] - q[t].  Its variance is var(q[t]) + var(b[t]) - 2 cov(q[t], b[t]),
+                               which is the variance of the difference: that is what is accumulated
+    same top word              both first maxima agree; error sqrt(p (1 - p) / (n - 1))
+    Δp                         exp(q[t]) - exp(b[t]), the true token's probability: mean and root mean square
+    percentiles                linear interpolation at p (n - 1) in the sorted divergences
+
+The cut at -16 is llama.cpp's definition and kept so that figures can be laid side by side.  The words that it
+leaves out hold at most v e^-16 of the reference's probability (1.7 % for 151,936 words of exactly that likelihood,
+in practice far less), so a sum over the others may be a hair below zero for two nearly equal models.
+Everything is computed in float64 from float32 logits; unlike llama.cpp's nothing is stored in 16 bits on the way.
+
+Notation: n = positions, v = vocab_size, k = words of a top list (5, or v where that is less).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.errors import UsageError
+from smolexport.parity.results import Accuracy, Estimate, Spread
+
+__all__ = ["LOG_PROBABILITY_FLOOR", "TOP_WORDS", "Accumulator", "Predictions", "percentile", "read_predictions"]
+
+LOG_PROBABILITY_FLOOR = -16.0
+TOP_WORDS = 5
+# float64 copies are made of so many logits at a time: 2 MB stay in a core's cache
+_SLICE = 1 << 18
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A block of logits with what one pass over it finds.  The reference's is shared by all candidates.
+
+    Attributes:
+        logits: [n, v] float32.
+        log_sum: [n] float64, ln of the sum of exp over the row.
+        nll: [n] float64, minus the log-probability of the token that follows, nats.
+        top: [n, k] int64, the likeliest words, best first; of equals the lowest id comes first.
+    """
+
+    logits: NDArray[np.float32]
+    log_sum: Float64
+    nll: Float64
+    top: NDArray[np.int64]
+
+
+def read_predictions(logits: NDArray[np.float32], following: NDArray[np.integer]) -> Predictions:
+    """Make the pass over `logits` [n, v] whose true next tokens are `following` [n].
+
+    Raises UsageError where the shapes or the ids do not fit.
+    """
+    if logits.ndim != 2 or following.shape != logits.shape[:1] or not logits.size:
+        raise UsageError(f"logits of shape {logits.shape} do not fit next tokens of shape {following.shape}")
+    if following.min() < 0 or following.max() >= logits.shape[1]:
+        raise UsageError(f"next tokens reach {following.max()}, outside the {logits.shape[1]} words of the logits")
+    log_sum = np.empty(len(logits))
+    top = np.empty((len(logits), min(TOP_WORDS, logits.shape[1])), dtype=np.int64)
+    # a damaged file may produce infinities and NaN; they shall arrive in the figures, not stop the work
+    with np.errstate(invalid="ignore", over="ignore"):
+        for part in _slices(logits):
+            rows = logits[part]
+            top[part] = _top(rows, top.shape[1])
+            best = np.take_along_axis(rows, top[part, :1], axis=1).astype(np.float64)
+            shifted = rows - best
+            log_sum[part] = np.log(np.exp(shifted, out=shifted).sum(axis=1)) + best[:, 0]
+        chosen = np.take_along_axis(logits, following.astype(np.int64)[:, None], axis=1)[:, 0]
+        return Predictions(logits, log_sum, log_sum - chosen, top)
+
+
+def percentile(ordered: Float64, share: float) -> float:
+    """The value below which `share` (0 to 1) of the ascending values `ordered` [n] lie.
+
+    Interpolates linearly at place share * (n - 1).
+    """
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    weight = place - low
+    # an infinite neighbour must not turn a finite value into NaN where it has no weight
+    return float(ordered[low] if weight == 0 else ordered[low] * (1 - weight) + ordered[high] * weight)
+
+
+class Accumulator:
+    """Takes a candidate's blocks one after another; holds one float64 per position and a few sums."""
+
+    def __init__(self) -> None:
+        self._divergence: list[Float64] = []
+        self._same_top = 0
+        self._shared_top = 0.0
+        self._reference_nll = _Moments()
+        self._nll = _Moments()
+        self._nll_gap = _Moments()
+        self._delta_p = _Moments()
+        self._delta_p_squared = _Moments()
+
+    def add(self, reference: Predictions, candidate: Predictions) -> None:
+        """Take the next block: the same positions, both sides.  Raises UsageError where the shapes differ."""
+        if reference.logits.shape != candidate.logits.shape:
+            raise UsageError(
+                f"reference logits {reference.logits.shape} and candidate's {candidate.logits.shape} differ"
+            )
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._divergence.append(_divergence(reference, candidate))
+            self._same_top += int(np.count_nonzero(reference.top[:, 0] == candidate.top[:, 0]))
+            shared = (reference.top[:, :, None] == candidate.top[:, None, :]).any(axis=2)
+            self._shared_top += float(shared.mean(axis=1).sum())
+            self._reference_nll.add(reference.nll)
+            self._nll.add(candidate.nll)
+            self._nll_gap.add(candidate.nll - reference.nll)
+            delta_p = np.exp(-candidate.nll) - np.exp(-reference.nll)
+            self._delta_p.add(delta_p)
+            self._delta_p_squared.add(delta_p**2)
+
+    def result(self) -> Accuracy:
+        """The figures over all blocks so far.  Raises UsageError before the first one."""
+        if not self._divergence:
+            raise UsageError("no position was scored: nothing to report")
+        divergence = np.concatenate(self._divergence)
+        n = len(divergence)
+        with np.errstate(invalid="ignore", over="ignore"):
+            same = self._same_top / n
+            return Accuracy(
+                positions=n,
+                kld=_spread(divergence),
+                top1=Estimate(same, float(np.sqrt(same * (1 - same) / (n - 1))) if n > 1 else float("nan")),
+                top5=self._shared_top / n,
+                reference=_perplexity(self._reference_nll),
+                candidate=_perplexity(self._nll),
+                ln_ratio=self._nll_gap.estimate(),
+                ratio=_perplexity(self._nll_gap),
+                delta_p=self._delta_p.estimate(),
+                delta_p_rms=_root(self._delta_p_squared.estimate()),
+                divergences=divergence,
+            )
+
+
+class _Moments:
+    """Count, mean and squared deviations of a stream of values, merged block by block without cancellation."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = 0.0
+        self._squares = 0.0
+
+    def add(self, values: Float64) -> None:
+        mean = float(values.mean())
+        gap, total = mean - self._mean, self._count + len(values)
+        self._squares += float(((values - mean) ** 2).sum()) + gap * gap * self._count * len(values) / total
+        self._mean += gap * len(values) / total
+        self._count = total
+
+    def estimate(self) -> Estimate:
+        """Mean and its standard error, NaN for a single value."""
+        n = self._count
+        return Estimate(self._mean, float(np.sqrt(self._squares / n / (n - 1))) if n > 1 else float("nan"))
+
+
+def _slices(logits: NDArray[np.float32]) -> Iterator[slice]:
+    rows = max(1, _SLICE // logits.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(logits), rows))
+
+
+def _top(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Ids of the `count` largest of each row, first maximum first: [n, count]."""
+    # repeated argmax is far cheaper than a partition for five of 150,000, and its order among equals is defined
+    rest = rows.copy()
+    ids = np.empty((len(rows), count), dtype=np.int64)
+    for place in range(count):
+        ids[:, place] = rest.argmax(axis=1)
+        np.put_along_axis(rest, ids[:, place : place + 1], -np.inf, axis=1)
+    return ids
+
+
+def _divergence(reference: Predictions, candidate: Predictions) -> Float64:
+    """Divergence of each position: [n]."""
+    total = np.empty(len(reference.logits))
+    for part in _slices(reference.logits):
+        base = reference.logits[part] - reference.log_sum[part, None]
+        gap = base - (candidate.logits[part] - candidate.log_sum[part, None])
+        # not `base > floor`: a NaN must stay in the sum
+        np.copyto(gap, 0.0, where=base <= LOG_PROBABILITY_FLOOR)
+        total[part] = np.einsum("ij,ij->i", np.exp(base, out=base), gap)
+    return total
+
+
+def _spread(divergence: Float64) -> Spread:
+    moments = _Moments()
+    moments.add(divergence)
+    ordered = np.sort(divergence)
+    return Spread(
+        mean=moments.estimate(),
+        median=percentile(ordered, 0.5),
+        p99=percentile(ordered, 0.99),
+        p999=percentile(ordered, 0.999),
+        maximum=float(divergence.max()),
+    )
+
+
+def _perplexity(nll: _Moments) -> Estimate:
+    """Exponential of a mean, with its error to first order.  Of a gap between two: their ratio."""
+    mean = nll.estimate()
+    value = float(np.exp(mean.value))
+    return Estimate(value, value * mean.error)
+
+
+def _root(square: Estimate) -> Estimate:
+    """Square root with its error to first order; a root of zero has none."""
+    value = float(np.sqrt(square.value))
+    return Estimate(value, 0.5 / value * square.error if value else 0.0)
