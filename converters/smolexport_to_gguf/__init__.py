@@ -78,7 +78,7 @@ def plan(spec: ModelSpec, tokenizer: TokenizerSpec, scheme: str, *, name: str) -
     entries = _entries(spec, chosen)
     row = architectures.ROWS[spec.model_type]
     plain = Plan(FORMAT, row.name, chosen.name, entries)
-    notes = [*_advice(spec, chosen, plain), *tokenizer.notes, *vocabulary_notes(tokenizer)]
+    notes = [*_advice(spec, chosen, plain), *vocabulary_notes(tokenizer)]
     if row.since:
         notes.append(f"needs llama.cpp of {row.since} or newer")
     metadata = (*model_metadata(spec, chosen, name), *vocabulary_metadata(tokenizer))

@@ -174,19 +174,28 @@ def _read(reader: _Reader) -> GgufFile:
         if key in metadata:
             raise reader.fail(f"the key {key} stands twice")
         metadata[key] = reader.value()
-    alignment = int(metadata.get("general.alignment", ("u32", ALIGNMENT))[1])
+    alignment = _alignment(reader, metadata)
     infos = [_tensor_info(reader) for _ in range(tensor_count)]
     used = size - reader.left
-    base = used + -used % max(alignment, 1)
+    base = used + -used % alignment
     tensors: dict[str, TensorInfo] = {}
     for name, shape, form, offset in infos:
         info = TensorInfo(name, shape, form, base + offset)
         if name in tensors:
             raise reader.fail(f"the tensor {name} stands twice")
+        if offset % alignment:
+            raise reader.fail(f"the tensor {name} starts at {offset}, no multiple of the alignment {alignment}")
         if info.offset + info.nbytes > size:
             raise reader.fail(f"the tensor {name} reaches beyond the end")
         tensors[name] = info
     return GgufFile(reader.path, metadata, tensors)
+
+
+def _alignment(reader: _Reader, metadata: dict[str, tuple[str, Any]]) -> int:
+    kind, value = metadata.get("general.alignment", ("u32", ALIGNMENT))
+    if kind != "u32" or value < 1 or value & (value - 1):
+        raise reader.fail(f"general.alignment is {value!r} ({kind}), not a power of two")
+    return int(value)
 
 
 def _tensor_info(reader: _Reader) -> tuple[str, tuple[int, ...], BlockFormat, int]:

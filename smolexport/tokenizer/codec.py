@@ -1,0 +1,126 @@
+"""The checkpoint's own tokenizer as a TextCodec.
+
+Encoding is done by the tokenizers library from tokenizer.json itself: transformers' AutoTokenizer rebuilds some
+tokenizers by class and loses parts of their pre-tokenizer.  Decoding is done here, from the bytes of each token, so
+that text can be streamed token by token.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from smolexport.errors import TokenizerError, UsageError
+from smolexport.tokenizer.files import show
+from smolexport.tokenizer.reader import load_library
+from smolexport.tokenizer.spec import SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
+
+__all__ = ["FileTokenizer", "PieceDecoder", "byte_characters", "open_tokenizer", "piece_bytes"]
+
+HIDDEN = {TokenKind.CONTROL, TokenKind.UNKNOWN}
+
+
+def byte_characters() -> dict[str, int]:
+    """The character that stands for each byte in byte-level vocabularies (GPT-2): the printable ones of Latin-1 for
+    themselves, the rest from U+0100 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = byte_characters()
+
+
+def piece_bytes(spec: TokenizerSpec, token: int) -> bytes:
+    """The bytes that `token` stands for; special tokens as they are written, unused ones nothing."""
+    text, kind = spec.tokens[token], spec.kinds[token]
+    if kind is TokenKind.UNUSED:
+        return b""
+    if kind is TokenKind.BYTE:
+        return bytes.fromhex(text[3:5])
+    if kind is TokenKind.NORMAL and spec.kind is TokenizerKind.CHARACTERS:
+        return text.replace("▁", " ").encode()
+    if kind is TokenKind.NORMAL and all(character in BYTE_OF for character in text):
+        return bytes(BYTE_OF[character] for character in text)
+    return text.encode()
+
+
+class PieceDecoder:
+    """A TextDecoder.  `special`: also show control tokens.  `opens`: drop the space that encoding put in front."""
+
+    def __init__(self, spec: TokenizerSpec, *, special: bool, opens: bool) -> None:
+        self._spec = spec
+        self._special = special
+        self._drop_space = opens and spec.space_prefix is not SpacePrefix.NEVER
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """Text that `token` completes; may be empty.  Raises TokenizerError for an id outside the vocabulary."""
+        if not 0 <= token < len(self._spec.tokens):
+            raise TokenizerError(f"token {show(token)} is outside the vocabulary of {len(self._spec.tokens)}")
+        if self._spec.kinds[token] in HIDDEN and not self._special:
+            return ""
+        return self._trim(self._utf8.decode(piece_bytes(self._spec, token)))
+
+    def flush(self) -> str:
+        """What is still held back, with U+FFFD for bytes that are not UTF-8."""
+        return self._trim(self._utf8.decode(b"", final=True))
+
+    def _trim(self, text: str) -> str:
+        if not self._drop_space or not text:
+            return text
+        self._drop_space = False
+        return text.removeprefix(" ")
+
+
+class FileTokenizer:
+    """The tokenizer of a checkpoint's folder."""
+
+    def __init__(self, spec: TokenizerSpec, library: Any) -> None:
+        self._spec = spec
+        self._library = library
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """What the tokenizer is."""
+        return self._spec
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        return self._spec.stop_tokens
+
+    def encode(self, text: str, *, frame: bool = True) -> list[int]:
+        """Ids of `text` with the special tokens in it recognised.
+
+        `frame`: put BOS in front where the model wants it.  EOS is never added: a prompt goes on.
+        Raises UsageError for a text that UTF-8 cannot hold.
+        """
+        try:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):  # the library takes such a text for no text at all
+            raise UsageError(f"the text {show(text)} holds half a surrogate pair; remove it") from None
+        if frame and self._spec.add_bos and self._spec.bos is not None:
+            return [self._spec.bos, *ids]
+        return ids
+
+    def decoder(self, *, special: bool = False, opens: bool = False) -> PieceDecoder:
+        """A fresh incremental decoder.
+
+        `special`: show control tokens as they are written.  `opens`: the tokens begin a text, rather than go on
+        with one, so that the space which encoding added in front is dropped.
+        """
+        return PieceDecoder(self._spec, special=special, opens=opens)
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """The text of a whole sequence."""
+        decoder = self.decoder(special=special, opens=True)
+        return "".join([*map(decoder.push, ids), decoder.flush()])
+
+
+def open_tokenizer(folder: Path, spec: TokenizerSpec) -> FileTokenizer:
+    """The codec of the checkpoint in `folder`, whose tokenizer `spec` describes.  Raises TokenizerError."""
+    return FileTokenizer(spec, load_library(folder / "tokenizer.json"))

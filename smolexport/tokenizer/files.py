@@ -1,0 +1,97 @@
+"""Reading the tokenizer's files: they come from strangers, so every size and type is checked before use.
+
+Every finding is a TokenizerError of one line: the file, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from smolexport.errors import TokenizerError
+
+__all__ = ["MAX_BYTES", "boolean", "mapping", "read_json", "read_text", "refuse", "sequence", "show", "string"]
+
+MAX_BYTES = 256 << 20  # the largest tokenizer.json on the hub is about 35 MB
+
+
+def show(value: object, limit: int = 80) -> str:
+    """`value` as one short line for a message."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or an integer of thousands of digits
+        text = f"a {type(value).__name__} too large to print"
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def refuse(path: Path, found: str, remedy: str) -> TokenizerError:
+    """The error for one finding in one file; for `raise`."""
+    return TokenizerError(f"{path}: {found}; {remedy}")
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file of at most MAX_BYTES.  Raises TokenizerError."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise refuse(path, f"{size:,} bytes, more than any tokenizer needs", "is it the right file?")
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise refuse(path, f"cannot be read ({error.strerror or error})", "check its permissions") from None
+    except UnicodeDecodeError as error:
+        raise refuse(path, f"is not UTF-8 at byte {error.start}", "download the file again") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {show(twice)} appears twice in one object")
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.  Raises TokenizerError for anything else, duplicate keys included."""
+    text = read_text(path)
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise refuse(path, "is nested too deeply", "this is no tokenizer file; download it again") from None
+    except ValueError as error:
+        raise refuse(path, f"is not valid JSON ({show(str(error), 160)})", "download the file again") from None
+    return mapping(path, "the top level", value)
+
+
+def mapping(path: Path, name: str, value: object) -> dict[str, Any]:
+    """`value` if it is a JSON object.  Raises TokenizerError."""
+    if not isinstance(value, dict):
+        raise refuse(path, f"{name} is {show(value)}, not an object", "repair or download the file again")
+    return value
+
+
+def sequence(path: Path, name: str, value: object) -> list[Any]:
+    """`value` if it is a JSON array.  Raises TokenizerError."""
+    if not isinstance(value, list):
+        raise refuse(path, f"{name} is {show(value)}, not a list", "repair or download the file again")
+    return value
+
+
+def string(path: Path, name: str, value: object) -> str:
+    """`value` if it is a text that UTF-8 can hold.  Raises TokenizerError."""
+    if not isinstance(value, str):
+        raise refuse(path, f"{name} is {show(value)}, not a string", "repair or download the file again")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise refuse(path, f"{name} holds half a surrogate pair: {show(value)}", "repair the text") from None
+    return value
+
+
+def boolean(path: Path, name: str, value: object) -> bool:
+    """`value` if it is true or false.  Raises TokenizerError."""
+    if not isinstance(value, bool):
+        raise refuse(path, f"{name} is {show(value)}, not true or false", "repair or download the file again")
+    return value

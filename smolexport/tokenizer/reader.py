@@ -1,0 +1,162 @@
+"""`read_tokenizer`: a checkpoint's folder to a TokenizerSpec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from smolexport.tokenizer.derive import last_ranks
+from smolexport.tokenizer.files import mapping, read_json, refuse, show
+from smolexport.tokenizer.spec import TokenizerKind, TokenizerSpec, TokenKind
+from smolexport.tokenizer.special import Companions, read_companions, read_special, read_templates
+from smolexport.tokenizer.structure import recognise
+from smolexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
+
+__all__ = ["load_library", "read_tokenizer"]
+
+PROBES = ("a", "A", "0", " ", "的")  # a small vocabulary may lack some of them
+
+
+def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
+    """Read the tokenizer of the checkpoint in `folder` for a model with `vocab_size` rows of embedding.
+
+    Raises TokenizerError, one line naming the file, for everything that is missing, damaged or not understood.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise refuse(path, "the file does not exist", "save the checkpoint's fast tokenizer there (save_pretrained)")
+    document = read_json(path)
+    structure = recognise(path, document)
+    vocabulary = read_vocabulary(path, document, structure.kind, vocab_size)
+    companions = read_companions(folder)
+    templates = read_templates(companions)
+    ids = {
+        text: index
+        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+        if kind is not TokenKind.UNUSED
+    }
+    special = read_special(companions, ids, vocab_size, templates.default)
+    before, after = _framing(path, load_library(path), vocabulary)
+    bos, add_bos = _frame(path, "before", before, special.bos)
+    eos, add_eos = _frame(path, "after", after, special.eos)
+    scores, unbuilt = _scores(vocabulary) if structure.kind is TokenizerKind.CHARACTERS else ((), ())
+    return TokenizerSpec(
+        kind=structure.kind,
+        tokens=vocabulary.tokens,
+        kinds=vocabulary.kinds,
+        merges=vocabulary.merges,
+        pre_tokenizer=structure.pre_tokenizer,
+        scores=scores,
+        normalizer=structure.normalizer,
+        ignore_merges=vocabulary.ignore_merges,
+        cuts_words=structure.cuts_words,
+        space_prefix=structure.space_prefix,
+        unbuilt=unbuilt,
+        added=vocabulary.added,
+        bos=bos,
+        eos=eos,
+        eot=special.eot,
+        pad=special.pad,
+        unk=special.unk if special.unk is not None else vocabulary.unknown,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        stop_tokens=special.stop_tokens if eos is None else special.stop_tokens | {eos},
+        chat_template=templates.default,
+        chat_templates=MappingProxyType(dict(templates.named)),
+        notes=(*special.notes, *_contradictions(companions, ids)),
+    )
+
+
+def load_library(path: Path) -> Any:
+    """The tokenizers library's own object for a tokenizer.json, without truncation and padding.
+
+    Raises TokenizerError for whatever the library raises: it has no exception types of its own.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic inside the library derives from BaseException
+        raise refuse(path, f"is refused by tokenizers ({show(str(error), 160)})", "download the file again") from None
+    return tokenizer
+
+
+def _framing(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+    """Ids that encoding puts before and after a text, and a check that the library agrees with the file's ids."""
+    try:
+        encoded = [tokenizer.encode(probe, add_special_tokens=False).ids for probe in PROBES]
+        bare, probe = next(((ids, text) for ids, text in zip(encoded, PROBES, strict=True) if ids), ([], ""))
+        framed: list[int] = tokenizer.encode(probe).ids
+        wrong = [token for token in vocabulary.added if tokenizer.token_to_id(token.text) != token.id]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # as above
+        raise refuse(path, f"cannot encode ({show(str(error), 160)})", "download the file again") from None
+    if wrong:
+        found = f"tokenizers gives the added token {show(wrong[0].text)} another id than the file's {wrong[0].id}"
+        raise refuse(path, found, "list the added tokens in the order of their ids, without gaps after model.vocab")
+    if max(framed, default=0) >= (size := len(vocabulary.tokens)):
+        raise refuse(path, f"post_processor adds the id {max(framed)}, but vocab_size is {size}", "correct the id")
+    if framed and not bare:
+        raise refuse(path, f"encodes none of {show(PROBES)}", "is it the vocabulary of a language model?")
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return framed[:start], framed[start + len(bare) :]
+    found = f"post_processor turns the ids {show(bare)} into {show(framed)}"
+    raise refuse(path, found, "only BOS and EOS can be added")
+
+
+def _frame(path: Path, where: str, ids: list[int], known: int | None) -> tuple[int | None, bool]:
+    """The special token that stands `where`, and whether it is added.  Raises TokenizerError."""
+    if not ids:
+        return known, False
+    if len(ids) > 1 or known not in (None, ids[0]):
+        name = "bos" if where == "before" else "eos"
+        found = f"post_processor puts the ids {show(ids)} {where} the text, and {name}_token_id is {known}"
+        raise refuse(path, found, f"only the {name} token can stand there")
+    return ids[0], True
+
+
+def _scores(vocabulary: Vocabulary) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Scores [v] that order the tokens as the merges do, and the ids of normal tokens that no merge builds."""
+    ranks = last_ranks(vocabulary.tokens, vocabulary.kinds, vocabulary.merges)
+    lowest = len(vocabulary.merges)
+    scores: list[float] = []
+    unbuilt: list[int] = []
+    for index, kind in enumerate(vocabulary.kinds):
+        if kind is not TokenKind.NORMAL:
+            scores.append(0.0)
+            continue
+        if index not in ranks:
+            unbuilt.append(index)
+        rank = ranks.get(index, lowest)
+        scores.append(-float(lowest if rank < 0 else rank))
+    return tuple(scores), tuple(unbuilt)
+
+
+def _contradictions(companions: Companions, ids: Mapping[str, int]) -> list[str]:
+    """Check tokenizer_config.json's own list of added tokens against tokenizer.json.
+
+    A token with two ids is a TokenizerError; one that only tokenizer_config.json knows is a note, since the
+    checkpoint's tokenizer.json is what everything here encodes with.
+    """
+    name = "tokenizer_config.json"
+    path = companions.folder / name
+    entries = mapping(path, "added_tokens_decoder", companions.files[name].get("added_tokens_decoder") or {})
+    absent: list[str] = []
+    for key, entry in entries.items():
+        text = mapping(path, f"added token {show(key)}", entry).get("content")
+        if not isinstance(text, str) or text not in ids:
+            absent.append(show(text))
+        elif str(ids[text]) != key:
+            found = f"token {show(text)} has id {show(key)}, but {ids[text]} in tokenizer.json"
+            raise refuse(path, found, "the two files belong to different tokenizers; download them again")
+    if not absent:
+        return []
+    return [f"{name} lists {len(absent)} tokens that tokenizer.json lacks ({', '.join(absent[:3])}): not exported"]

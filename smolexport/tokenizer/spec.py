@@ -1,0 +1,133 @@
+"""What a tokenizer is, as frozen data without any format's names or numbers.
+
+Notation: v = the model's vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+__all__ = [
+    "AddedToken",
+    "Normalizer",
+    "PreTokenizer",
+    "SpacePrefix",
+    "TokenKind",
+    "TokenizerKind",
+    "TokenizerSpec",
+]
+
+
+class TokenizerKind(Enum):
+    """How text becomes the first symbols that the merges work on."""
+
+    BYTES = "bpe"  # each UTF-8 byte stands for one printable character (GPT-2)
+    CHARACTERS = "spm"  # characters with "▁" for a space; unknown ones fall back to <0xXX> tokens (SentencePiece)
+
+
+class TokenKind(Enum):
+    """What a token is for."""
+
+    NORMAL = "normal"
+    UNKNOWN = "unknown"
+    CONTROL = "control"  # an added token marked special
+    USER = "user"  # an added token that is ordinary text
+    UNUSED = "unused"  # an id of the model that the tokenizer does not know
+    BYTE = "byte"
+
+
+class PreTokenizer(Enum):
+    """How text is cut before merging, recognised from the structure in tokenizer.json."""
+
+    NONE = "no cutting"
+    GPT2 = "the GPT-2 pattern"
+    DIGITS_GPT2 = "single digits, then the GPT-2 pattern"
+    LLAMA3 = "the Llama-3 pattern (up to three digits together)"
+    QWEN2 = "the Qwen-2 pattern (single digits)"
+    QWEN35 = "the Qwen-3.5 pattern (letters together with their marks)"
+
+
+class Normalizer(Enum):
+    """What happens to the text before it is cut, apart from the handling of spaces."""
+
+    NONE = "none"
+    NFC = "NFC"
+
+
+class SpacePrefix(Enum):
+    """Where a tokenizer of kind CHARACTERS puts a space of its own."""
+
+    NEVER = "never"
+    FIRST = "before the text, unless a space or a special token opens it"
+    MISSING = "before each stretch between special tokens, unless a space opens it"
+    ALWAYS = "before each stretch between special tokens"
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is looked for in the text itself, before normal tokenization."""
+
+    id: int
+    text: str
+    special: bool
+    normalized: bool
+    trims: bool  # takes neighbouring white space with it, or wants to stand alone as a word
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A tokenizer as its checkpoint defines it.
+
+    Attributes:
+        kind: Byte-level or character-level.
+        tokens: [v] texts by id, in the form of tokenizer.json ("Ġ" or "▁" for a space); all different, none empty.
+        kinds: [v] what each is for.
+        merges: Pairs in order of precedence, without duplicates.
+        scores: [v] for CHARACTERS: higher merges first; empty for BYTES.
+        pre_tokenizer: How the text is cut.
+        normalizer: What precedes the cutting.
+        ignore_merges: A piece that is a token is taken whole, without looking at the merges.
+        cuts_words: For CHARACTERS: pieces end before each space, so that no merge crosses one.
+        space_prefix: For CHARACTERS: where a space is added.
+        unbuilt: For CHARACTERS: normal tokens that the merges never produce.
+        added: Tokens looked for in the text, by id.
+        bos, eos, eot, pad, unk: Ids of the special tokens, None where the checkpoint names none; `eot` is the
+            token that ends a turn of the chat template.
+        add_bos, add_eos: What encoding a text really does.
+        stop_tokens: Ids that end a generation.
+        chat_template: Jinja text of the default template.
+        chat_templates: The other templates by name.
+        notes: Things a person should know, one line each.
+    """
+
+    kind: TokenizerKind
+    tokens: tuple[str, ...]
+    kinds: tuple[TokenKind, ...]
+    merges: tuple[tuple[str, str], ...]
+    pre_tokenizer: PreTokenizer
+    scores: tuple[float, ...] = ()
+    normalizer: Normalizer = Normalizer.NONE
+    ignore_merges: bool = False
+    cuts_words: bool = False
+    space_prefix: SpacePrefix = SpacePrefix.NEVER
+    unbuilt: tuple[int, ...] = ()
+    added: tuple[AddedToken, ...] = ()
+    bos: int | None = None
+    eos: int | None = None
+    eot: int | None = None
+    pad: int | None = None
+    unk: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+    stop_tokens: frozenset[int] = frozenset()
+    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
+
+    @property
+    def add_space_prefix(self) -> bool:
+        """Whether the tokenizer ever adds a space in front of a text."""
+        return self.space_prefix is not SpacePrefix.NEVER

@@ -1,0 +1,155 @@
+"""Tokens, kinds, merges and added tokens of a tokenizer.json, every id and text checked.
+
+Notation: v = the model's vocab_size.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolexport.tokenizer.files import boolean, mapping, refuse, sequence, show, string
+from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenKind
+
+__all__ = ["Vocabulary", "read_vocabulary"]
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The part of TokenizerSpec that stands in the model and added_tokens sections."""
+
+    tokens: tuple[str, ...]
+    kinds: tuple[TokenKind, ...]
+    merges: tuple[tuple[str, str], ...]
+    added: tuple[AddedToken, ...]
+    ignore_merges: bool
+    unknown: int | None
+
+
+def read_vocabulary(path: Path, document: dict[str, Any], kind: TokenizerKind, vocab_size: int) -> Vocabulary:
+    """Read the vocabulary of a BPE tokenizer.json.  Raises TokenizerError."""
+    model = mapping(path, "model", document.get("model"))
+    _check_model(path, model)
+    listed = mapping(path, "model.vocab", model.get("vocab"))
+    texts = _texts_by_id(path, listed, vocab_size)
+    added = _added_tokens(path, document.get("added_tokens") or [], listed, texts, vocab_size)
+    unknown = None
+    if model.get("unk_token") is not None:
+        text = string(path, "model.unk_token", model["unk_token"])
+        unknown = listed.get(text)
+        if unknown is None:
+            raise refuse(path, f"model.unk_token {show(text)} is not in model.vocab", "correct it or set it to null")
+    kinds = _kinds(texts, added, kind, unknown)
+    return Vocabulary(
+        tokens=_fill(texts, vocab_size),
+        kinds=tuple(kinds.get(index, TokenKind.UNUSED) for index in range(vocab_size)),
+        merges=_merges(path, model.get("merges"), listed),
+        added=tuple(sorted(added, key=lambda token: token.id)),
+        ignore_merges=boolean(path, "model.ignore_merges", model.get("ignore_merges") or False),
+        unknown=unknown,
+    )
+
+
+def _check_model(path: Path, model: dict[str, Any]) -> None:
+    name = model.get("type", "BPE" if "merges" in model else None)
+    if name != "BPE":
+        raise refuse(path, f"model.type is {show(name)}", "only BPE tokenizers can be exported")
+    if model.get("dropout"):
+        raise refuse(path, f"model.dropout is {show(model['dropout'])}: merges at random", "set it to null")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise refuse(path, f"model.{key} is {show(model[key])}", "only BPE without word markers can be exported")
+
+
+def _identifier(path: Path, text: str, value: object, vocab_size: int) -> int:
+    if type(value) is not int or value < 0:
+        raise refuse(path, f"the id of token {show(text)} is {show(value)}", "ids are whole numbers from 0 on")
+    if value >= vocab_size:
+        raise refuse(
+            path,
+            f"token {show(text)} has id {show(value)}, but the model has only {vocab_size} rows (vocab_size)",
+            "take the tokenizer that belongs to the model, or resize the model's embedding",
+        )
+    return value
+
+
+def _texts_by_id(path: Path, listed: dict[str, Any], vocab_size: int) -> dict[int, str]:
+    if not listed:
+        raise refuse(path, "model.vocab is empty", "download the file again")
+    texts: dict[int, str] = {}
+    for text, value in listed.items():
+        index = _identifier(path, string(path, "a token of model.vocab", text), value, vocab_size)
+        if texts.setdefault(index, text) != text:
+            raise refuse(path, f"tokens {show(texts[index])} and {show(text)} share id {index}", "ids must differ")
+    return texts
+
+
+def _added_tokens(
+    path: Path, entries: object, listed: dict[str, Any], texts: dict[int, str], vocab_size: int
+) -> list[AddedToken]:
+    """The added tokens; those that model.vocab lacks are entered into `texts`."""
+    added: dict[str, AddedToken] = {}
+    for entry in sequence(path, "added_tokens", entries):
+        token = mapping(path, "an entry of added_tokens", entry)
+        text = string(path, "the content of an added token", token.get("content"))
+        index = _identifier(path, text, token.get("id"), vocab_size)
+        if text in added or listed.get(text, index) != index:
+            raise refuse(path, f"the added token {show(text)} appears with two ids", "keep one of them")
+        if texts.setdefault(index, text) != text:
+            raise refuse(path, f"tokens {show(texts[index])} and {show(text)} share id {index}", "ids must differ")
+        flags = {
+            key: boolean(path, f"{key} of added token {show(text)}", token.get(key, False))
+            for key in ("special", "normalized", "lstrip", "rstrip", "single_word")
+        }
+        trims = flags["lstrip"] or flags["rstrip"] or flags["single_word"]
+        added[text] = AddedToken(index, text, flags["special"], flags["normalized"], trims)
+    return [token for text, token in added.items() if text]
+
+
+def _kinds(
+    texts: dict[int, str], added: list[AddedToken], kind: TokenizerKind, unknown: int | None
+) -> dict[int, TokenKind]:
+    kinds = {index: TokenKind.NORMAL for index, text in texts.items() if text}
+    if kind is TokenizerKind.CHARACTERS:
+        kinds |= {index: TokenKind.BYTE for index, text in texts.items() if BYTE_TOKEN.fullmatch(text)}
+    kinds |= {token.id: TokenKind.CONTROL if token.special else TokenKind.USER for token in added}
+    if unknown is not None and kind is TokenizerKind.CHARACTERS:
+        kinds[unknown] = TokenKind.UNKNOWN
+    return kinds
+
+
+def _fill(texts: dict[int, str], vocab_size: int) -> tuple[str, ...]:
+    """Texts of all ids; a place holder where the tokenizer has none, or an empty one."""
+    taken = set(texts.values())
+
+    def placeholder(index: int) -> str:
+        text = f"[PAD{index}]"
+        while text in taken:
+            text += "_"
+        return text
+
+    return tuple(texts.get(index) or placeholder(index) for index in range(vocab_size))
+
+
+def _merges(path: Path, entries: object, listed: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The merges as pairs.  Of a pair listed twice the last place counts, as in the tokenizers library."""
+    pairs: list[tuple[str, str]] = []
+    for number, entry in enumerate(sequence(path, "model.merges", entries)):
+        pair = tuple(entry.split(" ")) if type(entry) is str else tuple(entry) if type(entry) is list else ()
+        try:
+            # The usual case in one line: there may be 280,000 of them.
+            if len(pair) == 2 and pair[0] in listed and pair[1] in listed and pair[0] + pair[1] in listed:
+                pairs.append(pair)
+                continue
+        except TypeError:  # a list or an object where a string belongs
+            pair = ()
+        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise refuse(path, f"merge {number} is {show(entry)}", "a merge is a pair of tokens")
+        absent = next(part for part in (*pair, "".join(pair)) if part not in listed)
+        found = f"merge {number} {show(entry)} needs the token {show(absent)}, which model.vocab lacks"
+        raise refuse(path, found, "vocabulary and merges belong to different tokenizers; download the file again")
+    return tuple(reversed(dict.fromkeys(reversed(pairs))))
