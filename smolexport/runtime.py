@@ -1,8 +1,8 @@
 """What a runtime adapter offers: the one interface that the generate loop and the parity metrics know.
 
 Protocols, not base classes: an adapter is a module named `smolexport_on_*`, found by its name, and owes nothing
-to this package.  `smolexport.testing.RuntimeTests` checks what types cannot.  The three functions at the end are
-what every adapter has to decide in the same way; an adapter may use them.
+to this package.  `smolexport.testing.runtimes.RuntimeTests` checks what types cannot.  The three functions at the
+end are what every adapter has to decide in the same way; an adapter may use them.
 
 Notation: n = tokens appended in one call, v = vocab_size.
 """

@@ -1,0 +1,74 @@
+"""GGUF files played by llama.cpp, through the low-level functions of llama-cpp-python."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolexport.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from smolexport_on_llamacpp._session import LlamaSession
+
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+
+NAME = "llama.cpp"
+READS = "gguf"
+NEEDS = ("llama_cpp",)
+INSTALL = "pip install 'smolexport[llamacpp]'"
+
+
+def version() -> str:
+    """Version of the bindings, e.g. `llama-cpp-python 0.3.36`; each one pins a state of llama.cpp.
+
+    Raises:
+        MissingDependencyError: not installed.
+    """
+    try:
+        return f"llama-cpp-python {metadata.version('llama-cpp-python')}"
+    except metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL}") from error
+
+
+def open(  # noqa: A001
+    path: Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_type: str = "f16",
+    flash_attention: bool | None = None,
+    batch: int = 512,
+    gpu_layers: int = 0,
+) -> LlamaSession:
+    """Load the GGUF file `path`.
+
+    For a strict comparison of structure use `kv_type="f32"`, `flash_attention=False`, `threads=1` and a file in F32:
+    with F16 and BF16 files llama.cpp rounds the activations too.
+
+    Args:
+        path: the file.
+        threads: None: one per physical core.
+        context: most tokens held; None: the model's own, at most 4096.
+        kv_type: type of the key/value cache, `f16` (llama.cpp's default) or `f32`.
+        flash_attention: None leaves the choice to llama.cpp.  It computes with keys and values in f16 whatever
+            `kv_type` is.
+        batch: most tokens computed at once; longer appends are cut.
+        gpu_layers: layers to run on a GPU; 0 keeps everything on the CPU, -1 moves all.
+
+    Raises:
+        MissingDependencyError: llama-cpp-python is not installed.
+        UsageError: an option out of range.
+        FileFormatError: llama.cpp cannot load the file; carries its reason.
+    """
+    from smolexport_on_llamacpp._session import LlamaSession
+
+    return LlamaSession(
+        Path(path),
+        threads=threads,
+        context=context,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        batch=batch,
+        gpu_layers=gpu_layers,
+    )

@@ -1,0 +1,149 @@
+"""The C library: loaded on demand, silenced, and its objects owned so that they are freed exactly once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import weakref
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from smolexport.errors import FileFormatError, MissingDependencyError, SessionClosedError
+from smolexport_on_llamacpp import INSTALL
+
+__all__ = ["Model", "last_errors", "library"]
+
+ERROR = 4  # of enum ggml_log_level; the bindings number it otherwise
+LOADING = "error loading model: "
+FUNCTION = re.compile(r"^(\w+: )+(?=\S)")
+
+_errors: deque[str] = deque(maxlen=16)
+_callbacks: list[Any] = []  # C keeps bare pointers to the callbacks, so they must never be collected
+_loading: list[Path] = []  # the file that a failed assertion is about
+
+
+@cache
+def library() -> Any:
+    """The `llama_cpp` module with its log turned away from stderr.
+
+    Raises:
+        MissingDependencyError: not installed, or its shared library does not load.
+    """
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingDependencyError(f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL}") from error
+    _callbacks.append(llama_cpp.llama_log_callback(_on_log))
+    llama_cpp.llama_log_set(_callbacks[-1], ctypes.c_void_p(0))
+    _replace_abort()
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def _replace_abort() -> None:
+    """One line instead of a debugger's back trace when llama.cpp ends the process.
+
+    Some damaged files break its assertions, after which nothing can go on: ggml calls abort() whatever we do.
+    """
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+    try:
+        from llama_cpp._ggml import libggml
+
+        set_callback = libggml.ggml_set_abort_callback
+    except (ImportError, AttributeError):  # another build: its own message will have to do
+        return
+    _callbacks.append(kind(_on_abort))
+    set_callback.argtypes, set_callback.restype = [kind], ctypes.c_void_p
+    set_callback(_callbacks[-1])
+
+
+def _on_abort(message: bytes) -> None:
+    path = f"{_loading[-1]}: " if _loading else ""
+    reason = re.sub(r"\S*[/\\]", "", message.decode("utf-8", "replace"))  # the builder's folders say nothing
+    os.write(2, f"error: {path}llama.cpp gave up on this file and ended the process: {reason}\n".encode())
+    os._exit(2)
+
+
+def _on_log(level: int, text: bytes, _user_data: int | None) -> None:
+    """Keep errors, drop the rest."""
+    if level == ERROR:
+        _errors.append(text.decode("utf-8", "replace").strip())
+
+
+def last_errors() -> str:
+    """The reason in llama.cpp's last error lines, in one line; clears them."""
+    lines = [line for line in _errors if line]
+    _errors.clear()
+    # The line that only says that it failed comes last, and its cause a few lines before.
+    causes = [line for line in lines if "failed to load model" not in line] or lines
+    telling = [line for line in causes if LOADING in line] or causes
+    return FUNCTION.sub("", telling[0]).replace(LOADING, "") if telling else "no reason given"
+
+
+class Model:
+    """A loaded model with one context.  Freed by `close`, when collected, or at exit, whichever comes first.
+
+    Args:
+        path: the GGUF file.
+        gpu_layers: as for `smolexport_on_llamacpp.open`.
+
+    Raises:
+        FileFormatError: not a GGUF file, or one that llama.cpp refuses.
+    """
+
+    def __init__(self, path: Path, gpu_layers: int) -> None:
+        self.path, self.lib = path, library()
+        _check_magic(path)
+        _errors.clear()
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        _loading.append(path)
+        try:
+            self._model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
+        finally:
+            _loading.remove(path)
+        if not self._model:
+            raise FileFormatError(f"{path}: llama.cpp cannot load this file: {last_errors()}")
+        self._pointers = [self._model]
+        self._free = weakref.finalize(self, _release, self.lib, self._pointers)
+        self.vocab = self.lib.llama_model_get_vocab(self._model)
+        self.vocab_size = int(self.lib.llama_vocab_n_tokens(self.vocab))
+        self.trained_context = int(self.lib.llama_model_n_ctx_train(self._model))
+
+    def make_context(self, params: Any) -> Any:
+        """The pointer to a new llama_context, or None when llama.cpp fails; owned by this object."""
+        _errors.clear()
+        context = self.lib.llama_init_from_model(self._model, params)
+        if context:
+            self._pointers.append(context)
+        return context
+
+    def check_open(self) -> None:
+        """Raise SessionClosedError after `close`: every pointer is dangling then."""
+        if not self._free.alive:
+            raise SessionClosedError(f"{self.path}: the session is closed; open it again")
+
+    def close(self) -> None:
+        """Free the context and the model; a second call does nothing."""
+        self._free()
+
+
+def _release(lib: Any, pointers: list[Any]) -> None:
+    model, *contexts = pointers
+    for context in contexts:
+        lib.llama_free(context)
+    lib.llama_model_free(model)
+
+
+def _check_magic(path: Path) -> None:
+    """Name the plainest mistakes before llama.cpp sees the file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise FileFormatError(f"{path}: {error.strerror}; give a GGUF file") from error
+    if head != b"GGUF":
+        raise FileFormatError(f"{path}: not a GGUF file: it starts with {head!r}")

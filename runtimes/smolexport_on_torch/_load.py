@@ -1,0 +1,127 @@
+"""From a checkpoint's folder to a transformers model, with every silent repair turned into an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
+
+__all__ = ["load_model"]
+
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+
+# transformers' own default, so these are the numbers that a user of the checkpoint gets; the softmax stays in
+# float32 and no [n, n] matrix is kept, which "eager" does.
+ATTENTION = "sdpa"
+
+
+def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[Any]]] | None) -> Any:
+    """The model in evaluation mode.
+
+    The dtype goes through the loader and never through `.to(...)`: that would round the rotary frequencies, which
+    the loader keeps in float32.
+
+    Args:
+        folder: holds config.json, and safetensors unless `weights` are given.
+        dtype: `bf16` or `f32`.
+        weights: (source name, array) pairs instead of the files.
+
+    Raises:
+        UsageError: another dtype.
+        CheckpointError: whatever keeps transformers from loading exactly the tensors that the config asks for.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype = {dtype!r} should be one of: {', '.join(DTYPES)}")
+    _check_config(folder)
+    options: dict[str, Any] = {
+        "dtype": DTYPES[dtype],
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "attn_implementation": ATTENTION,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported below, by name
+    }
+    state = None if weights is None else {name: _tensor(name, array, DTYPES[dtype]) for name, array in weights}
+    with _quiet():
+        try:
+            if state is None:
+                model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+            else:
+                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                model, info = _class_of(config).from_pretrained(None, config=config, state_dict=state, **options)
+        except Exception as error:  # transformers raises whatever its parts raise
+            first = next(iter(str(error).strip().splitlines()), "")
+            raise CheckpointError(
+                f"{folder}: transformers cannot load this checkpoint: {type(error).__name__}: {first}"
+            ) from error
+    _check_loading(folder, info)
+    return model.eval()
+
+
+def _class_of(config: Any) -> Any:
+    """The concrete model class: AutoModelForCausalLM itself insists on a folder."""
+    return AutoModelForCausalLM._model_mapping[type(config)]
+
+
+def _check_config(folder: Path) -> None:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror}; give the folder of a checkpoint") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: should hold an object, found {type(config).__name__}")
+    if config.get("quantization_config") is not None:
+        raise ConfigError(f"{file}: quantization_config: the weights are quantized already; take the original")
+
+
+def _check_loading(folder: Path, info: dict[str, Any]) -> None:
+    """transformers fills gaps with random numbers and drops what it does not know; here both are errors."""
+    for key, what in (
+        ("missing_keys", "is missing"),
+        ("unexpected_keys", "is not part of this architecture"),
+        ("mismatched_keys", "has another shape than the config says"),
+    ):
+        found = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(key) or ())
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise TensorError(f"{folder}: the tensor '{found[0]}' {what}{more}")
+    if info.get("error_msgs"):
+        raise TensorError(f"{folder}: {str(info['error_msgs']).splitlines()[0]}")
+
+
+def _tensor(name: str, array: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+    """A copy of `array` as `dtype`; NumPy's bfloat16 comes from ml_dtypes, which torch does not know."""
+    if array.dtype.name == "bfloat16":
+        bits = torch.tensor(np.ascontiguousarray(array).view(np.uint16))
+        return bits.view(torch.bfloat16).to(dtype)
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise TensorError(f"the tensor '{name}' has dtype {array.dtype}; give float32, float16 or bfloat16")
+    return torch.tensor(np.ascontiguousarray(array)).to(dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no loading report: what they would say is an error here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

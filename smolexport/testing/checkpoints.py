@@ -1,0 +1,268 @@
+"""Tiny checkpoints of every architecture: random, but with the statistics that make a mistake show.
+
+Norm weights differ from 1 and from each other, biases are not zero, attention is far from uniform, and the entropy
+of the next token is well below log(vocab_size): a wrong rotation, a dropped bias or a swapped norm changes the
+logits by far more than rounding does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.arch import load_spec
+from smolexport.errors import UsageError
+from smolexport.spec import ModelSpec, Role, Tensor
+
+__all__ = ["random_tensors", "tiny_config", "write_checkpoint", "write_safetensors", "write_tokenizer"]
+
+NUMPY: Mapping[str, np.dtype[Any]] = {
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+}
+SAFETENSORS: Mapping[np.dtype[Any], str] = {NUMPY["bf16"]: "BF16", NUMPY["f16"]: "F16", NUMPY["f32"]: "F32"}
+IN_CONFIG: Mapping[str, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+COMMON: Mapping[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 2,  # transformers' own default for smollm3 lies outside a small vocabulary
+}
+FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {"attention_bias": False, "mlp_bias": False}),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {"num_hidden_layers": 8, "rope_theta": 5e6, "no_rope_layer_interval": 4, "attention_bias": False},
+    ),
+    "qwen2": ("Qwen2ForCausalLM", {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "use_sliding_window": False}),
+    # Heads x head_dim differs from hidden_size, as in the small published models.
+    "qwen3": ("Qwen3ForCausalLM", {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "head_dim": 32, "attention_bias": False}),
+}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def tiny_config(model_type: str, *, dtype: str = "bf16", old_style: bool = True, **overrides: Any) -> dict[str, Any]:
+    """A config.json of a few hundred thousand parameters.
+
+    Args:
+        model_type: `llama`, `smollm3`, `qwen2` or `qwen3`.
+        dtype: what the config claims.
+        old_style: `rope_theta` beside `rope_scaling`; otherwise both in `rope_parameters`, as transformers 5 writes.
+        overrides: keys that replace the tiny ones; rope keys in the old spelling, whatever the style.
+
+    Raises:
+        UsageError: an unknown model_type.
+    """
+    if model_type not in FAMILIES:
+        raise UsageError(f"model_type {model_type!r} should be one of: {', '.join(FAMILIES)}")
+    architecture, own = FAMILIES[model_type]
+    config = {"architectures": [architecture], "model_type": model_type, **COMMON, **own, **overrides}
+    if model_type == "smollm3" and "no_rope_layers" not in config:
+        step = config["no_rope_layer_interval"]
+        config["no_rope_layers"] = [int((i + 1) % step != 0) for i in range(config["num_hidden_layers"])]
+    config["torch_dtype" if old_style else "dtype"] = IN_CONFIG[dtype]
+    if not old_style:
+        theta, scaling = config.pop("rope_theta"), config.pop("rope_scaling")
+        config["rope_parameters"] = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
+    return config
+
+
+def write_checkpoint(
+    folder: Path,
+    model_type: str,
+    *,
+    dtype: str = "bf16",
+    seed: int = 0,
+    shards: int = 1,
+    old_style: bool = True,
+    tokenizer: Path | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write config.json and random safetensors; return `folder`.
+
+    Args:
+        folder: made when it does not exist.
+        model_type: as for `tiny_config`, like `old_style` and `overrides`.
+        dtype: `bf16`, `f16` or `f32`, of all tensors.
+        seed: of the weights; each tensor has its own stream.
+        shards: number of safetensors files; above 1 with an index.
+        tokenizer: folder whose tokenizer files are copied; vocab_size follows it unless overridden.
+
+    Raises:
+        UsageError: an unknown model_type or dtype.
+        ConfigError: overrides that make no model.
+    """
+    if dtype not in NUMPY:
+        raise UsageError(f"dtype {dtype!r} should be one of: {', '.join(NUMPY)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        for file in (tokenizer / name for name in TOKENIZER_FILES):
+            if file.exists():
+                shutil.copy(file, folder / file.name)
+        overrides.setdefault("vocab_size", _vocabulary(tokenizer / "tokenizer.json"))
+    config = tiny_config(model_type, dtype=dtype, old_style=old_style, **overrides)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tensors = list(random_tensors(load_spec(config), seed=seed, dtype=dtype))
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", dict(tensors))
+    else:
+        _write_shards(folder, tensors, shards)
+    return folder
+
+
+def random_tensors(spec: ModelSpec, *, seed: int = 0, dtype: str = "f32") -> Iterator[tuple[str, NDArray[Any]]]:
+    """(source name, array) for every tensor of `spec`, in its order."""
+    for index, tensor in enumerate(spec.tensors()):
+        random = np.random.default_rng([seed, index])
+        yield tensor.source, _random(tensor, spec, random).astype(NUMPY[dtype])
+
+
+def _random(tensor: Tensor, spec: ModelSpec, random: np.random.Generator) -> NDArray[np.float32]:
+    # Logits with a standard deviation of 3, whichever matrix makes them.
+    sharpness = 3 / math.sqrt(spec.hidden_size)
+    if tensor.part == "bias":
+        return random.normal(0, 0.5, tensor.shape).astype(np.float32)
+    if len(tensor.shape) == 1:
+        scale = sharpness if tensor.role is Role.FINAL_NORM and spec.tied else 1.0
+        return (scale * random.uniform(0.5, 1.5, tensor.shape)).astype(np.float32)
+    match tensor.role:
+        case Role.EMBED:
+            deviation = 1.0
+        case Role.HEAD:
+            deviation = sharpness
+        case _:
+            deviation = 1.5 / math.sqrt(tensor.shape[1])
+    return random.normal(0, deviation, tensor.shape).astype(np.float32)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write one safetensors file; bfloat16 (ml_dtypes), float16 and float32."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in tensors.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": SAFETENSORS[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).tobytes())
+
+
+def _write_shards(folder: Path, tensors: Sequence[tuple[str, NDArray[Any]]], shards: int) -> None:
+    places: dict[str, str] = {}
+    for number in range(shards):
+        part = dict(tensors[number * len(tensors) // shards : (number + 1) * len(tensors) // shards])
+        name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        write_safetensors(folder / name, part)
+        places |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": sum(a.nbytes for _, a in tensors)}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _vocabulary(file: Path) -> int:
+    """The number of ids that a tokenizer.json uses, by its largest one."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    ids = [*content["model"]["vocab"].values(), *(t["id"] for t in content.get("added_tokens", ()))]
+    return int(max(ids)) + 1
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+WORDS = "the and of to in a is that it was he for on as with his be at you I by had not but from she or".split()
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def write_tokenizer(folder: Path, kind: str = "smollm2", vocab_size: int = 320) -> Path:
+    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE that was never trained; return `folder`.
+
+    Its merges spell common English words and then pairs of letters.
+
+    Args:
+        folder: made when it does not exist.
+        kind: `smollm2`: single digits, then ByteLevel with its own pattern, and the ChatML tokens as ids 0, 1, 2.
+        vocab_size: exact number of tokens, from 259 (bytes and special tokens only) to about 1,000.
+
+    Raises:
+        UsageError: another kind, or a size that the merges do not reach.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    if kind != "smollm2":
+        raise UsageError(f"tokenizer kind {kind!r} should be 'smollm2'")
+    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges: list[tuple[str, str]] = []
+    for left, right in _merges():
+        if len(tokens) < vocab_size and left + right not in tokens:
+            tokens.append(left + right)
+            merges.append((left, right))
+    if len(tokens) != vocab_size:
+        raise UsageError(f"vocab_size {vocab_size} cannot be built; between 259 and {len(tokens)} can")
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(), indent=2))
+    return folder
+
+
+def _tokenizer_config() -> dict[str, Any]:
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[2],
+        "pad_token": SPECIAL[2],
+        "unk_token": SPECIAL[0],
+        "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": {str(i): {"content": text, **flags, "special": True} for i, text in enumerate(SPECIAL)},
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+def _merges() -> Iterator[tuple[str, str]]:
+    """Pairs in an order in which both parts exist already: words letter by letter, then all pairs of letters."""
+    for word in WORDS:
+        spelled = "Ġ" + word
+        for end in range(1, len(spelled)):
+            yield spelled[:end], spelled[end]
+    letters = "etaoinshrdlcumwfgypbvkjxqz"
+    yield from ((left, right) for left in letters for right in letters)
