@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from smolexport.description import Description
     from smolexport.errors import SmolexportError
     from smolexport.face import compare, generate, inspect
-    from smolexport.generate import Generation, Sampling
+    from smolexport.generation import Generation, Sampling
     from smolexport.parity.results import Comparison
     from smolexport.spec import ModelSpec
 
@@ -42,9 +42,9 @@ _HOMES = {
     "Comparison": "smolexport.parity.results",
     "Description": "smolexport.description",
     "Export": "smolexport.convert",
-    "Generation": "smolexport.generate",
+    "Generation": "smolexport.generation",
     "ModelSpec": "smolexport.spec",
-    "Sampling": "smolexport.generate",
+    "Sampling": "smolexport.generation",
     "SmolexportError": "smolexport.errors",
     "compare": "smolexport.face",
     "export": "smolexport.convert",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smolexport.description import Description
-    from smolexport.generate import Generation, Sampling
+    from smolexport.generation import Generation, Sampling
     from smolexport.parity.results import Comparison, Settings, Thresholds
 
 __all__ = ["compare", "generate", "inspect"]
@@ -68,7 +68,7 @@ def generate(
         SmolexportError: the model cannot be read or its runtime is missing.
     """
     from smolexport.checkpoint import find_checkpoint
-    from smolexport.generate import generate as run
+    from smolexport.generation import generate as run
     from smolexport.plugins import runtime_for
 
     path = Path(model)

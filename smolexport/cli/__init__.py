@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a parity threshold was missed, 2 bad input or usage, 130 i
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -30,10 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from smolexport.errors import SmolexportError
 
     signal.signal(signal.SIGTERM, _on_terminate)
+    _never_fail_on_characters()
     try:
         code = build().main(list(sys.argv[1:] if argv is None else argv), prog_name="smolexport", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
     except SmolexportError as error:
-        _fail(" ".join(str(error).split("\n")), BAD_INPUT)
+        _fail(str(error), BAD_INPUT)
     except (KeyboardInterrupt, _Terminated):
         _fail("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:
@@ -50,8 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def _never_fail_on_characters() -> None:
+    """Escape what the terminal's encoding or a path's odd bytes would otherwise turn into an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"smolexport: {message}", file=sys.stderr)  # noqa: T201
+    # Names in the message may come from a stranger's file: one line, and no control characters for the terminal.
+    line = "".join(c if c.isprintable() else " " for c in message)
+    print(f"smolexport: {line}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

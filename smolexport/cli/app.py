@@ -24,9 +24,7 @@ browsers, and every file is held against the bf16 original.
 
 def build() -> Any:
     """The click command behind `smolexport`."""
-    app = typer.Typer(
-        help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-    )
+    app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_root)
     for name in converters():
         app.command(name, help=export.help_of(name))(export.command_for(name))

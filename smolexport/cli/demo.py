@@ -98,7 +98,7 @@ def _verdicts(result: Comparison) -> list[str]:
 
 def _show(result: Comparison, files: list[Path], threads: int | None) -> None:
     from smolexport.cli.compare import show
-    from smolexport.generate import generate
+    from smolexport.generation import generate
     from smolexport.plugins import runtime_for
 
     show(result, json=False)

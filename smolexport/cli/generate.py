@@ -10,7 +10,7 @@ import typer
 from smolexport.cli.options import Json, Threads, print_json, say
 
 if TYPE_CHECKING:
-    from smolexport.generate import Generation
+    from smolexport.generation import Generation
     from smolexport.runtime import Runtime
 
 __all__ = ["command"]
@@ -34,7 +34,7 @@ def command(
     """Generate text through the common loop; the text on stdout as it comes, timing on stderr."""
     import sys
 
-    from smolexport.generate import Generation, Sampling, stream
+    from smolexport.generation import Generation, Sampling, stream
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,7 @@ def _as_json(d: Description, tensors: bool) -> dict[str, Any]:
         "weights": d.weights,
         "bits_per_weight": round(d.bits_per_weight, 4),
         "formats": _shares(d),
-        "metadata": {k: v.tolist() if hasattr(v, "tolist") else v for k, v in d.metadata.items()},
+        "metadata": {k: _plain(v) for k, v in d.metadata.items()},
     }
     if tensors:
         facts["tensors"] = [
@@ -52,6 +53,13 @@ def _as_json(d: Description, tensors: bool) -> dict[str, Any]:
             for t in d.tensors
         ]
     return facts
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: lists for arrays, text for what is no number."""
+    if isinstance(value, list) or hasattr(value, "tolist"):
+        return [_plain(v) for v in (value if isinstance(value, list) else value.tolist())]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shares(d: Description) -> dict[str, dict[str, int]]:
@@ -76,13 +84,14 @@ def _as_text(d: Description, tensors: bool) -> str:
             f"  {t.name:<28} {' x '.join(map(str, t.shape)):>16}  {t.format:<6} {t.nbytes:>12,} bytes"
             for t in d.tensors
         ]
-    return "\n".join(lines)
+    # Names may come from a stranger's file: no control characters for the terminal.
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, str):
         return repr(value) if len(value) <= 60 else f"{value[:57]!r}... ({len(value)} characters)"
     if isinstance(value, list) or hasattr(value, "tolist"):
-        head = ", ".join(repr(v) for v in list(value[:4]))
+        head = ", ".join(repr(_plain(v)) for v in value[:4])
         return f"[{head}{', ...' if len(value) > 4 else ''}] ({len(value)} values)"
     return f"{value:.9g}" if isinstance(value, float) else str(value)
