@@ -48,7 +48,7 @@ class RuntimeTests:
     @pytest.fixture
     def model_path(self) -> Path:
         """The model to play; override it."""
-        raise NotImplementedError("override the fixture model_path")
+        pytest.fail("override the fixture model_path")
 
     @pytest.fixture
     def session(self, model_path: Path) -> Iterator[Session]:

@@ -100,9 +100,7 @@ def test_the_check_would_notice_a_moved_nope_layer(tokenizer: Path, tmp_path: Pa
     """The test above can fail: a file whose NoPE layers are not the checkpoint's diverges visibly."""
     folder = write_checkpoint(tmp_path / "a", "smollm3", dtype="f32", seed=2, tokenizer=tokenizer)
     moved = [1, 1, 0, 1, 1, 1, 1, 0]
-    other = write_checkpoint(
-        tmp_path / "b", "smollm3", dtype="f32", seed=2, tokenizer=tokenizer, no_rope_layers=moved
-    )
+    other = write_checkpoint(tmp_path / "b", "smollm3", dtype="f32", seed=2, tokenizer=tokenizer, no_rope_layers=moved)
     done = export("gguf", folder, tmp_path / "a.gguf", quant="f32")
     assert play_both(other, done.path) > 1e-4
 

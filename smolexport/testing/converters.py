@@ -1,0 +1,146 @@
+"""What every converter must do, as tests to subclass.
+
+    class TestMyFormat(ConverterTests):
+        converter: ClassVar[Converter] = smolexport_to_mine
+        exact = "f32"
+        coarse: ClassVar = {"q8": 0.01, "q4": 0.12}
+
+Needs pytest.  The checkpoints are tiny and random, one per architecture that the converter does not refuse.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from smolexport.arch import architectures
+from smolexport.checkpoint import Checkpoint, open_checkpoint
+from smolexport.converter import Converter
+from smolexport.errors import OutputError, TensorError, UsageError
+from smolexport.plan import Plan
+from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
+from smolexport.tokenizer import read_tokenizer
+
+__all__ = ["ConverterTests"]
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+
+
+class ConverterTests:
+    """Conformance of one converter over all architectures.
+
+    Attributes:
+        converter: the converter's module.
+        exact: a scheme that keeps every float32 value.
+        coarse: lossy schemes, each with the largest relative error (Frobenius) of any tensor.
+    """
+
+    converter: ClassVar[Converter]
+    exact: ClassVar[str] = "f32"
+    coarse: ClassVar[dict[str, float]] = {}
+
+    @pytest.fixture(params=architectures())
+    def checkpoint(self, request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
+        """A tiny checkpoint of each architecture."""
+        tokenizer = write_tokenizer(tmp_path / "tokenizer")
+        sizes = {k: v for k, v in WIDE.items() if request.param != "smollm3" or k != "num_hidden_layers"}
+        folder = write_checkpoint(tmp_path / "model", request.param, seed=4, tokenizer=tokenizer, **sizes)
+        return open_checkpoint(folder)
+
+    def planned(self, checkpoint: Checkpoint, scheme: str) -> Plan:
+        """The plan of `checkpoint` in `scheme`; skips an architecture that the format refuses."""
+        reasons = self.converter.check(checkpoint.spec)
+        if reasons:
+            pytest.skip(f"{self.converter.FORMAT}: {reasons[0]}")
+        tokenizer = read_tokenizer(checkpoint.folder, checkpoint.spec.vocab_size)
+        return self.converter.plan(checkpoint.spec, tokenizer, scheme, name="tiny")
+
+    def target(self, tmp_path: Path) -> Path:
+        """Where the output goes."""
+        return tmp_path / f"out{self.converter.SUFFIX}"
+
+    def test_default_is_a_scheme(self) -> None:
+        """The default and every listed scheme are found by their names; others are refused."""
+        assert self.converter.find_scheme(self.converter.DEFAULT).name in self.converter.SCHEMES
+        for name, scheme in self.converter.SCHEMES.items():
+            assert self.converter.find_scheme(name).name == name
+            assert scheme.about
+        with pytest.raises(UsageError):
+            self.converter.find_scheme("no such scheme")
+
+    def test_plan_names_every_tensor_once_and_writes_nothing(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """All tensors of the spec are planned under distinct names, in formats that fit."""
+        before = sorted(tmp_path.rglob("*"))
+        plan = self.planned(checkpoint, self.converter.DEFAULT)
+        assert {e.tensor for e in plan.entries if e.tensor} == set(checkpoint.spec.tensors())
+        assert len({e.name for e in plan.entries}) == len(plan.entries)
+        assert all(e.format.fits(e.shape[-1]) for e in plan.entries)
+        assert plan.render()
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_exact_scheme_gives_every_value_back(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """Reading back inverts every renaming, reordering and cast."""
+        plan = self.planned(checkpoint, self.exact)
+        self.converter.write(plan, checkpoint, self.target(tmp_path), threads=2)
+        back = dict(self.converter.read_back(self.target(tmp_path), checkpoint.spec))
+        assert set(back) == set(checkpoint.spec.tensors())
+        for tensor, values in back.items():
+            original = checkpoint.stored[tensor].read_rows().astype(np.float32)
+            np.testing.assert_array_equal(values, original.reshape(tensor.shape))
+
+    def test_coarse_schemes_stay_near(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """Each tensor decodes to within the stated error."""
+        for scheme, error in self.coarse.items():
+            plan = self.planned(checkpoint, scheme)
+            self.converter.write(plan, checkpoint, self.target(tmp_path), force=True)
+            for tensor, values in self.converter.read_back(self.target(tmp_path), checkpoint.spec):
+                original = checkpoint.stored[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
+                assert np.linalg.norm(values - original) <= error * np.linalg.norm(original), (scheme, tensor)
+
+    def test_threads_do_not_change_the_output(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """One thread and three write the same bytes; progress adds up to the plan's bytes."""
+        plan = self.planned(checkpoint, self.converter.DEFAULT)
+        seen: list[int] = []
+        one = self.converter.write(plan, checkpoint, self.target(tmp_path), threads=1, progress=seen.append)
+        first = [p.read_bytes() for p in one]
+        many = self.converter.write(plan, checkpoint, self.target(tmp_path), threads=3, force=True)
+        assert [p.read_bytes() for p in many] == first
+        assert sum(seen) == plan.nbytes
+
+    def test_output_describes_itself(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """The output is recognised, and its description agrees with the plan."""
+        plan = self.planned(checkpoint, self.converter.DEFAULT)
+        path = self.target(tmp_path)
+        assert not self.converter.recognises(path)
+        files = self.converter.write(plan, checkpoint, path)
+        found = self.converter.describe(path)
+        assert self.converter.recognises(path)
+        assert (found.format, found.scheme) == (self.converter.FORMAT, plan.scheme)
+        assert found.weights == plan.weights
+        assert found.bits_per_weight == pytest.approx(plan.bits_per_weight)
+        assert found.bytes == sum(f.stat().st_size for f in files) >= plan.nbytes
+
+    def test_existing_output_is_kept_without_force(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """A second write is refused and changes nothing."""
+        plan = self.planned(checkpoint, self.converter.DEFAULT)
+        files = self.converter.write(plan, checkpoint, self.target(tmp_path))
+        before = [p.read_bytes() for p in files]
+        with pytest.raises(OutputError):
+            self.converter.write(plan, checkpoint, self.target(tmp_path))
+        assert [p.read_bytes() for p in files] == before
+
+    def test_weights_that_are_not_finite_leave_nothing_behind(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """A NaN in the last tensor is an error that names it, and no file appears."""
+        plan = self.planned(checkpoint, self.converter.DEFAULT)
+        last = next(e.tensor for e in reversed(plan.entries) if e.tensor is not None)
+        stored = checkpoint.stored[last]
+        with stored.path.open("r+b") as file:
+            file.seek(stored.offset)
+            file.write(np.full(1, np.nan, stored.dtype).tobytes())
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(TensorError, match=last.source):
+            self.converter.write(plan, checkpoint, self.target(tmp_path))
+        assert sorted(tmp_path.iterdir()) == before
