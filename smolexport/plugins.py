@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from smolexport.converter import Converter
 from smolexport.errors import FileFormatError, MissingDependencyError, UsageError
-from smolexport.runtime import Runtime
+
+if TYPE_CHECKING:  # the command line lists names without loading numpy
+    from smolexport.converter import Converter
+    from smolexport.runtime import Runtime
 
 __all__ = ["adapter", "converter", "converter_for", "converters", "missing", "runtime", "runtime_for", "runtimes"]
 
@@ -43,14 +45,14 @@ def converter(name: str) -> Converter:
     """
     if name not in converters():
         raise UsageError(f"no converter for the format '{name}'; installed: {', '.join(converters())}")
-    return cast(Converter, import_module(TO + name))
+    return cast("Converter", import_module(TO + name))
 
 
 def adapter(name: str) -> Runtime:
     """The runtime module `name`, whether or not what it needs is installed; raises UsageError."""
     if name not in runtimes():
         raise UsageError(f"no runtime '{name}'; installed: {', '.join(runtimes())}")
-    return cast(Runtime, import_module(ON + name))
+    return cast("Runtime", import_module(ON + name))
 
 
 def missing(name: str) -> str | None:

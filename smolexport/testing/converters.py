@@ -11,7 +11,7 @@ Needs pytest.  The checkpoints are tiny and random, one per architecture that th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from smolexport.tokenizer import read_tokenizer
 
 __all__ = ["ConverterTests"]
 
-WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
 
 
 class ConverterTests:
