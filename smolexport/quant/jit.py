@@ -1,0 +1,57 @@
+"""How kernels of this package are compiled: without the GIL, strict float32, cached on disk where that is possible.
+
+numba keeps compiled kernels in `NUMBA_CACHE_DIR`, else in `__pycache__` beside the source, else in the user's cache
+folder.  Where none of them can be written (a read-only install run by a user without a home) it refuses to decorate
+the function at all; `kernel` then compiles in memory, once per process, and nothing else changes.
+
+numba decides by the date of a kernel's own file whether a cached kernel is stale, although the kernels here are made of
+helpers from several files.  `kernel` therefore stamps them with the newest date and the total size of all files of this
+folder, so that editing a helper recompiles the kernels that contain it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.extending import intrinsic
+
+__all__ = ["helper", "instruction", "kernel"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# numpy's division (x/0 is inf or nan, never an exception) is what the C arithmetic does; fastmath stays off, so LLVM
+# neither reorders sums nor contracts a*b + c.
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+
+def kernel(function: F) -> F:
+    """Compile `function` at its first call and keep the machine code on disk if any cache folder is writable."""
+    try:
+        compiled = numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # "no locator available": there is nowhere to write
+        return cast(F, numba.njit(**OPTIONS)(function))
+    file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = folder_stamp()
+    return cast(F, compiled)
+
+
+def helper(function: F) -> F:
+    """Compile `function` as a part of the kernels that call it; it has no cache entry of its own."""
+    return cast(F, numba.njit(**OPTIONS)(function))
+
+
+def instruction(generate: Callable[..., Any]) -> Any:
+    """A function for kernels made of LLVM instructions: `generate` types a call and returns what emits its code."""
+    return intrinsic(generate)
+
+
+@cache
+def folder_stamp() -> tuple[float, int]:
+    """Newest modification time [s] and total size [bytes] of this folder's sources; of any use only for comparison."""
+    stats = [file.stat() for file in Path(__file__).parent.glob("*.py")]
+    return max((s.st_mtime for s in stats), default=0.0), sum(s.st_size for s in stats)

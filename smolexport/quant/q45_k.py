@@ -1,0 +1,224 @@
+"""Q4_K and Q5_K: super-blocks of eight groups of 32 elements, value = d * scale * code - dmin * min.
+
+Block of 144 or 176 bytes: d and dmin as float16; 12 bytes with eight scales and eight mins of 6 bits; for Q5_K 32 bytes
+of fifth bits; 128 bytes of nibbles, for each run of 64 elements 32 bytes with the first half in the low nibbles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.quant.jit import helper, kernel
+from smolexport.quant.lane_codes import codes, joined, low_bits, store_bytes, upper
+from smolexport.quant.lanes import WIDTH, load, magnitude, splat, sqrt, store, where
+from smolexport.quant.search import at_most, search_range
+from smolexport.quant.superblock import (
+    SUPER,
+    importance_weights,
+    keep,
+    mean_square,
+    round_by_search,
+    round_to_largest,
+    scratch,
+)
+from smolexport.quant.tile import gather, gather_importance, spread, take_half
+
+__all__ = [
+    "decode_q4_k",
+    "decode_q5_k",
+    "encode_q4_k",
+    "encode_q4_k_weighted",
+    "encode_q5_k",
+    "encode_q5_k_weighted",
+]
+
+GROUP, GROUPS = 32, 8
+ZERO, TWO, GROUP_SIZE = np.float32(0), np.float32(2), np.float32(32)
+HEADER = 16  # bytes before the codes
+
+
+@kernel
+def encode_q4_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
+    """Weights of the error: root mean square of the group plus the element's magnitude."""
+    encode(f32, u16, kind, out, 15, np.float32(-1.0), 21)
+
+
+@kernel
+def encode_q5_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
+    """As Q4_K, with fewer trials."""
+    encode(f32, u16, kind, out, 31, np.float32(-0.5), 16)
+
+
+@kernel
+def encode_q4_k_weighted(
+    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
+) -> None:
+    """Weights of the error: importance * sqrt(2 * mean square of the super-block + square of the element)."""
+    encode_weighted(f32, u16, kind, importance, out, 15)
+
+
+@kernel
+def encode_q5_k_weighted(
+    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
+) -> None:
+    """As Q4_K."""
+    encode_weighted(f32, u16, kind, importance, out, 31)
+
+
+@helper
+def block_bytes(top: int) -> int:
+    """Bytes of a super-block whose largest code is `top`."""
+    return 144 if top == 15 else 176
+
+
+@helper
+def encode(
+    f32: NDArray[Any], u16: NDArray[Any], kind: int, out: NDArray[Any], top: int, start: np.float32, trials: int
+) -> None:
+    """Both formats without importance."""
+    nbytes = block_bytes(top)
+    row, x, planes, found, w, c = scratch(nbytes, GROUPS)
+    for first in range(0, out.size // nbytes, WIDTH):
+        count = min(WIDTH, out.size // nbytes - first)
+        gather(f32, u16, kind, first, count, row, x)
+        for j in range(GROUPS):
+            sum_x2 = splat(ZERO)
+            for e in range(j * GROUP, (j + 1) * GROUP):
+                sum_x2 = sum_x2 + load(x, e * WIDTH) * load(x, e * WIDTH)
+            spread_x = sqrt(sum_x2 / splat(GROUP_SIZE))
+            for e in range(GROUP):
+                store(w, e * WIDTH, spread_x + magnitude(load(x, (j * GROUP + e) * WIDTH)))
+            keep(found, j, search_range(x, j * GROUP, w, GROUP, top, start, np.float32(0.1), trials, False, c))
+        d = round_to_largest(found[0], GROUPS, 63, planes, 0)
+        dmin = round_to_largest(found[1], GROUPS, 63, planes, 2)
+        write_block(x, found, d, dmin, top, 63, planes)
+        spread(planes, nbytes, first, count, out)
+
+
+@helper
+def encode_weighted(
+    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], out: NDArray[Any], top: int
+) -> None:
+    """Both formats with importance."""
+    nbytes = block_bytes(top)
+    limit = 255 if top == 15 else 63  # for Q4_K the reference lets a code that wrapped pass
+    row, x, planes, found, w, c = scratch(nbytes, GROUPS)
+    v, sums = np.empty(SUPER * WIDTH, np.float32), np.empty(GROUPS * WIDTH, np.float32)
+    for first in range(0, out.size // nbytes, WIDTH):
+        count = min(WIDTH, out.size // nbytes - first)
+        gather(f32, u16, kind, first, count, row, x)
+        gather_importance(importance, first, SUPER, v)
+        variance = mean_square(x, TWO)
+        for j in range(GROUPS):
+            store(sums, j * WIDTH, importance_weights(x, v, j * GROUP, GROUP, variance, w))
+            keep(found, j, search_range(x, j * GROUP, w, GROUP, top, np.float32(-0.9), np.float32(0.05), 37, False, c))
+        d = round_by_search(found[0], sums, GROUPS, 63, c, planes, 0)
+        dmin = round_by_search(found[1], sums, GROUPS, 63, c, planes, 2)
+        write_block(x, found, d, dmin, top, limit, planes)
+        spread(planes, nbytes, first, count, out)
+
+
+@helper
+def write_block(
+    x: NDArray[Any], found: NDArray[Any], d: Any, dmin: Any, top: int, limit: int, planes: NDArray[Any]
+) -> None:
+    """Round all values on the grid of the stored scales and pack; where a scale is zero, the search's codes stay."""
+    store_scales(found, limit, planes)
+    for j in range(GROUPS):
+        scale, low = d * load(found[0], j * WIDTH), dmin * load(found[1], j * WIDTH)
+        inverse, base = load(found[2], j * WIDTH), load(found[3], j * WIDTH)
+        lost = scale == splat(ZERO)
+        for e in range(j * GROUP, (j + 1) * GROUP):
+            value = load(x, e * WIDTH)
+            code, searched = codes((value + low) / scale, 0, top), codes(inverse * (value - base), 0, top)
+            store(x, e * WIDTH, where(lost, searched, code))
+    nibbles_at = block_bytes(top) - 128
+    for e in range(GROUP):
+        fifths = splat(ZERO)
+        for run in range(4):
+            low, high = load(x, (run * 64 + e) * WIDTH), load(x, (run * 64 + 32 + e) * WIDTH)
+            fifths = joined(fifths, joined(upper(low, 4), upper(high, 4), 1), 2 * run)
+            store_bytes(planes, (nibbles_at + run * 32 + e) * WIDTH, joined(low_bits(low, 4), low_bits(high, 4), 4))
+        if top == 31:
+            store_bytes(planes, (HEADER + e) * WIDTH, fifths)
+
+
+@helper
+def store_scales(found: NDArray[Any], limit: int, planes: NDArray[Any]) -> None:
+    """Pack the codes of scales and mins into the byte planes 4 ... 15."""
+    scales, mins = np.empty((2, GROUPS * WIDTH), np.float32)
+    pack_codes(found[0], limit, scales)
+    pack_codes(found[1], limit, mins)
+    for j in range(4):
+        store_bytes(planes, (4 + j) * WIDTH, load(scales, j * WIDTH))
+        store_bytes(planes, (8 + j) * WIDTH, load(mins, j * WIDTH))
+        nibbles = joined(load(scales, (j + 4) * WIDTH), load(mins, (j + 4) * WIDTH), 4)
+        store_bytes(planes, (12 + j) * WIDTH, nibbles)
+
+
+@helper
+def pack_codes(values: NDArray[Any], limit: int, packed: NDArray[Any]) -> None:
+    """Bring eight codes to their stored form: six bits, of which the last four lend their upper two to the first four.
+
+    Args:
+        values: codes in lanes; replaced by the codes that a reader will find.
+        limit: codes above are reduced to it.
+        packed: filled with the four bytes of the first four codes, then the low nibbles of the last four.
+    """
+    for j in range(4):
+        early, late = at_most(load(values, j * WIDTH), limit), at_most(load(values, (j + 4) * WIDTH), limit)
+        octet = low_bits(joined(early, upper(late, 4), 6), 8)
+        store(packed, j * WIDTH, octet)
+        store(packed, (j + 4) * WIDTH, low_bits(late, 4))
+        store(values, j * WIDTH, low_bits(octet, 6))
+        store(values, (j + 4) * WIDTH, joined(low_bits(late, 4), upper(octet, 6), 4))
+
+
+@kernel
+def decode_q4_k(data: NDArray[Any], out: NDArray[Any]) -> None:
+    """d * scale * code - dmin * min."""
+    decode(data, out, 15)
+
+
+@kernel
+def decode_q5_k(data: NDArray[Any], out: NDArray[Any]) -> None:
+    """d * scale * code - dmin * min."""
+    decode(data, out, 31)
+
+
+@helper
+def decode(data: NDArray[Any], out: NDArray[Any], top: int) -> None:
+    """Both formats."""
+    nbytes = block_bytes(top)
+    nibbles_at = nbytes - 128
+    for block in range(data.size // nbytes):
+        stored = data[block * nbytes : (block + 1) * nbytes]
+        target = out[block * SUPER : (block + 1) * SUPER]
+        d, dmin = take_half(stored, 0), take_half(stored, 2)
+        for j in range(GROUPS):
+            scale, low = stored_scale(stored, j, d, dmin)
+            nibbles = stored[nibbles_at + j // 2 * 32 : nibbles_at + j // 2 * 32 + 32]
+            fifths = stored[HEADER : HEADER + 32]
+            group = target[j * GROUP : (j + 1) * GROUP]
+            shift = np.uint8(4 * (j % 2))
+            for e in range(GROUP):
+                code = np.uint8((nibbles[e] >> shift) & np.uint8(15))
+                if top == 31:
+                    code = np.uint8(code | (((fifths[e] >> np.uint8(j)) & np.uint8(1)) << np.uint8(4)))
+                group[e] = scale * np.float32(code) - low
+
+
+@helper
+def stored_scale(stored: NDArray[Any], j: int, d: np.float32, dmin: np.float32) -> tuple[np.float32, np.float32]:
+    """(scale, min) of group `j` of an encoded block."""
+    packed = stored[4:16]
+    if j < 4:
+        scale, low = np.uint8(packed[j] & np.uint8(63)), np.uint8(packed[j + 4] & np.uint8(63))
+    else:
+        rest = packed[j + 4]
+        scale = np.uint8((rest & np.uint8(15)) | ((packed[j - 4] >> np.uint8(6)) << np.uint8(4)))
+        low = np.uint8((rest >> np.uint8(4)) | ((packed[j] >> np.uint8(6)) << np.uint8(4)))
+    return d * np.float32(scale), dmin * np.float32(low)

@@ -1,0 +1,66 @@
+"""Reading weights of any of the three storage types as float32, a tile at a time.
+
+Every kernel takes its weights as `(f32, u16, kind)`: one of the two flat arrays is the tensor and the other is empty,
+so that one compiled kernel serves float32, float16 and bfloat16 without a float32 copy of the tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.quant.half import widen_bf16, widen_f16
+from smolexport.quant.jit import helper, kernel
+
+__all__ = ["BF16", "F16", "F32", "fetch", "find_nonfinite"]
+
+F32, F16, BF16 = 0, 1, 2
+
+
+@helper
+def fetch(f32: NDArray[Any], u16: NDArray[Any], kind: int, start: int, into: NDArray[Any]) -> None:
+    """Fill `into` (float32) with the elements from `start` on."""
+    count = into.size
+    if kind == F32:
+        plain = f32[start : start + count]
+        for i in range(count):
+            into[i] = plain[i]
+    elif kind == F16:
+        halves = u16[start : start + count]
+        for i in range(count):
+            into[i] = widen_f16(halves[i])
+    else:
+        brains = u16[start : start + count]
+        for i in range(count):
+            into[i] = widen_bf16(brains[i])
+
+
+@kernel
+def find_nonfinite(f32: NDArray[Any], u16: NDArray[Any], kind: int) -> int:
+    """Index of the first NaN or infinity, -1 without one: an exponent field that is all ones."""
+    step = 4096
+    if kind == F32:
+        words = f32.view(np.uint32)
+        for start in range(0, words.size, step):
+            tile = words[start : start + step]
+            hits = 0
+            for i in range(tile.size):
+                hits += (tile[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+            if hits:
+                for i in range(tile.size):
+                    if (tile[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000):
+                        return start + i
+        return -1
+    mask = np.uint16(0x7C00) if kind == F16 else np.uint16(0x7F80)
+    for start in range(0, u16.size, step):
+        halves = u16[start : start + step]
+        hits = 0
+        for i in range(halves.size):
+            hits += (halves[i] & mask) == mask
+        if hits:
+            for i in range(halves.size):
+                if (halves[i] & mask) == mask:
+                    return start + i
+    return -1
