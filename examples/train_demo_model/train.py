@@ -19,6 +19,7 @@ from checkpoint import write_checkpoint
 from corpus import held_out_text, read_books, token_stream, train_tokenizer
 from model import Decoder, Shape
 from muon import Muon
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 TOKENS_PER_STEP = 4096
@@ -35,6 +36,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rope-theta", type=float, default=100_000.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", type=Path, help="start from the weights and the tokenizer of this checkpoint")
+    parser.add_argument("--peak", type=float, default=1.0, help="peak of the learning rates, times their base")
+    parser.add_argument(
+        "--z-loss", type=float, default=0.0, help="weight of log(Z)^2: keeps logits near 0, where bf16 is fine"
+    )
     return parser.parse_args()
 
 
@@ -74,6 +80,9 @@ def bits_per_byte(model: Decoder, tokenizer: Tokenizer, text: str, window: int =
 def train(args: argparse.Namespace, shape: Shape, stream: np.ndarray, report) -> Decoder:
     """Run all steps; `report(step, loss, model)` is called every 100."""
     model = Decoder(shape)
+    if args.resume:
+        state = load_file(args.resume / "model.safetensors")
+        model.load_state_dict({name.removeprefix("model."): value.float() for name, value in state.items()})
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = Muon(matrices, lr=0.02)
@@ -83,13 +92,15 @@ def train(args: argparse.Namespace, shape: Shape, stream: np.ndarray, report) ->
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(batch[:, :-1])
-        return F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+        flat = logits.float().flatten(0, 1)
+        loss = F.cross_entropy(flat, batch[:, 1:].flatten())
+        return loss + args.z_loss * flat.logsumexp(-1).square().mean()
 
     recent = 0.0
     for step, batch in enumerate(batches(stream, args.steps, args.seed)):
         loss = loss_of(batch)
         loss.backward()
-        scale = rate(step, args.steps)
+        scale = args.peak * rate(step, args.steps)
         muon.step(scale)
         adam.param_groups[0]["lr"] = 3e-3 * scale
         adam.step()
@@ -106,7 +117,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     books = read_books(args.corpus)
-    tokenizer = train_tokenizer(books, args.vocab_size)
+    if args.resume:
+        tokenizer = Tokenizer.from_file(str(args.resume / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer(books, args.vocab_size)
     stream = token_stream(tokenizer, books, chat_share=0.06, seed=args.seed)
     held = held_out_text(books)
     shape = Shape(vocab_size=args.vocab_size, nope_every=args.nope_every, rope_theta=args.rope_theta)
@@ -120,6 +134,8 @@ def main() -> None:
         row["cpu_seconds"] = round(time.process_time() - started)
         print(json.dumps(row), file=log, flush=True)
 
+    options = {k: v if isinstance(v, (int, float)) else v and v.name for k, v in vars(args).items()}
+    print(json.dumps({"options": options}), file=log, flush=True)
     print(json.dumps({"stream_tokens": len(stream), "held_out_bytes": len(held.encode())}), file=log, flush=True)
     model = train(args, shape, stream, report).bfloat16().float()
     final = bits_per_byte(model, tokenizer, held)
