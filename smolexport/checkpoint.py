@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.arch import load_spec
-from smolexport.errors import CheckpointError, ConfigError, TensorError
+from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
 from smolexport.spec import ModelSpec, Role, Tensor
 
 __all__ = ["Checkpoint", "StoredTensor", "find_checkpoint", "open_checkpoint"]
@@ -30,6 +30,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MAX_JSON = 64 << 20  # the index of the largest published models is about 10 MB
 HUB_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -57,21 +58,26 @@ class StoredTensor:
         """Rows [start, stop) as [rows, columns] in the stored dtype; a vector is one row.
 
         Raises:
-            CheckpointError: the file became shorter since it was opened.
+            CheckpointError: the file vanished, became shorter or unreadable since it was opened.
         """
         rows, columns = self.shape if len(self.shape) == 2 else (1, self.shape[0])
         stop = rows if stop is None else stop
         out = np.empty((stop - start, columns), self.dtype)
-        view = memoryview(out.view(np.uint8).reshape(-1).data)
+        try:
+            self._fill(memoryview(out.view(np.uint8).reshape(-1).data), start * columns * self.dtype.itemsize)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: reading the tensor {self.name}: {error.strerror}") from error
+        return out
+
+    def _fill(self, view: memoryview, skip: int) -> None:
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + start * columns * self.dtype.itemsize)
+            file.seek(self.offset + skip)
             filled = 0
             while filled < len(view):
                 count = file.readinto(view[filled:])
                 if not count:
                     raise CheckpointError(f"{self.path}: ends inside the tensor {self.name}")
                 filled += count
-        return out
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,22 @@ def find_checkpoint(
 
     Raises:
         CheckpointError: no such folder, and no such model on the hub or in the cache.
+        UsageError: `demo`, where a checkpoint folder of that name lies too.
     """
     folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if str(source) == "demo":
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:  # a name that no file can have
+        raise CheckpointError(f"{source}: {error.strerror}") from error
+    if source == "demo":
         from smolexport.demo import demo_checkpoint
 
+        if (folder / "config.json").exists():
+            raise UsageError("demo is the embedded model, and a checkpoint folder here too; for the folder say ./demo")
         return demo_checkpoint()
-    if folder.exists():
+    if is_folder:
+        return folder
+    if is_there:
         raise CheckpointError(f"{source}: is a file; give the checkpoint's folder (with config.json and *.safetensors)")
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
@@ -181,7 +194,11 @@ def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Che
         spec = load_spec(config, ignore_config)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
-    found = {t.name: t for path in _weight_files(folder) for t in _stored_tensors(path)}
+    found: dict[str, StoredTensor] = {}
+    for place in (t for path in _weight_files(folder) for t in _stored_tensors(path)):
+        if place.name in found:
+            raise TensorError(f"{place.path}: tensor {place.name} stands in {found[place.name].path.name} too")
+        found[place.name] = place
     if spec.tied:
         _drop_tied_head(found, folder)
     return Checkpoint(folder, config, spec, _match(spec, found, folder))
@@ -194,12 +211,14 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
         CheckpointError: missing, unreadable, not UTF-8, not JSON or not an object.
     """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path}: is larger than {MAX_JSON >> 20} MiB; is it the right file?")
         value = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; {otherwise}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # UTF-8, JSON, or a number of thousands of digits
         raise CheckpointError(f"{path}: is not valid JSON ({_first_line(error)})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: should hold a JSON object, holds {type(value).__name__}")
@@ -209,7 +228,7 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files: those that the index names, else the single one."""
     if not (folder / INDEX).exists():
-        if (folder / SINGLE).exists():
+        if (folder / SINGLE).is_file():
             return [folder / SINGLE]
         pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
         hint = f"; {pickled[0]} is a pickle, which is never opened: convert it to safetensors" if pickled else ""
@@ -221,7 +240,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{folder / INDEX}: names the file {name!r}, which is no *.safetensors beside it")
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: not found, but {INDEX} names it; the download is incomplete")
     return [folder / name for name in names]
 

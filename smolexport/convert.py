@@ -94,7 +94,7 @@ def prepare(
         )
     path = Path(out) if out else Path()
     if not out or path.is_dir():
-        path = path / f"{title}-{scheme.name}{module.SUFFIX}"
+        path = path / f"{_file_name(title)}-{scheme.name}{module.SUFFIX}"
     return Job(module, checkpoint, plan, path)
 
 
@@ -103,6 +103,11 @@ def _title(source: str | Path, folder: Path) -> str:
     local = Path(source).is_dir()
     title = folder.resolve().name if local else str(source).rsplit("/", maxsplit=1)[-1]
     return title or "model"
+
+
+def _file_name(title: str) -> str:
+    """`title` as part of a file name: it may name no other folder."""
+    return "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "-" for c in title)
 
 
 def export(

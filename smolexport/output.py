@@ -29,6 +29,8 @@ def check_target(path: Path, nbytes: int, *, force: bool = False) -> None:
     folder = path.parent
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give a file name with -o")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is a device or pipe, not a file that can be replaced; give another name with -o")
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
     if not folder.is_dir():
@@ -48,9 +50,9 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         OutputError: the disk is full or the folder cannot be written to; also when `path` appeared meanwhile.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".partial")
     except OSError as error:
-        raise OutputError(f"{path.parent}: {error.strerror}") from error
+        raise OutputError(f"{path}: {error.strerror}; nothing was written") from error
     partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -64,14 +66,27 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def _link(partial: Path, path: Path) -> bool:
+    """Give `partial` its final name unless that is taken; False where the file system has no hard links.
+
+    A link fails when the name exists, in one step: of two exports to one name exactly one succeeds.
+    """
+    try:
+        path.hardlink_to(partial)
+    except OSError:
+        if path.exists():
+            raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it") from None
+        return False
+    return True
+
+
 def _publish(partial: Path, path: Path, force: bool) -> None:
     # mkstemp makes files private; give the output the usual permissions.
     mask = os.umask(0)
     os.umask(mask)
     partial.chmod(0o666 & ~mask)
-    if path.exists() and not force:
-        raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it")
-    partial.replace(path)
+    if force or not _link(partial, path):
+        partial.replace(path)
     with contextlib.suppress(OSError):  # not every system can flush a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -6,11 +6,12 @@ Nothing registers: a stranger's `smolexport_to_coreml` works the day it is insta
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from smolexport.errors import FileFormatError, MissingDependencyError, UsageError
 
@@ -18,7 +19,17 @@ if TYPE_CHECKING:  # the command line lists names without loading numpy
     from smolexport.converter import Converter
     from smolexport.runtime import Runtime
 
-__all__ = ["adapter", "converter", "converter_for", "converters", "missing", "runtime", "runtime_for", "runtimes"]
+__all__ = [
+    "adapter",
+    "checked_options",
+    "converter",
+    "converter_for",
+    "converters",
+    "missing",
+    "runtime",
+    "runtime_for",
+    "runtimes",
+]
 
 TO, ON = "smolexport_to_", "smolexport_on_"
 
@@ -105,3 +116,16 @@ def runtime_for(path: Path) -> Runtime:
         if kind == adapter(name).READS:
             return runtime(name)
     raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
+
+
+def checked_options(module: Runtime, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`options` for the runtime's `open` beside threads and context.
+
+    Raises:
+        UsageError: an option that it does not know; names those that it does.
+    """
+    known = [p for p in inspect.signature(module.open).parameters if p not in ("path", "threads", "context")]
+    for key in options:
+        if key not in known:
+            raise UsageError(f"--set {key}: {module.NAME} has no such option; it has {', '.join(known)}")
+    return options

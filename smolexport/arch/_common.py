@@ -9,6 +9,8 @@ from smolexport.errors import ConfigError
 
 __all__ = ["read_sizes", "refuse_windows"]
 
+MAX_LAYERS = 1024  # work and memory grow with it before a weight is seen, so a damaged config must not set it freely
+
 
 def read_sizes(
     config: ConfigReader, *, tied_by_default: bool = False, default_head_dim: int | None = None
@@ -28,6 +30,9 @@ def read_sizes(
     kv_heads = config.take("num_key_value_heads", int, heads)
     if heads % kv_heads:
         raise ConfigError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    layers = config.take("num_hidden_layers", int)
+    if layers > MAX_LAYERS:
+        raise ConfigError(f"config.json: num_hidden_layers {layers} is more than the {MAX_LAYERS} of any known model")
     config.must_be("hidden_act", "silu", "swish", why="only SiLU is")
     return {
         "vocab_size": config.take("vocab_size", int),
@@ -36,7 +41,7 @@ def read_sizes(
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "num_hidden_layers": config.take("num_hidden_layers", int),
+        "num_hidden_layers": layers,
         "tied": config.take("tie_word_embeddings", bool, tied_by_default),
         "norm_eps": config.take("rms_norm_eps", float, 1e-6),
         "context_length": config.take("max_position_embeddings", int),

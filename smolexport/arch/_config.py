@@ -24,6 +24,8 @@ INERT = frozenset(
     pad_token_id pretraining_tp problem_type return_dict temperature tokenizer_class top_k top_p torch_dtype
     transformers.js_config transformers_version unsloth_fixed unsloth_version use_cache""".split()
 )
+MAX_INT = 2**31 - 1
+MIN_REAL, MAX_REAL = 1e-20, 1e20
 # Keys that are inert at one value and change the computation at any other.
 ONLY_AT: Mapping[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
@@ -94,10 +96,14 @@ class ConfigReader:
 
 def checked(key: str, value: Any, kind: type[T]) -> T:
     """`value` as `kind`: an int serves as a float, a bool never as a number, numbers are finite and positive."""
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        raise ConfigError(f"config.json: {key} is a number of {value.bit_length()} bits; no model is that large")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ConfigError(f"config.json: {key} = {value!r} should be of type {kind.__name__}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not (0 < value < math.inf):
         raise ConfigError(f"config.json: {key} = {value!r} should be positive and finite")
+    if isinstance(value, float) and not MIN_REAL <= value <= MAX_REAL:
+        raise ConfigError(f"config.json: {key} = {value!r} is beyond what float32 arithmetic can use")
     return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from smolexport.arch._config import ConfigReader, checked
+from smolexport.arch._config import MAX_INT, ConfigReader, checked
 from smolexport.errors import ConfigError
 from smolexport.rope import Linear, Llama3, Rope, Scaling, Yarn
 
@@ -30,6 +30,12 @@ class _Parameters:
                 raise ConfigError(f"config.json: the rope parameter '{key}' is missing")
             return default
         return checked(f"rope parameter {key}", value, float)
+
+    def whole(self, key: str, default: int) -> int:
+        value = self.number(key, default)
+        if value != int(value) or value > MAX_INT:
+            raise ConfigError(f"config.json: the rope parameter {key} = {value} should be a whole number of tokens")
+        return int(value)
 
     def finish(self, kind: str) -> None:
         left = sorted(k for k, v in self.values.items() if v is not None)
@@ -55,6 +61,8 @@ def read_rope(config: ConfigReader, head_dim: int, context_length: int, default_
     theta_beside = config.raw("rope_theta")
     parameters = _Parameters(_one_dict(config))
     theta = parameters.number("rope_theta", float(checked("rope_theta", theta_beside or default_theta, float)))
+    if theta <= 1:
+        raise ConfigError(f"config.json: rope_theta = {theta} should be above 1")
     if theta_beside is not None and theta != theta_beside:
         raise ConfigError(
             f"config.json: rope_theta is {theta_beside}, but {theta} in rope_parameters; keep the true one"
@@ -92,11 +100,14 @@ def _scaling(kind: str, p: _Parameters, context_length: int) -> Scaling:
         case "linear":
             return Linear(p.number("factor"))
         case "llama3":
+            low, high = p.number("low_freq_factor", 1.0), p.number("high_freq_factor", 4.0)
+            if low >= high:
+                raise ConfigError(f"config.json: low_freq_factor {low} should be below high_freq_factor {high}")
             return Llama3(
                 factor=p.number("factor", 8.0),
-                low_freq_factor=p.number("low_freq_factor", 1.0),
-                high_freq_factor=p.number("high_freq_factor", 4.0),
-                original_context_length=int(p.number("original_max_position_embeddings", context_length)),
+                low_freq_factor=low,
+                high_freq_factor=high,
+                original_context_length=p.whole("original_max_position_embeddings", context_length),
             )
         case "yarn":
             return _yarn(p, context_length)
@@ -108,12 +119,18 @@ def _scaling(kind: str, p: _Parameters, context_length: int) -> Scaling:
 
 
 def _yarn(p: _Parameters, context_length: int) -> Yarn:
-    original = int(p.number("original_max_position_embeddings", context_length))
+    original = p.whole("original_max_position_embeddings", context_length)
     factor = p.number("factor", context_length / original)
+    if factor < 1:
+        raise ConfigError(f"config.json: the rope parameter factor = {factor} should be at least 1 for YaRN")
     mscale, mscale_all = p.values.pop("mscale", None), p.values.pop("mscale_all_dim", None)
     magnitude = _magnitude(factor)
     if mscale and mscale_all:
-        magnitude = _magnitude(factor, float(mscale)) / _magnitude(factor, float(mscale_all))
+        numerator, denominator = (
+            checked(f"rope parameter {key}", value, float)
+            for key, value in (("mscale", mscale), ("mscale_all_dim", mscale_all))
+        )
+        magnitude = _magnitude(factor, numerator) / _magnitude(factor, denominator)
     truncate = p.values.pop("truncate", True)
     return Yarn(
         factor=factor,

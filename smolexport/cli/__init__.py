@@ -17,12 +17,15 @@ __all__ = ["main"]
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
-class _Terminated(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that half-written files are removed."""
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM: unwinds, so that half-written files are removed.
+
+    Not a KeyboardInterrupt, of which the option parser makes a silent exit.
+    """
 
 
-def _on_terminate(*_: object) -> NoReturn:
-    raise _Terminated
+def _on_signal(*_: object) -> NoReturn:
+    raise _Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from smolexport.cli.app import build
     from smolexport.errors import SmolexportError
 
-    signal.signal(signal.SIGTERM, _on_terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _on_signal)
     _never_fail_on_characters()
     try:
         code = build().main(list(sys.argv[1:] if argv is None else argv), prog_name="smolexport", standalone_mode=False)
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
     except SmolexportError as error:
         _fail(str(error), BAD_INPUT)
-    except (KeyboardInterrupt, _Terminated):
+    except (KeyboardInterrupt, _Stopped):
         _fail("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`): nothing to report, and nothing to flush at exit.

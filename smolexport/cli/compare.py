@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolexport.cli.options import Checkpoint, Json, Revision, Threads, Token, print_json
+from smolexport.cli.options import (
+    Checkpoint,
+    IgnoreConfig,
+    Json,
+    Revision,
+    RuntimeOptions,
+    Threads,
+    Token,
+    parse_settings,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from smolexport.parity.compare import Progress
@@ -39,6 +49,8 @@ def command(
     greedy_tokens: Annotated[int, typer.Option("--greedy-tokens", help="Greedy tokens per prompt; 0: none.")] = 64,
     repetitions: Annotated[int, typer.Option("--repetitions", help="Speed measurements; 0: none.")] = 3,
     threads: Threads = None,
+    settings: RuntimeOptions = None,
+    ignore_config: IgnoreConfig = None,
     revision: Revision = None,
     token: Token = None,
     json: Json = False,
@@ -48,14 +60,17 @@ def command(
     KLD is the divergence of the file's predictions from the reference's, in nats per token (0 = equal); top-1 the
     share of positions with the same best token. Exits with 1 when a threshold is missed.
     """
+    from smolexport.parity.candidates import exported, reference
     from smolexport.parity.results import Settings, Thresholds
 
-    settings = Settings(
+    amount = Settings(
         window=window, max_windows=max_windows, greedy_tokens=greedy_tokens, repetitions=repetitions, threads=threads
     )
     limits = Thresholds(max_kld=max_kld, min_top1=min_top1, max_ppl_ratio=max_ppl_ratio)
-    folder, words = _folder(checkpoint, revision, token), _text(text)
-    result = run(folder, files, words, settings=settings, thresholds=limits, dtype=dtype, quiet=json)
+    words, options = _text(text), parse_settings(settings)
+    base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config or ())
+    candidates = [exported(path, options) for path in files]
+    result = run(base, candidates, words, settings=amount, thresholds=limits, quiet=json)
     show(result, json=json)
     if not result.passed:
         raise typer.Exit(PARITY_MISSED)
@@ -82,24 +97,19 @@ def _text(path: Path | None) -> str:
 
 
 def run(
-    folder: Path,
-    files: list[Path],
+    base: Candidate,
+    candidates: list[Candidate],
     text: str,
     *,
     settings: Settings,
     thresholds: Thresholds,
-    dtype: str = "bf16",
     quiet: bool = False,
 ) -> Comparison:
     """Compare with a progress bar on stderr; raises SmolexportError."""
-    from smolexport.parity.candidates import exported, reference
     from smolexport.parity.compare import compare
 
-    candidates: list[Candidate] = [exported(path) for path in files]
     with _stages(quiet) as progress:
-        return compare(
-            reference(folder, dtype), candidates, text=text, settings=settings, thresholds=thresholds, progress=progress
-        )
+        return compare(base, candidates, text=text, settings=settings, thresholds=thresholds, progress=progress)
 
 
 @contextmanager

@@ -52,16 +52,17 @@ def command(
             print_json({**to_json(result), "passed": not verdicts})
         else:
             _show(result, files, threads)
-            for line in verdicts:
-                say(line)
+        for line in verdicts:
+            say(line)
     if verdicts:
         raise typer.Exit(1)
 
 
 def _export(scheme: str, folder: Path, threads: int | None) -> Path:
     from smolexport import convert
+    from smolexport.demo import demo_checkpoint
 
-    job = convert.prepare("gguf", "demo", folder, quant=scheme)
+    job = convert.prepare("gguf", demo_checkpoint(), folder / f"demo-{scheme}.gguf", quant=scheme, name="demo")
     say(job.plan.summary())
     with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
         return convert.write(job, force=True, threads=threads, progress=advance).path
@@ -76,10 +77,12 @@ def _lacking() -> list[str]:
 def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparison:
     from smolexport.cli.compare import run
     from smolexport.demo import demo_checkpoint, demo_text
+    from smolexport.parity.candidates import exported, reference
     from smolexport.parity.results import Settings, Thresholds
 
+    base, candidates = reference(demo_checkpoint()), [exported(path) for path in files]
     settings = Settings(threads=threads)
-    return run(demo_checkpoint(), files, demo_text(), settings=settings, thresholds=Thresholds(), quiet=quiet)
+    return run(base, candidates, demo_text(), settings=settings, thresholds=Thresholds(), quiet=quiet)
 
 
 def _verdicts(result: Comparison) -> list[str]:

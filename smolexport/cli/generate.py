@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolexport.cli.options import Json, Threads, print_json, say
+from smolexport.cli.options import Json, RuntimeOptions, Threads, parse_settings, print_json, say
 
 if TYPE_CHECKING:
     from smolexport.generation import Generation
-    from smolexport.runtime import Runtime
+    from smolexport.runtime import Runtime, Session
 
 __all__ = ["command"]
 
@@ -29,19 +30,23 @@ def command(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Most tokens held.")] = None,
     threads: Threads = None,
+    settings: RuntimeOptions = None,
     json: Json = False,
 ) -> None:
     """Generate text through the common loop; the text on stdout as it comes, timing on stderr."""
     import sys
 
     from smolexport.generation import Generation, Sampling, stream
+    from smolexport.plugins import checked_options
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     words = sys.stdin.read() if prompt == "-" else prompt
     path, runtime = _resolve(model)
-    with runtime.open(path, threads=threads, context=context) as session:
+    options = checked_options(runtime, parse_settings(settings))
+    opened: Callable[..., Session] = runtime.open
+    with opened(path, threads=threads, context=context, **options) as session:
         for event in stream(session, words, sampling=sampling, max_tokens=max_tokens, stop=tuple(stop or ())):
             if not isinstance(event, Generation):
                 if not json:

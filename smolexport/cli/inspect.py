@@ -57,8 +57,9 @@ def _as_json(d: Description, tensors: bool) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """`value` as JSON can hold it: lists for arrays, text for what is no number."""
-    if isinstance(value, list) or hasattr(value, "tolist"):
-        return [_plain(v) for v in (value if isinstance(value, list) else value.tolist())]
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Checkpoint", "IgnoreConfig", "Json", "Revision", "Threads", "Token", "print_json", "progress_bar", "say"]
+__all__ = [
+    "Checkpoint",
+    "IgnoreConfig",
+    "Json",
+    "Revision",
+    "RuntimeOptions",
+    "Threads",
+    "Token",
+    "parse_settings",
+    "print_json",
+    "progress_bar",
+    "say",
+]
 
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder, hub id (owner/name), or the word demo.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
@@ -19,6 +31,30 @@ IgnoreConfig = Annotated[
     list[str] | None,
     typer.Option("--ignore-config", metavar="KEY", help="Treat this key of config.json as inert; repeatable."),
 ]
+
+
+RuntimeOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Option of the file's runtime, e.g. kv_type=f32 or flash_attention=false for llama.cpp; repeatable.",
+    ),
+]
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`KEY=VALUE` words as keyword arguments: whole numbers, true and false, otherwise text; raises UsageError."""
+    from smolexport.errors import UsageError
+
+    words = {"true": True, "false": False}
+    found: dict[str, Any] = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--set {setting}: should have the form KEY=VALUE")
+        found[key] = words.get(value.lower(), int(value) if value.lstrip("-").isdecimal() else value)
+    return found
 
 
 def say(text: str) -> None:

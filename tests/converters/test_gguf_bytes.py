@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from smolexport.convert import export
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_gguf.container import GgufFile, read_gguf
 from smolexport_to_gguf.schemes import SCHEMES
-
 from tests.converters.llama_quantize import oracle
 
 QUANTIZED = [s for s in SCHEMES.values() if s.quantized]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import smolexport_to_gguf as gguf
 from smolexport.checkpoint import open_checkpoint
 from smolexport.convert import export

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import smolexport
 from smolexport.convert import export, prepare
 from smolexport.parity.results import Settings, Thresholds
 from smolexport.testing.checkpoints import write_checkpoint
-
 from tests.benchmarks import export_memory
 from tests.core.published_configs import PUBLISHED
 
@@ -75,11 +75,10 @@ def run_it(file: Path, text: str, expected: list[int] | None) -> None:
 
 def test_plan_of_135m_recommends_what_fits() -> None:
     """The K mixes hardly contain a K-quant there; the plan says so first, with the better choices."""
+    import smolexport_to_gguf as gguf
     from smolexport.arch import load_spec
     from smolexport.demo import demo_checkpoint
     from smolexport.tokenizer import read_tokenizer
-
-    import smolexport_to_gguf as gguf
 
     tokenizer = read_tokenizer(demo_checkpoint(), 49152)
     plan = gguf.plan(load_spec(PUBLISHED["SmolLM2-135M"]), tokenizer, "q4_k", name="x")

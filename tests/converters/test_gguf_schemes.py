@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from smolexport.arch import load_spec
 from smolexport.errors import UsageError
 from smolexport.quant import FORMATS
@@ -18,7 +19,6 @@ from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.metadata import model_metadata, rope_factors
 from smolexport_to_gguf.schemes import ALIASES, SCHEMES, find_scheme
-
 from tests.converters.llama_quantize import oracle
 from tests.core.published_configs import PUBLISHED, SMOLLM2, sized
 

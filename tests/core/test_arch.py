@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from smolexport.arch import architectures, load_spec
 from smolexport.errors import ConfigError
 from smolexport.spec import ModelSpec
-
 from tests.core.published_configs import LLAMA32, PARAMETERS, PUBLISHED, QWEN3, SMOLLM2, SMOLLM3, sized
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -168,7 +168,7 @@ def test_what_is_not_understood_is_named(change: dict[str, Any], said: str) -> N
 @pytest.mark.parametrize("change", [{"use_sliding_window": True}, {"layer_types": ["sliding_attention"] * 4}])
 @pytest.mark.parametrize("name", ["smollm3", "qwen2", "qwen3"])
 def test_windows_are_refused(name: str, change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="window|layer_types"):
+    with pytest.raises(ConfigError, match=r"window|layer_types"):
         load_spec(TINY[name] | change)
 
 

@@ -1,0 +1,83 @@
+"""The command line explains itself, and bad usage is one line with exit code 2."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from smolexport.cli.app import build
+from tests.cli.commands import assert_refused, call, run
+
+COMMANDS = ("gguf", "compare", "generate", "inspect", "list", "demo")
+
+
+def parameters(command: str) -> list[Any]:
+    return [p for p in build().commands[command].params if p.name != "help"]
+
+
+def test_without_arguments_it_teaches() -> None:
+    outcome = call()
+    assert outcome.code == 0
+    assert outcome.out.startswith("Usage: smolexport")
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +\w", outcome.out, re.MULTILINE), command
+    assert outcome.err == ""
+    assert call("--help").out == outcome.out
+
+
+def test_version() -> None:
+    assert call("--version").out == f"smolexport {version('smolexport')}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str) -> None:
+    outcome = call(command, "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"Usage: smolexport {command}")
+    about = outcome.out.split("Arguments:")[0].split("Options:")[0]
+    assert len(about.splitlines()) >= 4, "says what it does, in more than a name"
+    for parameter in parameters(command):
+        names = [n for n in parameter.opts if n.startswith("--")] or [parameter.name]
+        assert names[0] in outcome.out
+        assert parameter.help, f"{command} {names[0]} has no help"
+        assert parameter.help.rstrip().endswith("."), f"{command} {names[0]}: {parameter.help}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_everywhere(command: str) -> None:
+    assert any("--json" in p.opts for p in parameters(command))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["ggguf"], "No such command 'ggguf'"),
+        (["gguf"], "Missing argument"),
+        (["gguf", "x", "--bogus"], "No such option: --bogus"),
+        (["gguf", "x", "y"], "unexpected extra argument"),
+        (["gguf", "x", "--threads", "0"], "'--threads'"),
+        (["gguf", "x", "--threads", "many"], "'--threads'"),
+        (["gguf", "x", "--quant"], "requires an argument"),
+        (["gguf", "x", "--quant", "q4"], "--quant q4: GGUF has no such scheme; did you mean 'q4_"),
+        (["list", "onxx"], "no converter for the format 'onxx'; installed: gguf"),
+        (["compare", "x"], "Missing argument"),
+        (["inspect"], "Missing argument"),
+        (["inspect", "nothing.gguf"], "nothing.gguf: no such file"),
+        (["generate", "nothing.gguf", "Once"], "nothing.gguf: no such folder"),
+        (["generate", "x"], "Missing argument"),
+        (["compare", "nothing", "nothing.gguf"], "nothing: no such folder"),
+        (["compare", "x", "y", "--min-top1", "2"], "'--min-top1'"),
+        (["compare", "x", "y", "--max-kld", "-1"], "'--max-kld'"),
+    ],
+)
+def test_bad_usage(argv: list[str], said: str) -> None:
+    assert_refused(call(*argv), said)
+
+
+def test_the_installed_entry_point() -> None:
+    outcome = run("--version")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"smolexport {version('smolexport')}\n", "")
+    assert_refused(run("nonsense"), "No such command 'nonsense'")

@@ -1,0 +1,124 @@
+"""`generate`, `compare` and `demo` on real runtimes; the numbers themselves are tested in tests/parity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smolexport import plugins
+from tests.cli.commands import assert_refused, call, run
+
+needs_runtimes = pytest.mark.skipif(
+    any(plugins.missing(name) for name in ("torch", "llamacpp")), reason="torch or llama.cpp is not installed"
+)
+TEXT = "the quick brown fox jumps over the lazy dog and runs away from it " * 40
+FEW = ("--window", "64", "--max-windows", "2", "--greedy-tokens", "8", "--repetitions", "1", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("words") / "words.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@needs_runtimes
+def test_generate_streams_text_on_stdout(exported: Path) -> None:
+    outcome = run("generate", exported, "Once upon", "-n", "12", "--threads", "1")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.endswith("\n")
+    assert outcome.err.startswith("llama.cpp: ")
+    assert len(outcome.err.splitlines()) == 1
+    assert "tokens/s" in outcome.err
+    again = call("generate", exported, "-", "-n", "12", "--threads", "1", stdin="Once upon")
+    assert again.out == outcome.out
+
+
+@needs_runtimes
+def test_generate_json_and_sampling(exported: Path, tiny: Path) -> None:
+    for model in (exported, tiny):
+        options = ("-n", "6", "-t", "0.8", "--top-k", "20", "--seed", "5", "--threads", "1", "--json")
+        one, two = (json.loads(call("generate", model, "Once", *options).out) for _ in range(2))
+        assert one["text"] == two["text"]
+        assert one["tokens"] == two["tokens"]
+        assert 1 <= len(one["tokens"]) <= 6
+        assert one["stop_reason"] in ("max_tokens", "stop_token")
+        assert set(one["speed"]) == {"ttft_ms", "prefill_tok_s", "decode_tok_s"}
+
+
+@needs_runtimes
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-t", "-1"), "temperature"),
+        (("--top-p", "2"), "top_p"),
+        (("--repetition-penalty", "0"), "repetition_penalty"),
+        (("-n", "-1"), "max_tokens"),
+        (("--context", "100000"), "context = 100000"),
+        (("--context", "4"), "exceed"),
+    ],
+)
+def test_generate_refuses_nonsense(options: tuple[str, ...], said: str, exported: Path) -> None:
+    assert_refused(call("generate", exported, "Once upon a time there was", *options, "--threads", "1"), said)
+
+
+def test_generate_on_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"nonsense")
+    assert_refused(call("generate", tmp_path / "x.gguf", "Once"), tmp_path / "x.gguf", "none of the known formats")
+
+
+@needs_runtimes
+def test_compare_json_has_the_published_shape(tiny: Path, exported: Path, words: Path) -> None:
+    outcome = call("compare", tiny, exported, "--text", words, "--json", "--max-kld", "1", *FEW)
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    assert set(result) >= {"reference", "candidates", "passed"}
+    assert result["passed"] is True
+    [row] = result["candidates"]
+    assert set(row) >= {
+        "path", "format", "scheme", "runtime", "bytes", "bits_per_weight", "kld", "top1_agreement", "perplexity",
+        "perplexity_ratio", "greedy", "speed", "peak_rss_bytes",
+    }  # fmt: skip
+    assert set(row["kld"]) >= {"mean", "median", "p99", "max"}
+    assert set(row["greedy"]) >= {"tokens", "first_divergence"}
+    assert set(row["speed"]) >= {"ttft_ms", "prefill_tok_s", "decode_tok_s"}
+    assert (row["path"], row["format"], row["scheme"]) == (str(exported), "gguf", "q8_0")
+    assert row["bytes"] == exported.stat().st_size
+    assert 0 < row["kld"]["mean"] < 0.05
+
+
+@needs_runtimes
+def test_compare_exits_with_1_when_a_threshold_is_missed(tiny: Path, words: Path, tmp_path: Path) -> None:
+    rough = tmp_path / "rough.gguf"
+    call("gguf", tiny, "-q", "q4_0", "-o", rough)
+    limits = ("--max-kld", "0.0000001", "--min-top1", "0", "--greedy-tokens", "0", "--repetitions", "0")
+    outcome = call("compare", tiny, rough, "--text", words, *FEW, *limits)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert "rough" in outcome.out
+
+
+@needs_runtimes
+def test_compare_refuses_text_that_is_none(tiny: Path, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "short").write_text("the")
+    assert_refused(call("compare", tiny, exported, "--text", tmp_path / "binary"), "is not UTF-8 text")
+    assert_refused(call("compare", tiny, exported, "--text", tmp_path / "nothing"), "No such file")
+    assert_refused(call("compare", tiny, exported, "--text", tmp_path / "short", *FEW), "token")
+
+
+def test_path_of_the_demo(demo: Path) -> None:
+    assert call("demo", "--path").out == f"{demo}\n"
+
+
+@needs_runtimes
+def test_demo_keeps_its_files(demo: Path, tmp_path: Path) -> None:
+    """The main job in one command: two files, both close enough to bf16 for exit code 0."""
+    outcome = call("demo", "-o", tmp_path, "--json")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    assert result["passed"] is True
+    assert [c["scheme"] for c in result["candidates"]] == ["q8_0", "q4_k_m"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo-q4_k_m.gguf", "demo-q8_0.gguf"]

@@ -1,0 +1,102 @@
+"""Converters and runtimes are found by their names alone, strangers' ones too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from smolexport import plugins
+from smolexport.errors import FileFormatError, MissingDependencyError, SmolexportError, UsageError
+from tests.cli.commands import call, tiny_checkpoint
+
+
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the import path with somebody else's converter and runtime."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "smolexport_to_nothing.py").write_text(
+        dedent("""
+        from smolexport_to_gguf import SCHEMES, check, plan, find_scheme
+        FORMAT, SUFFIX, DEFAULT = "nothing", ".nothing", "f16"
+        def write(plan, checkpoint, path, *, threads=None, force=False, progress=None):
+            path.write_bytes(b"NOTHING")
+            return [path]
+        def recognises(path):
+            return path.is_file() and path.read_bytes()[:7] == b"NOTHING"
+        def describe(path):
+            raise NotImplementedError
+        """)
+    )
+    (site / "smolexport_on_nothing.py").write_text(
+        dedent("""
+        NAME, READS, NEEDS, INSTALL = "Nothing", "nothing", ("a_library_that_is_not",), "pip install nothing"
+        def version(): return "0"
+        def open(path, *, threads=None, context=None): raise NotImplementedError
+        """)
+    )
+    monkeypatch.syspath_prepend(site)
+    yield site
+    for name in ("smolexport_to_nothing", "smolexport_on_nothing"):
+        sys.modules.pop(name, None)
+
+
+def test_ours() -> None:
+    assert "gguf" in plugins.converters()
+    assert {"llamacpp", "torch"} <= set(plugins.runtimes())
+    assert plugins.converter("gguf").FORMAT == "gguf"
+    assert plugins.adapter("llamacpp").READS == "gguf"
+
+
+@pytest.mark.parametrize("name", ["", "onxx", "../gguf", "gguf.container", "gguf "])
+def test_unknown_names_list_the_known(name: str) -> None:
+    with pytest.raises(UsageError, match=r"installed: .*gguf"):
+        plugins.converter(name)
+    with pytest.raises(UsageError, match=r"installed: .*llamacpp"):
+        plugins.runtime(name)
+
+
+def test_a_stranger_is_found(strangers: Path, tmp_path: Path) -> None:
+    assert "nothing" in plugins.converters()
+    assert "nothing" in plugins.runtimes()
+    target = tmp_path / "x.nothing"
+    outcome = call("nothing", tiny_checkpoint(tmp_path), "-o", target)
+    assert (outcome.code, outcome.out) == (0, f"{target}\n")
+    assert plugins.converter_for(target).FORMAT == "nothing"
+    listing = call("list").out
+    assert "nothing: schemes for `smolexport nothing CHECKPOINT" in listing
+    assert "needs a_library_that_is_not: pip install nothing" in listing
+
+
+def test_a_missing_library_is_one_line_with_the_remedy(strangers: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.nothing").write_bytes(b"NOTHING")
+    with pytest.raises(MissingDependencyError) as caught:
+        plugins.runtime_for(tmp_path / "x.nothing")
+    assert str(caught.value) == "the runtime Nothing needs a_library_that_is_not: pip install nothing"
+    outcome = call("generate", tmp_path / "x.nothing", "Once")
+    assert (outcome.code, outcome.err) == (2, f"smolexport: {caught.value}\n")
+
+
+def test_files_are_recognised_by_content(tmp_path: Path) -> None:
+    (tmp_path / "wrong.txt").write_bytes(b"GGUF and more")
+    assert plugins.converter_for(tmp_path / "wrong.txt").FORMAT == "gguf"
+    (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04")
+    with pytest.raises(FileFormatError, match=r"model\.gguf: is none of the known formats \(.*gguf"):
+        plugins.converter_for(tmp_path / "model.gguf")
+    with pytest.raises(FileFormatError, match="no such file"):
+        plugins.converter_for(tmp_path / "nothing")
+    with pytest.raises(SmolexportError, match="none of the known formats"):
+        plugins.runtime_for(tmp_path)
+
+
+def test_a_checkpoint_folder_plays_on_torch(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    if plugins.missing("torch"):
+        with pytest.raises(MissingDependencyError, match="torch"):
+            plugins.runtime_for(folder)
+    else:
+        assert plugins.runtime_for(folder).NAME == "torch"

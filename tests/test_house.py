@@ -1,0 +1,231 @@
+"""The house rules: which floor may stand on which, what a file may hold, what an import may cost.
+
+Floors, ground first; a module imports from its own floor or a lower one.  Converters and runtimes stand on the core
+and are found by their names; nothing in the core names them.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smolexport.arch import architectures
+from tests.children import python
+from tests.cli.commands import SOURCES, START, tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "mlx", "mlx_lm", "llama_cpp", "coremltools", "tensorflow"}
+# The first matching prefix decides.
+FLOORS = (
+    ("smolexport.cli", 6),
+    ("smolexport.face", 5),
+    ("smolexport.parity", 5),
+    ("smolexport.convert", 4),
+    ("smolexport.plugins", 4),
+    ("smolexport.generation", 3),
+    ("smolexport.converter", 3),
+    ("smolexport.stream", 3),
+    ("smolexport.plan", 2),
+    ("smolexport.output", 2),
+    ("smolexport.description", 2),
+    ("smolexport.runtime", 2),
+    ("smolexport.sampling", 2),
+    ("smolexport.checkpoint", 2),
+    ("smolexport.tokenizer", 2),
+    ("smolexport.arch", 1),
+    ("smolexport.quant", 1),
+    ("smolexport.spec", 1),
+    ("smolexport.rope", 0),
+    ("smolexport.errors", 0),
+    ("smolexport.demo", 0),
+)
+FREE = ("smolexport.testing",)  # for tests: may use anything
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Module name -> file, of all product code."""
+    found = {}
+    for base in (ROOT, ROOT / "converters", ROOT / "runtimes"):
+        packages = [p for p in base.iterdir() if p.name.startswith("smolexport") and (p / "__init__.py").exists()]
+        for path in (file for package in packages for file in package.rglob("*.py")):
+            name = ".".join(path.relative_to(base).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(modules()[name].read_text(encoding="utf-8"))
+
+
+def imports(name: str, *, top_level: bool = False) -> Iterator[str]:
+    """Names of the modules that a module imports; at its top level only, or anywhere but under TYPE_CHECKING."""
+    for node in walk(tree(name), top_level):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}: relative import in line {node.lineno}"
+            base = node.module or ""
+            yield from (f"{base}.{a.name}" if f"{base}.{a.name}" in modules() else base for a in node.names)
+
+
+def walk(node: ast.AST, top_level: bool) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if top_level and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        yield child
+        yield from walk(child, top_level)
+
+
+def floor(name: str) -> int:
+    return next((level for prefix, level in FLOORS if name == prefix or name.startswith(prefix + ".")), 99)
+
+
+CORE = sorted(n for n in modules() if n.split(".")[0] == "smolexport")
+ADAPTERS = sorted(set(modules()) - set(CORE))
+
+
+def test_there_is_a_house() -> None:
+    assert len(CORE) > 50
+    assert {"smolexport_to_gguf", "smolexport_on_torch", "smolexport_on_llamacpp"} <= set(ADAPTERS)
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_module_keeps_its_floor(name: str) -> None:
+    if name.startswith(FREE):
+        return
+    for target in imports(name):
+        package = target.split(".")[0]
+        assert not package.startswith(("smolexport_to_", "smolexport_on_")), f"the core names {target}"
+        assert package not in HEAVY, f"the core imports {target}"
+        if package == "smolexport" and name != "smolexport" and target != "smolexport":
+            assert floor(name) < 99, f"{name} has no floor: add it to FLOORS"
+            # `find_checkpoint("demo")` and the default text are the two doors downstairs.
+            assert floor(target) <= floor(name), (
+                f"{name} (floor {floor(name)}) imports {target} (floor {floor(target)})"
+            )
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_do_not_know_each_other(name: str) -> None:
+    own = name.split(".", maxsplit=1)[0]
+    for target in imports(name):
+        package = target.split(".")[0]
+        assert not package.startswith("smolexport_") or package == own, f"{name} imports {target}"
+        if own.startswith("smolexport_to_"):
+            assert package not in HEAVY - {"onnx", "mlx"}, f"{name} imports {target}"
+            assert not target.startswith(("smolexport.cli", "smolexport.parity", "smolexport.convert.")), target
+
+
+def test_no_cycles_at_module_level() -> None:
+    edges = {n: {t for t in imports(n, top_level=True) if t in modules() and t != n} for n in modules()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for target in edges[name]:
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_file(name: str) -> None:
+    """Length, functions, docstring, forbidden words, order of `__all__`."""
+    text = modules()[name].read_text(encoding="utf-8")
+    assert text.count("\n") <= 400, f"{name} has {text.count(chr(10))} lines"
+    private = any(part.startswith("_") for part in name.split("."))
+    assert private or ast.get_docstring(tree(name)), f"{name} has no docstring"
+    product = not name.startswith(FREE)
+    for node in ast.walk(tree(name)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 50, f"{name}.{node.name} has {length} lines"
+        if isinstance(node, ast.Assert):
+            assert not product, f"{name}: assert in line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            assert name == "smolexport.cli", f"{name}: print in line {node.lineno}"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            names = ast.literal_eval(node.value)
+            order = sorted(names, key=lambda n: (not n.isupper(), not n[:1].isupper(), n))
+            assert names == order, f"{name}.__all__ should be {order}"
+
+
+def test_every_package_is_typed() -> None:
+    for base in (
+        ROOT / "smolexport",
+        *(ROOT / "converters").glob("smolexport_*"),
+        *(ROOT / "runtimes").glob("smolexport_*"),
+    ):
+        assert (base / "py.typed").is_file(), f"{base.name} lacks py.typed"
+
+
+@pytest.mark.parametrize("model_type", architectures())
+def test_gguf_knows_every_architecture(model_type: str) -> None:
+    from smolexport_to_gguf.architectures import ROWS
+
+    assert model_type in ROWS, f"add a row for '{model_type}' to converters/smolexport_to_gguf/architectures.py"
+    assert modules()[f"smolexport.arch.{model_type}"].read_text(encoding="utf-8").count("\n") <= 80
+
+
+BLOCK = """
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is walled off")
+sys.meta_path.insert(0, Wall())
+"""
+
+
+def test_converting_needs_no_runtime(tmp_path: Path) -> None:
+    """A fresh interpreter in which none of the heavy libraries can be imported exports a checkpoint."""
+    wide: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    folder = tiny_checkpoint(tmp_path, **wide)
+    code = BLOCK.format(blocked=HEAVY) + (
+        "import smolexport, sys\n"
+        "for quant in ('q8_0', 'q4_k'):\n"
+        "    done = smolexport.export('gguf', sys.argv[1], sys.argv[2] + quant, quant=quant)\n"
+        "    print(smolexport.inspect(done.path).scheme)\n"
+    )
+    assert python(code, str(folder), str(tmp_path / "x-")).split() == ["q8_0", "q4_k_m"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import smolexport",
+        "from smolexport.cli.app import build; build()",
+        "import sys; sys.argv[1:] = ['gguf', '--help']\n"
+        "try:\n    from smolexport.cli import main; main()\nexcept SystemExit: pass",
+    ],
+)
+def test_imports_stay_light(code: str) -> None:
+    loaded = set(python(f"{code}\nimport sys; print('\\n', *sys.modules)").split())
+    assert not loaded & (HEAVY | {"numba", "tokenizers", "huggingface_hub", "safetensors", "rich.progress"})
+
+
+def test_nothing_tells_where_it_was_made() -> None:
+    """No absolute path of a workplace and no issue number in anything that is shipped."""
+    pattern = re.compile(r"/work/|/root/|/home/\w+/|\bissue #?\d+\b|\bTODO\b|\bFIXME\b|\bXXX\b")
+    for name, path in modules().items():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert not pattern.search(line), f"{name}:{number}: {line.strip()}"
+
+
+def test_the_child_processes_of_tests_import_this_tree() -> None:
+    assert str(ROOT / "converters") in SOURCES
+    assert START[1] == "-c"
+    assert python("import smolexport; print(smolexport.__file__)").strip() == str(ROOT / "smolexport" / "__init__.py")

@@ -1,0 +1,31 @@
+"""Never run, only type-checked: the public interface as a user's code would use it, and the modules as protocols."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import smolexport
+import smolexport_on_llamacpp
+import smolexport_on_torch
+import smolexport_to_gguf
+from smolexport.converter import Converter
+from smolexport.plan import Plan
+from smolexport.runtime import Runtime, Session
+
+gguf: Converter = smolexport_to_gguf
+llamacpp: Runtime = smolexport_on_llamacpp
+torch: Runtime = smolexport_on_torch
+
+done: smolexport.Export = smolexport.export("gguf", "owner/name", quant="q8_0", strict=True, threads=2)
+path: Path = done.path
+plan: Plan = done.plan
+found: smolexport.Description = smolexport.inspect(path)
+bits: float = found.bits_per_weight
+text: str = smolexport.generate(path, "Once", sampling=smolexport.Sampling(temperature=0.7)).text
+result: smolexport.Comparison = smolexport.compare("demo", [path], dtype="f32")
+passed: bool = result.passed
+spec: smolexport.ModelSpec = smolexport.load_spec({"model_type": "llama"})
+
+with torch.open(path, threads=1) as session:
+    opened: Session = session
+    width: int = session.append([1, 2, 3]).shape[-1]
