@@ -119,6 +119,14 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [b, s, v] of `tokens` [b, s]."""
+        return self.head(self.hidden(tokens))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [b, s, v] of the last hidden state [b, s, h]."""
+        return F.linear(hidden, self.embed_tokens.weight)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Normed last hidden state [b, s, h] of `tokens` [b, s]."""
         d, s = self.shape.head_dim, tokens.shape[1]
         inverse = self.shape.rope_theta ** (-torch.arange(0, d, 2, dtype=torch.float32) / d)
         angles = torch.arange(s, dtype=torch.float32)[:, None] * inverse
@@ -126,4 +134,4 @@ class Decoder(nn.Module):
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin)
-        return F.linear(self.norm(x), self.embed_tokens.weight)
+        return self.norm(x)

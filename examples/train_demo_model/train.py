@@ -41,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--z-loss", type=float, default=0.0, help="weight of log(Z)^2: keeps logits near 0, where bf16 is fine"
     )
+    parser.add_argument("--outlier-loss", type=float, default=0.0, help="weight of the last hidden state's 4th power")
     return parser.parse_args()
 
 
@@ -91,10 +92,11 @@ def train(args: argparse.Namespace, shape: Shape, stream: np.ndarray, report) ->
     @torch.compile(dynamic=False)
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(batch[:, :-1])
-        flat = logits.float().flatten(0, 1)
-        loss = F.cross_entropy(flat, batch[:, 1:].flatten())
-        return loss + args.z_loss * flat.logsumexp(-1).square().mean()
+            hidden = model.hidden(batch[:, :-1])
+            logits = model.head(hidden).float().flatten(0, 1)
+        loss = F.cross_entropy(logits, batch[:, 1:].flatten())
+        near_zero, flat = logits.logsumexp(-1).square().mean(), hidden.float().pow(4).mean()
+        return loss + args.z_loss * near_zero + args.outlier_loss * flat
 
     recent = 0.0
     for step, batch in enumerate(batches(stream, args.steps, args.seed)):

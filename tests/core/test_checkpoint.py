@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from smolexport.arch import architectures
 from smolexport.checkpoint import find_checkpoint, open_checkpoint
-from smolexport.errors import CheckpointError
+from smolexport.errors import CheckpointError, UsageError
 from smolexport.spec import Role
 from smolexport.testing.checkpoints import random_tensors, write_safetensors
 from tests.cli.commands import tiny_checkpoint
