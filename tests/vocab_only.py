@@ -77,12 +77,10 @@ class LlamaVocab:
 @contextmanager
 def opened(spec: TokenizerSpec, folder: Path) -> Iterator[LlamaVocab]:
     """Write `spec` into `folder` and let llama.cpp load it."""
-    import llama_cpp
+    from smolexport_on_llamacpp._library import library
 
+    llama_cpp = library()  # with the one log listener that a process can have
     path = write_vocabulary(spec, folder / "vocabulary.gguf")
-    llama_cpp.llama_backend_init()
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     parameters = llama_cpp.llama_model_default_params()
     parameters.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
@@ -91,4 +89,3 @@ def opened(spec: TokenizerSpec, folder: Path) -> Iterator[LlamaVocab]:
         yield LlamaVocab(llama_cpp, llama_cpp.llama_model_get_vocab(model))
     finally:
         llama_cpp.llama_model_free(model)
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), ctypes.c_void_p(0))

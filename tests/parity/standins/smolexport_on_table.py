@@ -15,6 +15,8 @@ from smolexport.errors import ContextOverflowError, FileFormatError, SessionClos
 
 NAME = "table"
 READS = "table"
+NEEDS = ()
+INSTALL = ""
 OPENED: list[dict[str, object]] = []
 
 
