@@ -15,7 +15,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-HELD_OUT_BYTES = 12_000
 BOS, EOS, PAD = 1, 2, 2
 
 
@@ -52,8 +51,8 @@ def config_of(shape: Shape) -> dict[str, Any]:
     return config
 
 
-def write_checkpoint(folder: Path, model: Decoder, tokenizer: Tokenizer, held_out: str) -> None:
-    """Config, generation config, tokenizer, bf16 weights and a few kB of held-out text into `folder`."""
+def write_checkpoint(folder: Path, model: Decoder, tokenizer: Tokenizer, excerpt: str) -> None:
+    """Config, generation config, tokenizer, bf16 weights and an excerpt of the held-out text into `folder`."""
 
     def write(name: str, content: dict[str, Any]) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -77,11 +76,4 @@ def write_checkpoint(folder: Path, model: Decoder, tokenizer: Tokenizer, held_ou
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     state = {f"model.{k}": v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    # The held-out text is the end of many books; a stretch from the middle of it crosses a few of them.
-    paragraphs, size, kept = held_out.split("\n"), 0, []
-    for paragraph in paragraphs[len(paragraphs) // 2 :]:
-        if size >= HELD_OUT_BYTES:
-            break
-        kept.append(paragraph)
-        size += len(paragraph.encode()) + 1
-    (folder / "held_out.txt").write_text("\n".join(kept) + "\n")
+    (folder / "held_out.txt").write_text(excerpt)

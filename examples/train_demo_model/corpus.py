@@ -106,3 +106,16 @@ def token_stream(tokenizer: Tokenizer, books: list[Book], chat_share: float, see
 def held_out_text(books: list[Book]) -> str:
     """The paragraphs that no training step sees, book after book."""
     return "\n".join(p for b in books for p in b.held_out)
+
+
+def held_out_excerpt(books: list[Book], every: int = 4, size: int = 2200) -> str:
+    """A sample of the held-out text: from every fourth book the first paragraphs of that part, some `size` bytes."""
+    kept = []
+    for book in books[::every]:
+        left = size
+        for paragraph in book.held_out:
+            if left <= 0:
+                break
+            kept.append(paragraph)
+            left -= len(paragraph.encode()) + 1
+    return "\n".join(kept) + "\n"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from checkpoint import write_checkpoint
-from corpus import held_out_text, read_books, token_stream, train_tokenizer
+from corpus import held_out_excerpt, held_out_text, read_books, token_stream, train_tokenizer
 from model import Decoder, Shape
 from muon import Muon
 from safetensors.torch import load_file
@@ -142,7 +142,7 @@ def main() -> None:
     model = train(args, shape, stream, report).bfloat16().float()
     final = bits_per_byte(model, tokenizer, held)
     print(json.dumps({"final": "bf16 weights", "held_out_bits_per_byte": round(final, 4)}), file=log, flush=True)
-    write_checkpoint(args.out, model, tokenizer, held)
+    write_checkpoint(args.out, model, tokenizer, held_out_excerpt(books))
 
 
 if __name__ == "__main__":
