@@ -31,7 +31,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python tests/benchmarks/quant_kernels.py
+	$(BIN)/python -m tests.benchmarks.quant_kernels
 
 $(VENV)/.run: pyproject.toml .ci/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -16,6 +16,8 @@ from smolexport.spec import Tensor
 
 __all__ = ["Entry", "InterleaveHeads", "Plan"]
 
+SMALLEST_BLOCK = 32  # of all quantized formats
+
 
 @dataclass(frozen=True)
 class InterleaveHeads:
@@ -120,14 +122,14 @@ class Plan:
 
     def fallback_lines(self) -> list[str]:
         """One line per kind of fall-back: how many tensors, from what to what, and why."""
-        groups: dict[tuple[str, str, int], int] = {}
+        groups: dict[tuple[BlockFormat, BlockFormat, int], int] = {}
         for e in self.fallbacks:
             if e.wanted is not None:
-                key = (e.wanted.name, e.format.name, e.shape[-1])
+                key = (e.wanted, e.format, e.shape[-1])
                 groups[key] = groups.get(key, 0) + 1
         return [
-            f"{count} tensors: rows of {columns} are no multiple of {_block(self.fallbacks, wanted)}: "
-            f"{got} instead of {wanted}"
+            f"{count} tensor{'s' * (count > 1)}: rows of {columns} are no multiple of {_unmet(wanted, columns)}: "
+            f"{got.name} instead of {wanted.name}"
             for (wanted, got, columns), count in groups.items()
         ]
 
@@ -156,8 +158,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def _block(entries: tuple[Entry, ...], wanted: str) -> int:
-    return next(e.wanted.block for e in entries if e.wanted and e.wanted.name == wanted)
+def _unmet(wanted: BlockFormat, columns: int) -> int:
+    """The block that a row does not fill: the wanted format's, or 32 when it does not even fill that."""
+    return wanted.block if columns % SMALLEST_BLOCK == 0 else SMALLEST_BLOCK
 
 
 def _shown(value: Any) -> str:

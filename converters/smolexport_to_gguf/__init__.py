@@ -105,7 +105,7 @@ def _advice(spec: ModelSpec, scheme: Scheme, made: Plan) -> list[str]:
         return []
     bits = {
         name: Plan(FORMAT, "", name, _entries(spec, SCHEMES[name])).bits_per_weight
-        for name in ("q4_0", "iq4_nl", "q8_0")
+        for name in ("q4_0", "iq4_nl", "q8_0", "f16")
     }
     better = ", ".join(f"{n} ({bits[n]:.2f} bits)" for n in better_schemes(scheme, made.bits_per_weight, bits))
     return [

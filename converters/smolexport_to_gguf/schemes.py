@@ -177,12 +177,14 @@ def find_scheme(name: str) -> Scheme:
 
 
 def better_schemes(scheme: Scheme, bits: float, sizes: Mapping[str, float]) -> list[str]:
-    """Schemes worth taking instead when most tensors of `scheme` fall back: all blocks of 32, by size.
+    """Schemes worth taking instead when most tensors of `scheme` fall back: smaller ones, and the finer q8_0.
 
     Args:
         scheme: the scheme that falls back.
         bits: its effective bits per weight.
-        sizes: effective bits per weight of the candidates.
+        sizes: effective bits per weight of the candidates, f16 among them.
     """
     smaller = [name for name in ("q4_0", "iq4_nl") if name != scheme.name and sizes[name] < bits]
-    return [*smaller, "q8_0"] if scheme.name != "q8_0" else smaller
+    finer = ["q8_0"] if scheme.name != "q8_0" and bits < sizes["q8_0"] < sizes["f16"] else []
+    # Where no row fits a block of 32, every scheme is f16 under another name.
+    return [*smaller, *finer] or ["f16"]

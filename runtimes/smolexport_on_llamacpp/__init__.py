@@ -16,7 +16,7 @@ __all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
 NAME = "llama.cpp"
 READS = "gguf"
 NEEDS = ("llama_cpp",)
-INSTALL = "pip install 'smolexport[llamacpp]'"
+INSTALL = "pip install llama-cpp-python"
 
 
 def version() -> str:

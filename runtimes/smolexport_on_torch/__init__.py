@@ -22,7 +22,7 @@ __all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
 NAME = "torch"
 READS = "checkpoint"
 NEEDS = ("torch", "transformers")
-INSTALL = "pip install 'smolexport[torch]'"
+INSTALL = "pip install torch transformers"
 
 
 def version() -> str:

@@ -11,14 +11,13 @@ from smolexport.plugins import converters
 
 __all__ = ["build"]
 
-HELP = """Small language models out of Python: a Hugging Face checkpoint becomes a file for phones, laptops and
-browsers, and every file is held against the bf16 original.
+HELP = """Small language models out of Python: a Hugging Face checkpoint becomes a quantized file, and every file is
+held against the bf16 original.
 
-    smolexport gguf HuggingFaceTB/SmolLM2-135M-Instruct --quant q8_0
-
-    smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct SmolLM2-135M-Instruct-q8_0.gguf
-
-    smolexport demo
+\b
+smolexport gguf HuggingFaceTB/SmolLM2-135M-Instruct --quant q8_0
+smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct *.gguf
+smolexport demo
 """
 
 
@@ -27,12 +26,14 @@ def build() -> Any:
     app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_root)
     for name in converters():
-        app.command(name, help=export.help_of(name))(export.command_for(name))
-    app.command("compare")(compare.command)
-    app.command("generate")(generate.command)
-    app.command("inspect")(inspect.command)
-    app.command("list")(listing.command)
-    app.command("demo")(demo.command)
+        app.command(name, help=export.help_of(name), short_help=f"Export a checkpoint to {name.upper()}.")(
+            export.command_for(name)
+        )
+    app.command("compare", short_help="Hold exported files against their checkpoint.")(compare.command)
+    app.command("generate", short_help="Continue a text with a file or a checkpoint.")(generate.command)
+    app.command("inspect", short_help="Show what an exported file holds.")(inspect.command)
+    app.command("list", short_help="List schemes, architectures and runtimes.")(listing.command)
+    app.command("demo", short_help="Do all of it with the embedded model, offline.")(demo.command)
     return typer.main.get_command(app)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-SCHEMES = ("q8_0", "q4_k")
+SCHEMES = ("q8_0", "q4_k_m")
 PROMPT = "The old man opened the door and"
 LIMITS = {"q8_0": (0.001, 0.98), "q4_k_m": (0.01, 0.92)}
 
@@ -22,6 +22,7 @@ LIMITS = {"q8_0": (0.001, 0.98), "q4_k_m": (0.01, 0.92)}
 def command(
     path: Annotated[bool, typer.Option("--path", help="Only print the folder of the embedded checkpoint.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the exported files in this folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files there.")] = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -39,10 +40,13 @@ def command(
     with tempfile.TemporaryDirectory(prefix="smolexport-demo-") as scratch:
         folder = out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        files = [_export(scheme, folder, threads) for scheme in SCHEMES]
+        files = [_export(scheme, folder, threads, force=out is None or force) for scheme in SCHEMES]
         lacking = _lacking()
         if lacking:
-            say("exported; to play and compare the files install the runtimes:\n  " + "\n  ".join(lacking))
+            kept = f"in {out}" if out else "into a temporary folder (keep them with -o FOLDER)"
+            say(f"exported {kept}; to play and compare the files install the runtimes:\n  " + "\n  ".join(lacking))
+            if json:
+                print_json({"candidates": [], "missing": lacking, "passed": True})
             return
         result = _compare(files, threads, quiet=json)
         verdicts = _verdicts(result)
@@ -58,14 +62,14 @@ def command(
         raise typer.Exit(1)
 
 
-def _export(scheme: str, folder: Path, threads: int | None) -> Path:
+def _export(scheme: str, folder: Path, threads: int | None, *, force: bool) -> Path:
     from smolexport import convert
     from smolexport.demo import demo_checkpoint
 
     job = convert.prepare("gguf", demo_checkpoint(), folder / f"demo-{scheme}.gguf", quant=scheme, name="demo")
     say(job.plan.summary())
     with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
-        return convert.write(job, force=True, threads=threads, progress=advance).path
+        return convert.write(job, force=force, threads=threads, progress=advance).path
 
 
 def _lacking() -> list[str]:

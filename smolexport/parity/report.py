@@ -182,11 +182,11 @@ def _accuracy_table(comparison: Comparison) -> Table:
     )
     reference = comparison.reference
     own = _cell(reference.perplexity, "{:.4g}")
-    table.add_row(_label(reference.model, reference=True), *[_ABSENT] * 5, own, _ABSENT, _ABSENT)
+    table.add_row(_label(reference.model, comparison), *[_ABSENT] * 5, own, _ABSENT, _ABSENT)
     for result in comparison.candidates:
         accuracy = result.accuracy
         table.add_row(
-            _label(result.model),
+            _label(result.model, comparison),
             _cell(accuracy.kld.mean, "{:.3g}"),
             *(_number(value, "{:.3g}") for value in (accuracy.kld.median, accuracy.kld.p99, accuracy.kld.maximum)),
             _cell(Estimate(100 * accuracy.top1.value, 100 * accuracy.top1.error), "{:.2f}"),
@@ -218,7 +218,7 @@ def _speed_table(comparison: Comparison) -> Table:
         speed = result.speed
         rates = (speed.ttft_ms, speed.prefill_tok_s, speed.decode_tok_s) if speed else (None, None, None)
         table.add_row(
-            _label(result.model, reference=result is reference),
+            _label(result.model, comparison),
             _number(result.model.bytes / 1e6, "{:,.1f}"),
             _number(result.model.bits_per_weight, "{:.2f}"),
             _number(result.load_seconds, "{:.2f}"),
@@ -239,11 +239,16 @@ def _table(title: str, columns: Iterable[str]) -> Table:
     return table
 
 
-def _label(model: Candidate, *, reference: bool = False) -> str:
+def _label(model: Candidate, comparison: Comparison) -> str:
+    """Name and kind; two files of one name are told apart by their folders."""
     from rich.markup import escape
 
+    reference = model is comparison.reference.model
+    names = [result.model.path.name for result in comparison.candidates]
+    twins = not reference and names.count(model.path.name) > 1
+    name = f"{model.path.absolute().parent.name}/{model.path.name}" if twins else model.path.name
     kind = "reference" if reference else model.format
-    return f"{escape(model.path.name)}\n[dim]{escape(f'{kind} {model.scheme}, {model.runtime.NAME}')}[/dim]"
+    return f"{escape(name)}\n[dim]{escape(f'{kind} {model.scheme}, {model.runtime.NAME}')}[/dim]"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from smolexport import plugins
+from smolexport.errors import FileFormatError
+from smolexport.face import generate
 from tests.cli.commands import assert_refused, call, run
 
 needs_runtimes = pytest.mark.skipif(
@@ -69,6 +71,67 @@ def test_generate_on_what_is_no_model(tmp_path: Path) -> None:
     assert_refused(call("generate", tmp_path / "x.gguf", "Once"), tmp_path / "x.gguf", "none of the known formats")
 
 
+@pytest.mark.parametrize("name", ["nope.gguf", "models/nope.gguf", "a/b/nope.gguf", "nope.bin"])
+def test_generate_on_a_missing_file(name: str) -> None:
+    outcome = call("generate", name, "Once")
+    assert_refused(outcome)
+    assert outcome.err == f"smolexport: {name}: no such file\n"
+    with pytest.raises(FileFormatError, match="no such file"):
+        generate(name, "Once")
+
+
+@pytest.mark.parametrize("name", ["nope", "x" * 300 + ".gguf"])
+def test_generate_on_what_could_be_a_folder(name: str) -> None:
+    assert_refused(call("generate", name, "Once"), name, "")
+    assert "no such file\n" not in call("generate", name, "Once").err
+
+
+@needs_runtimes
+def test_the_prompt_on_stdin_is_utf8(exported: Path) -> None:
+    options = ("-n", "4", "--threads", "1", "--json")
+    outcome = call("generate", exported, "-", *options, stdin=b"caf\xe9")
+    assert_refused(outcome, "stdin: is not UTF-8 text (unexpected end of data at byte 3)")
+    outcome = call("generate", exported, "-", *options, stdin="café\r\nau lait\r".encode())
+    assert json.loads(outcome.out)["prompt"] == "café\nau lait\n"
+
+
+SETTINGS = [
+    ("flash_attention=on", "--set flash_attention=on: this option of llama.cpp takes true or false"),
+    ("flash_attention=1", "takes true or false"),
+    ("batch=abc", "--set batch=abc: this option of llama.cpp takes a whole number"),
+    ("batch=--5", "--set batch=--5: this option of llama.cpp takes a whole number"),
+    ("batch=5.5", "takes a whole number"),
+    ("batch=²", "takes a whole number"),
+    ("batch=" + "9" * 5000, "takes a whole number"),
+    ("batch=-5", "batch = -5 should be at least 1"),
+    ("gpu_layers=x", "--set gpu_layers=x: this option of llama.cpp takes a whole number"),
+    ("gpu_layers=TRUE", "--set gpu_layers=true: this option of llama.cpp takes a whole number"),
+    ("gpu_layers=4294967296", "gpu_layers = 4294967296"),
+    ("kv_type=8", "--set kv_type=8: this option of llama.cpp takes text"),
+    ("path=x", "llama.cpp has no such option; it has kv_type, flash_attention, batch, gpu_layers"),
+    ("batch", "should have the form KEY=VALUE"),
+]
+
+
+@needs_runtimes
+@pytest.mark.parametrize(("setting", "said"), SETTINGS)
+def test_settings_of_the_wrong_kind(setting: str, said: str, exported: Path) -> None:
+    assert_refused(call("generate", exported, "Once", "--threads", "1", "--set", setting), said)
+
+
+@needs_runtimes
+def test_settings_that_only_python_can_give(tiny: Path) -> None:
+    outcome = call("generate", tiny, "Once", "--set", "weights=x")
+    assert_refused(outcome, "--set weights: torch has no such option; it has dtype")
+
+
+@needs_runtimes
+@pytest.mark.parametrize("setting", ["flash_attention=False", "batch=7", "gpu_layers=0", "kv_type=f32"])
+def test_settings_that_pass(setting: str, exported: Path) -> None:
+    outcome = call("generate", exported, "Once", "-n", "2", "--threads", "1", "--set", setting)
+    assert outcome.code == 0, outcome.err
+
+
 @needs_runtimes
 def test_compare_json_has_the_published_shape(tiny: Path, exported: Path, words: Path) -> None:
     outcome = call("compare", tiny, exported, "--text", words, "--json", "--max-kld", "1", *FEW)
@@ -97,7 +160,7 @@ def test_compare_exits_with_1_when_a_threshold_is_missed(tiny: Path, words: Path
     outcome = call("compare", tiny, rough, "--text", words, *FEW, *limits)
     assert outcome.code == 1
     assert "Traceback" not in outcome.err
-    assert "rough" in outcome.out
+    assert "MISSED: rough.gguf: " in outcome.out
 
 
 @needs_runtimes

@@ -1,8 +1,8 @@
 """Tensor bytes equal to llama.cpp's two-step path: our f32 (bf16) file through `llama_model_quantize`.
 
-Axes: all schemes x four architectures (rows of 256 and more), the row lengths of 135M and 360M (fall-backs), bf16
-and f32 checkpoints, and a width that is no multiple of 32.  Compared: every tensor's type and bytes, and that the
-tokenizer metadata came through.  Not compared: the order of tensors in the file, which llama.cpp sorts.
+Axes: all schemes x four architectures (rows of 256 and more), the row lengths of 135M and 360M (fall-backs) and, for
+two schemes, of 1.7B; bf16, f16 and f32 checkpoints; a width that is no multiple of 32.  Compared: every tensor's type
+and bytes, and that the tokenizer metadata came through.  Not compared: the order of tensors, which llama.cpp sorts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rows of 360M": ("llama", "bf16", {
         "hidden_size": 960, "intermediate_size": 2560, "num_attention_heads": 15, "num_key_value_heads": 5,
         "num_hidden_layers": 1}),
+    "rows of 1.7B": ("llama", "bf16", {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "num_hidden_layers": 1}),
     "rows of 172": ("llama", "bf16", {"intermediate_size": 172, "num_hidden_layers": 2}),
 }  # fmt: skip
 
@@ -52,8 +55,10 @@ def test_every_tensor_equals_the_two_step_path(case: str, tmp_path: Path) -> Non
     folder = write_checkpoint(tmp_path / "model", model_type, dtype=dtype, seed=5, tokenizer=tokenizer, **overrides)
     # bf16 checkpoints go through a bf16 file, all others through f32.
     wide = export("gguf", folder, tmp_path / "wide.gguf", quant="bf16" if dtype == "bf16" else "f32").path
-    oracle(wide, tmp_path / "theirs.gguf", [s.file_type for s in QUANTIZED])
-    for scheme in QUANTIZED:
+    # One layer of 1.7B is 67 million weights, seconds for the C quantizer: only the scheme that people use there.
+    schemes = [SCHEMES["q4_k_m"], SCHEMES["q8_0"]] if case == "rows of 1.7B" else QUANTIZED
+    oracle(wide, tmp_path / "theirs.gguf", [s.file_type for s in schemes])
+    for scheme in schemes:
         ours = read_gguf(export("gguf", folder, tmp_path / "ours.gguf", quant=scheme.name, force=True).path)
         theirs = read_gguf(tmp_path / f"theirs.gguf.{scheme.file_type}")
         assert set(ours.tensors) == set(theirs.tensors)

@@ -9,6 +9,7 @@ import pytest
 
 import smolexport
 from smolexport.convert import export, prepare
+from smolexport.demo import demo_text
 from smolexport.parity.results import Settings, Thresholds
 from smolexport.testing.checkpoints import write_checkpoint
 from tests.benchmarks import export_memory
@@ -18,15 +19,18 @@ MEMORY_LIMIT = 400e6
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
 @pytest.mark.parametrize("scheme", ["q8_0", "f16"])
-def test_stories260k_stays_itself(scheme: str, shared: Path, tmp_path: Path) -> None:
+def test_stories260k_stays_itself(scheme: str, dtype: str, shared: Path, tmp_path: Path) -> None:
+    """On a story in bf16; and, without the reference's own rounding, on books that it knows nothing of."""
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
     folder = shared / "stories260K" / "hf_bf16"
     done = export("gguf", folder, tmp_path / "stories.gguf", quant=scheme)
     settings = Settings(repetitions=0, memory=False, greedy_tokens=16, threads=1)
     limits = Thresholds(max_kld=0.002)
-    sheet = smolexport.compare(folder, [done.path], text=STORY * 12, settings=settings, thresholds=limits)
+    text = STORY * 12 if dtype == "bf16" else demo_text()
+    sheet = smolexport.compare(folder, [done.path], text=text, dtype=dtype, settings=settings, thresholds=limits)
     assert sheet.passed
     assert sheet.candidates[0].tokenizer_equal
 

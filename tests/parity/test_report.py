@@ -179,3 +179,14 @@ def test_absent_parts_are_dashes(make_model, text):
     assert row.split()[-1] == "-"
     assert "divergence:" not in printed(result)
     assert not math.isnan(sheet["perplexity"])
+
+
+def test_two_files_of_one_name_are_told_apart(comparison, tmp_path):
+    first, second = (
+        dataclasses.replace(result, model=dataclasses.replace(result.model, path=tmp_path / folder / "model.table"))
+        for result, folder in zip(comparison.candidates, ("left", "right"), strict=True)
+    )
+    sheet = printed(dataclasses.replace(comparison, candidates=(first, second)), width=140)
+    assert "left/model.table" in sheet
+    assert "right/model.table" in sheet
+    assert "left/" not in printed(dataclasses.replace(comparison, candidates=(first,)), width=140)

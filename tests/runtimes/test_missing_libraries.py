@@ -27,9 +27,9 @@ def run(code: str) -> str:
 @pytest.mark.parametrize(
     ("adapter", "library", "line"),
     [
-        ("smolexport_on_torch", "torch", "pip install 'smolexport[torch]'"),
-        ("smolexport_on_torch", "transformers", "pip install 'smolexport[torch]'"),
-        ("smolexport_on_llamacpp", "llama_cpp", "pip install 'smolexport[llamacpp]'"),
+        ("smolexport_on_torch", "torch", "pip install torch transformers"),
+        ("smolexport_on_torch", "transformers", "pip install torch transformers"),
+        ("smolexport_on_llamacpp", "llama_cpp", "pip install llama-cpp-python"),
     ],
 )
 def test_the_line_that_installs_it(adapter: str, library: str, line: str, tmp_path: Path) -> None:
