@@ -1,4 +1,4 @@
-"""smolexport: small language models to GGUF, ONNX and MLX, each file held against the bf16 original.
+"""smolexport: small language models to quantized GGUF, each file held against the bf16 original.
 
     import smolexport
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smolexport.errors import SmolexportError
     from smolexport.face import compare, generate, inspect
     from smolexport.generation import Generation, Sampling
-    from smolexport.parity.results import Comparison
+    from smolexport.parity.results import Comparison, Settings, Thresholds
     from smolexport.spec import ModelSpec
 
 __all__ = [
@@ -30,7 +30,9 @@ __all__ = [
     "Generation",
     "ModelSpec",
     "Sampling",
+    "Settings",
     "SmolexportError",
+    "Thresholds",
     "compare",
     "export",
     "generate",
@@ -45,7 +47,9 @@ _HOMES = {
     "Generation": "smolexport.generation",
     "ModelSpec": "smolexport.spec",
     "Sampling": "smolexport.generation",
+    "Settings": "smolexport.parity.results",
     "SmolexportError": "smolexport.errors",
+    "Thresholds": "smolexport.parity.results",
     "compare": "smolexport.face",
     "export": "smolexport.convert",
     "generate": "smolexport.face",

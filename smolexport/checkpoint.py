@@ -7,6 +7,7 @@ overlaps, gaps, sizes); pickled weights are never opened.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from smolexport.arch import load_spec
 from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
 from smolexport.spec import ModelSpec, Role, Tensor
 
-__all__ = ["Checkpoint", "StoredTensor", "find_checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "StoredTensor", "find_checkpoint", "open_checkpoint", "read_config"]
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -31,15 +32,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_JSON = 64 << 20  # the index of the largest published models is about 10 MB
-HUB_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-    "README.md",
-    "LICENSE*",
-)
+# What is fetched of a hub id.  The hub's `*` crosses folders, so these cover the index and all chat templates.
+SMALL_FILES = ("*.json", "*.jinja")
+HUB_FILES = (*SMALL_FILES, "*.safetensors", "README.md", "LICENSE*")
 # Buffers that old checkpoints carry and that are computed, not learned.
 COMPUTED = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
 
@@ -105,12 +100,24 @@ class Checkpoint:
 
 
 def find_checkpoint(
-    source: str | Path, *, revision: str | None = None, token: str | None = None, cache_dir: Path | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    weights: bool = True,
 ) -> Path:
     """The folder of `source`: a local folder, the word `demo`, or a hub id such as `HuggingFaceTB/SmolLM2-135M`.
 
     A hub id is downloaded (only the files that an export reads) into the usual Hugging Face cache; without a
     network the cached snapshot serves.
+
+    Args:
+        source: folder, `demo` or hub id.
+        revision: branch, tag or commit on the hub.
+        token: hub token.
+        cache_dir: another cache than the usual one.
+        weights: False = of a hub id only config, tokenizer and templates are fetched.
 
     Raises:
         CheckpointError: no such folder, and no such model on the hub or in the cache.
@@ -134,10 +141,10 @@ def find_checkpoint(
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise CheckpointError(f"{source}: no such folder; give a folder, a hub id 'owner/name', or 'demo'")
-    return _from_hub(str(source), revision, token, cache_dir)
+    return _from_hub(str(source), revision, token, cache_dir, weights)
 
 
-def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Path | None) -> Path:
+def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Path | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -148,7 +155,7 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir,
-                allow_patterns=list(HUB_FILES),
+                allow_patterns=list(HUB_FILES if weights else SMALL_FILES),
                 ignore_patterns=["original/*", "onnx/*", "gguf/*"],
                 local_files_only=offline,
             )
@@ -164,13 +171,15 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
         raise CheckpointError(
             f"{repo}: the hub refused it ({_first_line(error)}); check the name, the revision and the token"
         ) from error
-    except (OSError, ValueError) as error:
-        try:
-            return fetch(offline=True)
-        except (OSError, ValueError, HfHubHTTPError):
-            raise CheckpointError(
-                f"{repo}: no such folder, and the hub could not be read ({_first_line(error)})"
-            ) from error
+    except Exception as error:  # timeouts, proxies and resets come as the classes of the hub's own HTTP library
+        with contextlib.suppress(Exception):
+            folder = fetch(offline=True)
+            if weights:
+                _weight_files(folder)  # a download that broke off leaves a snapshot in which some are missing
+            return folder
+        raise CheckpointError(
+            f"{repo}: no such folder, and the hub could not be read ({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -189,19 +198,29 @@ def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Che
         ConfigError: config.json is not understood.
         TensorError: a tensor is missing, unexpected, of another shape or of an unknown dtype.
     """
-    config = read_json(folder / "config.json", "the folder is no checkpoint")
-    try:
-        spec = load_spec(config, ignore_config)
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+    config, spec = read_config(folder, ignore_config=ignore_config)
     found: dict[str, StoredTensor] = {}
     for place in (t for path in _weight_files(folder) for t in _stored_tensors(path)):
         if place.name in found:
             raise TensorError(f"{place.path}: tensor {place.name} stands in {found[place.name].path.name} too")
         found[place.name] = place
     if spec.tied:
-        _drop_tied_head(found, folder)
+        _drop_tied_head(spec, found, folder)
     return Checkpoint(folder, config, spec, _match(spec, found, folder))
+
+
+def read_config(folder: Path, *, ignore_config: Collection[str] = ()) -> tuple[dict[str, Any], ModelSpec]:
+    """config.json of `folder` and what it says about the model; weights need not be there.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        ConfigError: it is not understood.
+    """
+    config = read_json(folder / "config.json", "the folder is no checkpoint")
+    try:
+        return config, load_spec(config, ignore_config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
 
 
 def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, Any]:
@@ -270,16 +289,18 @@ def _stored_tensors(path: Path) -> Iterator[StoredTensor]:
         )
 
 
-def _drop_tied_head(found: dict[str, StoredTensor], folder: Path) -> None:
+def _drop_tied_head(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> None:
     """Drop a stray lm_head that equals the tied embedding; refuse one that differs."""
     head, embed = found.get(f"{Role.HEAD.value}.weight"), found.get(f"{Role.EMBED.value}.weight")
-    if head is not None and embed is not None:
-        if head.shape != embed.shape or not _equal(head, embed):
-            raise TensorError(
-                f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but lm_head.weight "
-                "differs from model.embed_tokens.weight; remove one of the two"
-            )
-        del found[head.name]
+    # Reading begins only at the shape that config.json asks for; `_match` names an embedding of another one.
+    if head is None or embed is None or embed.shape != (spec.vocab_size, spec.hidden_size):
+        return
+    if head.shape != embed.shape or not _equal(head, embed):
+        raise TensorError(
+            f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but lm_head.weight "
+            "differs from model.embed_tokens.weight; remove one of the two"
+        )
+    del found[head.name]
 
 
 def _equal(a: StoredTensor, b: StoredTensor, chunk: int = 4096) -> bool:

@@ -1,6 +1,7 @@
 """The driver: read, check, plan, write.
 
-Everything that can be refused is refused before the first weight is read.
+Everything that can be refused is refused before the first weight is read; of a hub id, what the small files show
+before the first weight is downloaded.
 """
 
 from __future__ import annotations
@@ -10,22 +11,30 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, read_config
 from smolexport.converter import Converter
-from smolexport.errors import UnsupportedError
+from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
+from smolexport.output import check_target
 from smolexport.plan import Plan
 from smolexport.plugins import converter
+from smolexport.spec import ModelSpec
 from smolexport.tokenizer import read_tokenizer
 
 __all__ = ["Export", "Job", "export", "prepare", "write"]
 
+# Without weights nothing vouches for vocab_size, and a list of that length is built.  Known models stay below 2^19.
+MAX_VOCABULARY = 1 << 22
+
 
 @dataclass(frozen=True)
 class Job:
-    """An export that is ready to be written: nothing has been, and nothing is known to stand against it."""
+    """An export that is ready to be written: nothing has been, and nothing is known to stand against it.
+
+    `checkpoint` is None where `prepare` was told to leave the weights on the hub: a plan to look at, not to write.
+    """
 
     converter: Converter
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     plan: Plan
     path: Path
 
@@ -60,6 +69,8 @@ def prepare(
     ignore_config: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
+    force: bool | None = None,
+    weights: bool = True,
 ) -> Job:
     """Read headers, check and plan; no weight is read and nothing is written.
 
@@ -73,35 +84,68 @@ def prepare(
         ignore_config: keys of config.json that the caller vouches for as inert.
         revision: hub revision.
         token: hub token.
+        force: an existing target may be replaced; None = leave it to `write` to look at the target.
+        weights: False = the weights of a hub id stay there, unchecked, and the job cannot be written.
 
     Raises:
         SmolexportError: anything that stands against this export.
     """
     module = converter(target)
-    scheme = module.find_scheme(quant or module.DEFAULT)
-    folder = find_checkpoint(source, revision=revision, token=token)
-    checkpoint = open_checkpoint(folder, ignore_config=ignore_config)
-    reasons = module.check(checkpoint.spec)
-    if reasons:
-        raise UnsupportedError(f"{folder}: cannot be exported to {target}: {'; '.join(reasons)}")
-    tokenizer = read_tokenizer(folder, checkpoint.spec.vocab_size)
+    scheme = module.find_scheme(quant or module.DEFAULT).name
+    folder = find_checkpoint(source, revision=revision, token=token, weights=False)
+    remote = source != "demo" and folder != Path(source)
+    checkpoint = None if remote else open_checkpoint(folder, ignore_config=ignore_config)
+    spec = checkpoint.spec if checkpoint else _spec_alone(folder, ignore_config)
     title = name or _title(source, folder)
-    plan = module.plan(checkpoint.spec, tokenizer, scheme.name, name=title)
+    plan = _plan(module, folder, spec, scheme, title, strict)
+    path = _path(out, f"{_file_name(title)}-{scheme}{module.SUFFIX}")
+    if force is not None:
+        check_target(path, plan.nbytes, force=force)
+    if remote and weights:
+        whole = find_checkpoint(source, revision=revision, token=token)
+        if whole != folder:
+            raise CheckpointError(f"{source}: changed on the hub during the download; start the export again")
+        checkpoint = open_checkpoint(whole, ignore_config=ignore_config)
+    return Job(module, checkpoint, plan, path)
+
+
+def _spec_alone(folder: Path, ignore_config: Collection[str]) -> ModelSpec:
+    """The spec where no headers bear it out yet."""
+    _, spec = read_config(folder, ignore_config=ignore_config)
+    if spec.vocab_size > MAX_VOCABULARY:
+        raise ConfigError(
+            f"{folder}: config.json: vocab_size {spec.vocab_size} is more than the {MAX_VOCABULARY} that are planned "
+            "without weights; if it is right, download the checkpoint and give its folder"
+        )
+    return spec
+
+
+def _plan(module: Converter, folder: Path, spec: ModelSpec, scheme: str, title: str, strict: bool) -> Plan:
+    """Check and plan; raises UnsupportedError and TokenizerError."""
+    reasons = module.check(spec)
+    if reasons:
+        raise UnsupportedError(f"{folder}: cannot be exported to {module.FORMAT}: {'; '.join(reasons)}")
+    plan = module.plan(spec, read_tokenizer(folder, spec.vocab_size), scheme, name=title)
     if strict and plan.fallbacks:
         raise UnsupportedError(
-            f"{folder}: --strict: {scheme.name} does not fit {len(plan.fallbacks)} tensors: "
+            f"{folder}: --strict: {scheme} does not fit {len(plan.fallbacks)} tensors: "
             + "; ".join(plan.fallback_lines())
         )
+    return plan
+
+
+def _path(out: str | Path | None, default: str) -> Path:
+    """The target: `out`, or `default` in the folder `out`."""
     path = Path(out) if out else Path()
-    if not out or path.is_dir():
-        path = path / f"{_file_name(title)}-{scheme.name}{module.SUFFIX}"
-    return Job(module, checkpoint, plan, path)
+    try:
+        return path / default if path.is_dir() else path
+    except OSError as error:  # a name that no file can have
+        raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
 
 
 def _title(source: str | Path, folder: Path) -> str:
     """The hub name, or the folder's own, without path."""
-    local = Path(source).is_dir()
-    title = folder.resolve().name if local else str(source).rsplit("/", maxsplit=1)[-1]
+    title = folder.resolve().name if folder == Path(source) else str(source).rsplit("/", maxsplit=1)[-1]
     return title or "model"
 
 
@@ -137,7 +181,7 @@ def export(
     """
     job = prepare(
         target, source, out, quant=quant, name=name, strict=strict, ignore_config=ignore_config, revision=revision,
-        token=token,
+        token=token, force=force,
     )  # fmt: skip
     return write(job, force=force, threads=threads, progress=progress)
 
@@ -145,7 +189,9 @@ def export(
 def write(
     job: Job, *, force: bool = False, threads: int | None = None, progress: Callable[[int], None] | None = None
 ) -> Export:
-    """Write a prepared job.  Raises OutputError, TensorError or CheckpointError."""
+    """Write a prepared job.  Raises OutputError, TensorError, CheckpointError; UsageError for one without weights."""
+    if job.checkpoint is None:
+        raise UsageError(f"{job.path}: was prepared with weights=False, only to look at the plan; prepare it again")
     started = time.perf_counter()
     files = job.converter.write(job.plan, job.checkpoint, job.path, threads=threads, force=force, progress=progress)
     size = sum(f.stat().st_size for f in files)

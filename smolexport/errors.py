@@ -30,7 +30,6 @@ __all__ = [
     "SessionClosedError",
     "SessionError",
     "SmolexportError",
-    "SmolexportWarning",
     "TensorError",
     "TokenizerError",
     "UnsupportedError",
@@ -88,7 +87,3 @@ class SessionClosedError(SessionError):
 
 class ContextOverflowError(SessionError):
     """More tokens than the session's context holds."""
-
-
-class SmolexportWarning(UserWarning):
-    """Something a person should know that does not stop the work."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smolexport.description import Description
@@ -22,6 +22,10 @@ def compare(
     dtype: str = "bf16",
     settings: Settings | None = None,
     thresholds: Thresholds | None = None,
+    options: Mapping[str, Any] | None = None,
+    ignore_config: Collection[str] = (),
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Comparison:
     """Hold exported files against their checkpoint.
 
@@ -32,6 +36,10 @@ def compare(
         dtype: arithmetic of the reference, `bf16` or `f32`.
         settings: how much is measured.
         thresholds: what each file must reach; see `Comparison.passed`.
+        options: further options of the files' runtimes, e.g. `{"kv_type": "f32"}` for llama.cpp.
+        ignore_config: keys of config.json that the caller vouches for as inert.
+        revision: hub revision.
+        token: hub token.
 
     Raises:
         SmolexportError: a file or the checkpoint cannot be read, or a runtime is missing.
@@ -41,9 +49,10 @@ def compare(
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.compare import compare as run
 
-    candidates = [exported(Path(f)) for f in files]
+    candidates = [exported(Path(f), options) for f in files]
     words = demo_text() if text is None else text
-    base = reference(find_checkpoint(checkpoint), dtype)
+    folder = find_checkpoint(checkpoint, revision=revision, token=token)
+    base = reference(folder, dtype, ignore_config=ignore_config)
     return run(base, candidates, text=words, settings=settings, thresholds=thresholds)
 
 
@@ -67,13 +76,11 @@ def generate(
     Raises:
         SmolexportError: the model cannot be read or its runtime is missing.
     """
-    from smolexport.checkpoint import find_checkpoint
     from smolexport.generation import generate as run
-    from smolexport.plugins import runtime_for
+    from smolexport.plugins import locate
 
-    path = Path(model)
-    path = path if path.is_file() else find_checkpoint(model)
-    with runtime_for(path).open(path, threads=threads) as session:
+    path, runtime = locate(model)
+    with runtime.open(path, threads=threads) as session:
         return run(session, prompt, sampling=sampling, max_tokens=max_tokens)
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from smolexport.errors import OutputError
 
-__all__ = ["atomic_file", "check_target"]
+__all__ = ["atomic_file", "check_target", "leftovers"]
+
+SUFFIX = ".partial"
+STILL_WRITING = 300.0  # seconds without a write after which a hidden file is taken for abandoned
 
 
 def check_target(path: Path, nbytes: int, *, force: bool = False) -> None:
@@ -26,6 +31,13 @@ def check_target(path: Path, nbytes: int, *, force: bool = False) -> None:
     Raises:
         OutputError: says which of these, and what to do.
     """
+    try:
+        _check_target(path, nbytes, force)
+    except OSError as error:  # a name that no file can have, a disk that does not answer
+        raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
+
+
+def _check_target(path: Path, nbytes: int, force: bool) -> None:
     folder = path.parent
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give a file name with -o")
@@ -50,7 +62,7 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         OutputError: the disk is full or the folder cannot be written to; also when `path` appeared meanwhile.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".partial")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX)
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}; nothing was written") from error
     partial = Path(name)
@@ -64,6 +76,23 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Hidden files of earlier exports to `path` that were killed, and that nobody has written to for minutes."""
+    # The middle is what tempfile makes up: without this, `x` would claim what belongs to `x.gguf`.
+    name = re.compile(re.escape(_prefix(path)) + "[a-z0-9_]{8}" + re.escape(SUFFIX))
+    now, found = time.time(), []
+    with contextlib.suppress(OSError):
+        for file in path.parent.iterdir():
+            with contextlib.suppress(OSError):  # it may vanish while we look
+                if name.fullmatch(file.name) and now - file.stat().st_mtime > STILL_WRITING:
+                    found.append(file)
+    return sorted(found)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:40]}."
 
 
 def _link(partial: Path, path: Path) -> bool:

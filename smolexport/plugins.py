@@ -25,6 +25,7 @@ __all__ = [
     "converter",
     "converter_for",
     "converters",
+    "locate",
     "missing",
     "runtime",
     "runtime_for",
@@ -32,6 +33,13 @@ __all__ = [
 ]
 
 TO, ON = "smolexport_to_", "smolexport_on_"
+SCALARS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((float, int), "a number"),
+    "str": ((str,), "text"),
+    "None": ((type(None),), "nothing"),
+}
 
 
 def _names(prefix: str) -> Iterator[str]:
@@ -118,14 +126,69 @@ def runtime_for(path: Path) -> Runtime:
     raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
 
 
+def locate(model: str | Path) -> tuple[Path, Runtime]:
+    """The exported file or checkpoint folder that `model` stands for, and the runtime that plays it.
+
+    Args:
+        model: exported file, checkpoint folder, hub id, or `demo`.
+
+    Raises:
+        FileFormatError: no such file, or of no known format.
+        CheckpointError: neither a folder nor a model on the hub or in the cache.
+        UsageError: `demo`, where a checkpoint folder of that name lies too.
+        MissingDependencyError: the runtime of this format is not installed.
+    """
+    from smolexport.checkpoint import find_checkpoint
+
+    path = Path(model) if _names_file(str(model)) else find_checkpoint(model)
+    return path, runtime_for(path)
+
+
+def _names_file(model: str) -> bool:
+    """Whether `model` is a file, or missing but spelled like one; names on the hub have dots too (`owner/x-1.5b`)."""
+    path = Path(model)
+    try:
+        if path.exists():
+            return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+    return path.suffix in {converter(n).SUFFIX for n in converters()} or (path.suffix != "" and model.count("/") != 1)
+
+
 def checked_options(module: Runtime, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """`options` for the runtime's `open` beside threads and context.
 
+    Only parameters that words can express are options: those annotated with numbers, truth values, text, None and
+    unions of these, and those without annotation, whose values are not checked.
+
     Raises:
-        UsageError: an option that it does not know; names those that it does.
+        UsageError: an option that it does not know, naming those that it does; a value of the wrong type.
     """
-    known = [p for p in inspect.signature(module.open).parameters if p not in ("path", "threads", "context")]
-    for key in options:
+    known = {p.name: kinds for p in inspect.signature(module.open).parameters.values() if (kinds := _kinds(p))}
+    for key, value in options.items():
         if key not in known:
-            raise UsageError(f"--set {key}: {module.NAME} has no such option; it has {', '.join(known)}")
+            some = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"--set {key}: {module.NAME} has no such option; {some}")
+        if "" not in known[key] and not any(type(value) in SCALARS[kind][0] for kind in known[key]):
+            words = " or ".join(SCALARS[kind][1] for kind in known[key] if kind != "None")
+            given = str(value).lower() if isinstance(value, bool) else value
+            raise UsageError(f"--set {key}={given}: this option of {module.NAME} takes {words}")
     return options
+
+
+def _kinds(parameter: inspect.Parameter) -> list[str]:
+    """The names in a parameter's annotation, [""] without one; none for what words cannot express.
+
+    Read as text: an annotation may name what only type checkers import.
+    """
+    if parameter.name in ("path", "threads", "context") or parameter.kind is parameter.VAR_KEYWORD:
+        return []
+    if parameter.annotation is parameter.empty:
+        return [""]
+    text = (
+        parameter.annotation
+        if isinstance(parameter.annotation, str)
+        else inspect.formatannotation(parameter.annotation)
+    )
+    kinds = [kind.strip() for kind in text.split("|")]
+    return kinds if set(kinds) <= SCALARS.keys() else []

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
+import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 from smolexport.errors import FileFormatError, MissingDependencyError, SessionClosedError
 from smolexport_on_llamacpp import INSTALL
 
-__all__ = ["Model", "last_errors", "library"]
+__all__ = ["Model", "call", "last_errors", "library", "raise_interruption"]
 
 ERROR = 4  # of enum ggml_log_level; the bindings number it otherwise
 LOADING = "error loading model: "
@@ -23,6 +26,7 @@ FUNCTION = re.compile(r"^(\w+: )+(?=\S)")
 _errors: deque[str] = deque(maxlen=16)
 _callbacks: list[Any] = []  # C keeps bare pointers to the callbacks, so they must never be collected
 _loading: list[Path] = []  # the file that a failed assertion is about
+_interruptions: list[BaseException] = []  # raised by a signal handler within _on_log
 
 
 @cache
@@ -73,6 +77,39 @@ def _on_log(level: int, text: bytes, _user_data: int | None) -> None:
         _errors.append(text.decode("utf-8", "replace").strip())
 
 
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the C function returns; then have `raise_interruption` called, once the result has its owner.
+
+    A signal's handler may run within `_on_log`, even before its first statement.  What it raises cannot pass through
+    C and would be printed and forgotten: it is kept instead.  Handlers run in the main thread only.
+    """
+    _interruptions.clear()
+    if threading.current_thread() is not threading.main_thread():
+        return function(*arguments)
+    before = sys.unraisablehook
+
+    def keep(lost: sys.UnraisableHookArgs) -> None:
+        trace = lost.exc_traceback
+        if lost.exc_value is not None and trace is not None and trace.tb_frame.f_code is _on_log.__code__:
+            _interruptions.append(lost.exc_value)
+        else:
+            before(lost)
+
+    sys.unraisablehook = keep
+    try:
+        return function(*arguments)
+    finally:
+        sys.unraisablehook = before
+
+
+def raise_interruption() -> None:
+    """Raise what a signal handler raised during the last `call`, if anything."""
+    if _interruptions:
+        error = _interruptions[0]
+        _interruptions.clear()
+        raise error
+
+
 def last_errors() -> str:
     """The reason in llama.cpp's last error lines, in one line; clears them."""
     lines = [line for line in _errors if line]
@@ -102,13 +139,15 @@ class Model:
         params.n_gpu_layers = gpu_layers
         _loading.append(path)
         try:
-            self._model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
+            self._model = call(self.lib.llama_model_load_from_file, os.fsencode(path), params)
         finally:
             _loading.remove(path)
         if not self._model:
+            raise_interruption()
             raise FileFormatError(f"{path}: llama.cpp cannot load this file: {last_errors()}")
         self._pointers = [self._model]
         self._free = weakref.finalize(self, _release, self.lib, self._pointers)
+        raise_interruption()
         self.vocab = self.lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(self.lib.llama_vocab_n_tokens(self.vocab))
         self.trained_context = int(self.lib.llama_model_n_ctx_train(self._model))
@@ -116,9 +155,10 @@ class Model:
     def make_context(self, params: Any) -> Any:
         """The pointer to a new llama_context, or None when llama.cpp fails; owned by this object."""
         _errors.clear()
-        context = self.lib.llama_init_from_model(self._model, params)
+        context = call(self.lib.llama_init_from_model, self._model, params)
         if context:
             self._pointers.append(context)
+        raise_interruption()
         return context
 
     def check_open(self) -> None:
@@ -128,7 +168,8 @@ class Model:
 
     def close(self) -> None:
         """Free the context and the model; a second call does nothing."""
-        self._free()
+        call(self._free)
+        raise_interruption()
 
 
 def _release(lib: Any, pointers: list[Any]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from smolexport.errors import SessionError, UsageError
 from smolexport.runtime import choose_context, choose_threads, token_array
 from smolexport_on_llamacpp._codec import VocabCodec
-from smolexport_on_llamacpp._library import Model, last_errors, library
+from smolexport_on_llamacpp._library import Model, call, last_errors, library, raise_interruption
 
 __all__ = ["LlamaSession"]
 
@@ -46,6 +46,8 @@ class LlamaSession:
             raise UsageError(f"kv_type = {kv_type!r} should be one of: {', '.join(kinds)}")
         if batch < 1:
             raise UsageError(f"batch = {batch} should be at least 1")
+        if not -1 <= gpu_layers < 2**31:
+            raise UsageError(f"gpu_layers = {gpu_layers} should be a number of layers, or -1 for all")
         count = choose_threads(threads)
         self._path, self._lib = path, lib
         self._model = Model(path, gpu_layers)
@@ -146,7 +148,8 @@ class LlamaSession:
             token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
-        status = self._lib.llama_decode(self._pointer, batch)
+        status = call(self._lib.llama_decode, self._pointer, batch)
+        raise_interruption()
         if status != 0:
             raise SessionError(f"{self._path}: llama_decode failed with status {status}: {last_errors()}")
 

@@ -19,6 +19,7 @@ from smolexport.cli.options import (
     Token,
     parse_settings,
     print_json,
+    read_words,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def command(
     KLD is the divergence of the file's predictions from the reference's, in nats per token (0 = equal); top-1 the
     share of positions with the same best token. Exits with 1 when a threshold is missed.
     """
+    from smolexport.demo import demo_text
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.results import Settings, Thresholds
 
@@ -67,7 +69,7 @@ def command(
         window=window, max_windows=max_windows, greedy_tokens=greedy_tokens, repetitions=repetitions, threads=threads
     )
     limits = Thresholds(max_kld=max_kld, min_top1=min_top1, max_ppl_ratio=max_ppl_ratio)
-    words, options = _text(text), parse_settings(settings)
+    words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
     base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config or ())
     candidates = [exported(path, options) for path in files]
     result = run(base, candidates, words, settings=amount, thresholds=limits, quiet=json)
@@ -80,20 +82,6 @@ def _folder(checkpoint: str, revision: str | None, token: str | None) -> Path:
     from smolexport.checkpoint import find_checkpoint
 
     return find_checkpoint(checkpoint, revision=revision, token=token)
-
-
-def _text(path: Path | None) -> str:
-    from smolexport.demo import demo_text
-    from smolexport.errors import UsageError
-
-    if path is None:
-        return demo_text()
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
 
 
 def run(

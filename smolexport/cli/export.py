@@ -41,7 +41,8 @@ def command_for(target: str) -> Callable[..., None]:
     def command(
         checkpoint: Checkpoint,
         quant: Annotated[
-            str | None, typer.Option("--quant", "-q", metavar="SCHEME", help="Quantization scheme.")
+            str | None,
+            typer.Option("--quant", "-q", metavar="SCHEME", help="Scheme, e.g. q8_0; `smolexport list` shows them."),
         ] = None,
         out: Annotated[
             Path | None, typer.Option("--out", "-o", help="Output file, or a folder for the default name.")
@@ -59,14 +60,17 @@ def command_for(target: str) -> Callable[..., None]:
         json: Json = False,
     ) -> None:
         from smolexport import convert
+        from smolexport.output import leftovers
 
         job = convert.prepare(
             target, checkpoint, out, quant=quant, name=name, strict=strict, ignore_config=ignore_config or (),
-            revision=revision, token=token,
+            revision=revision, token=token, force=None if dry_run else force, weights=not dry_run,
         )  # fmt: skip
         if dry_run:
             _show_plan(job, json)
             return
+        for file in leftovers(job.path):
+            say(f"note: {file} is left from an export that was killed; it can be deleted")
         say(job.plan.summary())
         with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
             done = convert.write(job, force=force, threads=threads, progress=advance)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolexport.cli.options import Json, RuntimeOptions, Threads, parse_settings, print_json, say
+from smolexport.cli.options import Json, RuntimeOptions, Threads, parse_settings, print_json, read_words, say
 
 if TYPE_CHECKING:
     from smolexport.generation import Generation
-    from smolexport.runtime import Runtime, Session
+    from smolexport.runtime import Session
 
 __all__ = ["command"]
 
@@ -34,16 +33,14 @@ def command(
     json: Json = False,
 ) -> None:
     """Generate text through the common loop; the text on stdout as it comes, timing on stderr."""
-    import sys
-
     from smolexport.generation import Generation, Sampling, stream
-    from smolexport.plugins import checked_options
+    from smolexport.plugins import checked_options, locate
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    words = sys.stdin.read() if prompt == "-" else prompt
-    path, runtime = _resolve(model)
+    words = read_words(None) if prompt == "-" else prompt
+    path, runtime = locate(model)
     options = checked_options(runtime, parse_settings(settings))
     opened: Callable[..., Session] = runtime.open
     with opened(path, threads=threads, context=context, **options) as session:
@@ -62,16 +59,6 @@ def command(
                 f"{runtime.NAME}: {t.prompt_tokens} + {len(event.tokens)} tokens, first after {t.ttft_ms:.0f} ms, "
                 f"prefill {t.prefill_tok_s:.1f}{decode} ({event.stop_reason.value})"
             )
-
-
-def _resolve(model: str) -> tuple[Path, Runtime]:
-    from smolexport.checkpoint import find_checkpoint
-    from smolexport.plugins import runtime_for
-
-    path = Path(model)
-    if not path.is_file():
-        path = find_checkpoint(model)
-    return path, runtime_for(path)
 
 
 def _as_json(done: Generation, prompt: str) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,12 +20,13 @@ __all__ = [
     "parse_settings",
     "print_json",
     "progress_bar",
+    "read_words",
     "say",
 ]
 
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder, hub id (owner/name), or the word demo.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: all processors.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: what suits the machine.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub checkpoint.")]
 Token = Annotated[str | None, typer.Option("--token", envvar="HF_TOKEN", help="Hub token for gated checkpoints.")]
 IgnoreConfig = Annotated[
@@ -44,17 +46,42 @@ RuntimeOptions = Annotated[
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """`KEY=VALUE` words as keyword arguments: whole numbers, true and false, otherwise text; raises UsageError."""
+    """`KEY=VALUE` words as keyword arguments: numbers, true and false, otherwise text; raises UsageError."""
     from smolexport.errors import UsageError
 
-    words = {"true": True, "false": False}
     found: dict[str, Any] = {}
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"--set {setting}: should have the form KEY=VALUE")
-        found[key] = words.get(value.lower(), int(value) if value.lstrip("-").isdecimal() else value)
+        found[key] = _value(value)
     return found
+
+
+def _value(word: str) -> bool | int | float | str:
+    import re
+
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    if re.fullmatch(r"-?[0-9]{1,18}", word):
+        return int(word)
+    return float(word) if re.fullmatch(r"-?[0-9]{1,18}\.[0-9]{1,18}", word) else word
+
+
+def read_words(path: Path | None) -> str:
+    """The UTF-8 text in the file `path`, None for stdin, its lines ended by newlines alone; raises UsageError."""
+    import sys
+
+    from smolexport.errors import UsageError
+
+    name = "stdin" if path is None else path
+    try:
+        data = path.read_bytes() if path is not None else sys.stdin.buffer.read() if sys.stdin is not None else b""
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from error
 
 
 def say(text: str) -> None:

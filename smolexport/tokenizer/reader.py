@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -76,28 +77,32 @@ def load_library(path: Path) -> Any:
     """
     from tokenizers import Tokenizer
 
-    try:
+    with _library_failures(path, "is refused by tokenizers"):
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic inside the library derives from BaseException
-        raise refuse(path, f"is refused by tokenizers ({show(str(error), 160)})", "download the file again") from None
     return tokenizer
+
+
+@contextmanager
+def _library_failures(path: Path, found: str) -> Iterator[None]:
+    """Whatever the tokenizers library raises within becomes a TokenizerError; interruptions pass."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic inside the library derives from BaseException and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise refuse(path, f"{found} ({show(str(error), 160)})", "download the file again") from None
 
 
 def _framing(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """Ids that encoding puts before and after a text, and a check that the library agrees with the file's ids."""
-    try:
+    with _library_failures(path, "cannot encode"):
         encoded = [tokenizer.encode(probe, add_special_tokens=False).ids for probe in PROBES]
         bare, probe = next(((ids, text) for ids, text in zip(encoded, PROBES, strict=True) if ids), ([], ""))
         framed: list[int] = tokenizer.encode(probe).ids
         wrong = [token for token in vocabulary.added if tokenizer.token_to_id(token.text) != token.id]
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # as above
-        raise refuse(path, f"cannot encode ({show(str(error), 160)})", "download the file again") from None
     if wrong:
         found = f"tokenizers gives the added token {show(wrong[0].text)} another id than the file's {wrong[0].id}"
         raise refuse(path, found, "list the added tokens in the order of their ids, without gaps after model.vocab")

@@ -25,7 +25,7 @@ from smolexport.arch import load_spec
 from tests.core.published_configs import PUBLISHED
 
 CHILD = """
-import json, os, resource, sys, time
+import json, sys, time
 from smolexport.cli import main
 from smolexport.parity.footprint import peak_rss
 started, cpu = time.perf_counter(), time.process_time()

@@ -71,6 +71,12 @@ def test_default_names(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert call("gguf", ".", "-q", "f16", "-o", tmp_path / "folder").out == f"{tmp_path}/folder/tiny-f16.gguf\n"
 
 
+def test_the_word_demo_beside_a_folder_that_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(call("gguf", "demo", "-q", "q8_0", "--dry-run", "--json").out)["path"] == "demo-q8_0.gguf"
+
+
 @pytest.mark.parametrize("name", ["a/b", "../up", "..", "with\nbreak"])
 def test_a_name_cannot_choose_the_folder(
     name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

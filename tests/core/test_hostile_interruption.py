@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from smolexport import plugins
+from smolexport.convert import export
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from tests.cli.commands import START, environment
+from tests.cli.commands import START, environment, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,58 @@ def test_two_exports_to_one_name(middling: Path, tmp_path: Path) -> None:
     from smolexport import inspect
 
     assert inspect(tmp_path / "x.gguf").name == winner
+
+
+def assert_interrupted(process: subprocess.Popen[str]) -> None:
+    """Exit code 130 and one line on stderr that says so, nothing else."""
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert (out, err) == ("", "smolexport: interrupted; nothing was left half-written\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_the_tokenizer_loads(number: signal.Signals, middling: Path, tmp_path: Path) -> None:
+    """The signal comes while the library reads the file, which takes too short to be met from outside."""
+    code = f"""
+import os, tokenizers
+from smolexport.cli import main
+class Slow:
+    def from_file(path):
+        os.kill(os.getpid(), {int(number)})
+        return real(path)
+real, tokenizers.Tokenizer = tokenizers.Tokenizer.from_file, Slow
+main()
+"""
+    argv = [sys.executable, "-c", code, "gguf", str(middling), "-o", str(tmp_path / "x.gguf")]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    assert_interrupted(process)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see how far the process is")
+@pytest.mark.skipif(
+    any(plugins.missing(name) for name in ("torch", "llamacpp")), reason="torch or llama.cpp is not installed"
+)
+@pytest.mark.parametrize("sign", ["libtorch_cpu", "model.safetensors", "x.gguf"])
+def test_stopped_while_comparing(sign: str, tmp_path: Path) -> None:
+    """While torch is imported, while the reference loads or computes, and while the exported file does."""
+    source = tiny_checkpoint(tmp_path)
+    export("gguf", source, tmp_path / "x.gguf", quant="q8_0")
+    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog " * 2000, encoding="utf-8")
+    options = ("--text", str(tmp_path / "text"), "--window", "64", "--threads", "1")
+    argv = [*START, "compare", str(source), str(tmp_path / "x.gguf"), *options]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    wait_until_it_maps(process, sign)
+    process.send_signal(signal.SIGINT)
+    assert_interrupted(process)
+
+
+def wait_until_it_maps(process: subprocess.Popen[str], name: str) -> None:
+    """Until the file `name` is part of the process's memory."""
+    end = time.monotonic() + 90
+    while time.monotonic() < end and process.poll() is None:
+        if name in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8"):
+            return
+        time.sleep(0.002)
+    process.kill()
+    pytest.fail(f"the comparison never mapped {name}: {process.communicate()}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.checkpoint import open_checkpoint
+from smolexport.checkpoint import StoredTensor, open_checkpoint
 from smolexport.errors import SmolexportError
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
 from tests.damage import join, poke, split
@@ -195,6 +195,36 @@ def test_tied_head_that_differs(folder: Path) -> None:
     add(folder / SINGLE, "lm_head.weight", EMBED)
     assert call("gguf", folder, "-q", "f16", "-o", folder.parent / "equal.gguf").code == 0
     poke(folder / SINGLE, "lm_head.weight", (100, 3), 0.125)
+    refuse(folder, folder, "lm_head.weight differs from model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("shape", [[], [20480], [320, 64, 1], [1, 20480], [64, 320]])
+def test_tied_head_and_embedding_of_another_shape(
+    shape: list[int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both alike, so that only the config can tell; refused without reading either."""
+    path = folder / SINGLE
+    if not shape:
+        header, data = without(EMBED, *split(path))
+        header[EMBED] = {"dtype": "BF16", "shape": [], "data_offsets": [len(data), len(data) + 2]}
+        join(path, header, data + bytes(2))
+    add(path, "lm_head.weight", EMBED)
+    reheader(lambda h: [h[name].update(shape=shape) for name in (EMBED, "lm_head.weight")])(path)
+    monkeypatch.setattr(StoredTensor, "read_rows", lambda *_: pytest.fail("was read"))
+    refuse(folder, path, EMBED, f"has shape {shape}, config.json asks for [320, 64]")
+
+
+@pytest.mark.parametrize("shape", [[], [20480], [1, 20480]])
+def test_tied_head_of_another_shape(shape: list[int], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / SINGLE
+    add(path, "lm_head.weight", EMBED if shape else "model.norm.weight")
+    if not shape:
+        header, data = split(path)
+        start = header["lm_head.weight"]["data_offsets"][0]
+        header["lm_head.weight"]["data_offsets"] = [start, start + 2]
+        join(path, header, data[: start + 2])
+    reheader(lambda h: h["lm_head.weight"].update(shape=shape))(path)
+    monkeypatch.setattr(StoredTensor, "read_rows", lambda *_: pytest.fail("was read"))
     refuse(folder, folder, "lm_head.weight differs from model.embed_tokens.weight")
 
 

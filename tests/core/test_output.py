@@ -6,13 +6,15 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from smolexport.convert import prepare, write
 from smolexport.errors import OutputError
-from smolexport.output import atomic_file, check_target
+from smolexport.output import atomic_file, check_target, leftovers
 from tests.cli.commands import START, assert_refused, call, environment, tiny_checkpoint
 
 
@@ -139,7 +141,7 @@ def test_long_names(tmp_path: Path) -> None:
 def test_existing_output(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"precious")
-    assert_refused(call("gguf", tiny, "-q", "f16", "-o", path), path, "exists already; pass --force", planned=True)
+    assert_refused(call("gguf", tiny, "-q", "f16", "-o", path), path, "exists already; pass --force")
     assert path.read_bytes() == b"precious"
     assert call("gguf", tiny, "-q", "f16", "-o", path, "--force").code == 0
     assert path.read_bytes()[:4] == b"GGUF"
@@ -158,10 +160,10 @@ def test_places_that_cannot_be(tiny: Path, tmp_path: Path) -> None:
         tmp_path / ("x" * 300): "File name too long",
     }.items():
         outcome = call("gguf", tiny, "-q", "f16", "-o", out, "--force")
-        assert_refused(outcome, said, planned=True)
+        assert_refused(outcome, said)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a file", "folder", "pipe"]
     # Without --force, so that a mistake here costs nobody their /dev/null.
-    assert_refused(call("gguf", tiny, "-q", "f16", "-o", "/dev/null"), "/dev/null: is a device or pipe", planned=True)
+    assert_refused(call("gguf", tiny, "-q", "f16", "-o", "/dev/null"), "/dev/null: is a device or pipe")
 
 
 def test_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +176,14 @@ def test_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder(tiny: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    assert_refused(call("gguf", tiny, "-q", "f16", "-o", tmp_path / "x"), "cannot be written to", planned=True)
+    assert_refused(call("gguf", tiny, "-q", "f16", "-o", tmp_path / "x"), "cannot be written to")
     tmp_path.chmod(0o755)
 
 
 def test_too_little_space_is_seen_before_the_work(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=100_000))
     outcome = call("gguf", tiny, "-q", "f16", "-o", tmp_path / "x.gguf")
-    assert_refused(outcome, tmp_path, "MB are needed, 0 MB are free", planned=True)
+    assert_refused(outcome, tmp_path, "MB are needed, 0 MB are free")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -220,3 +222,77 @@ def test_arguments_of_the_space_check(tmp_path: Path) -> None:
     free: Any = shutil.disk_usage(tmp_path).free
     with pytest.raises(OutputError, match="MB are needed"):
         check_target(tmp_path / "x", 2 * free)
+
+
+def test_trouble_of_the_system_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match=r"xxx: File name too long; give another name"):
+        check_target(tmp_path / ("x" * 300), 1)
+
+    def fail(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    with pytest.raises(OutputError, match=r"x\.gguf: Input/output error"):
+        check_target(tmp_path / "x.gguf", 1)
+
+
+def test_over_long_names_in_the_library(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="File name too long"):
+        prepare("gguf", tiny, tmp_path / ("x" * 300))
+
+
+def test_prepare_looks_at_the_target_when_told(tiny: Path, tmp_path: Path) -> None:
+    """Without `force` the question is left to `write`, which gets its own."""
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"precious")
+    with pytest.raises(OutputError, match="exists already"):
+        prepare("gguf", tiny, path, quant="f16", force=False)
+    assert prepare("gguf", tiny, path, quant="f16", force=True).path == path
+    job = prepare("gguf", tiny, path, quant="f16")
+    with pytest.raises(OutputError, match="exists already"):
+        write(job)
+    assert path.read_bytes() == b"precious"
+    write(job, force=True)
+    assert path.read_bytes()[:4] == b"GGUF"
+
+
+def remain(folder: Path, name: str, minutes: float) -> Path:
+    """What a killed export to `name` leaves, last written to so many minutes ago."""
+    path = folder / name
+
+    def killed() -> None:
+        with atomic_file(path) as file:
+            file.write(b"half")
+            file.flush()
+            [hidden] = (p for p in folder.glob(".*.partial") if p.name.startswith(f".{name[:40]}."))
+            kept.append(hidden.rename(hidden.with_suffix(".kept")))
+            raise KeyboardInterrupt
+
+    kept: list[Path] = []
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    hidden = kept[0].rename(kept[0].with_suffix(".partial"))
+    then = time.time() - 60 * minutes
+    os.utime(hidden, (then, then))
+    return hidden
+
+
+def test_leftovers(tmp_path: Path) -> None:
+    old, long = remain(tmp_path, "x.gguf", 60), remain(tmp_path, "y" * 100, 60)
+    assert leftovers(tmp_path / "x.gguf") == [old]
+    assert leftovers(tmp_path / ("y" * 100)) == [long]
+    new = remain(tmp_path, "z.gguf", 1)
+    assert leftovers(tmp_path / "z.gguf") == [], "may still be written to"
+    assert leftovers(tmp_path / "x") == [], "another target's"
+    assert leftovers(tmp_path / "no" / "x.gguf") == []
+    assert sorted(tmp_path.iterdir()) == sorted([old, long, new])
+
+
+def test_leftovers_are_named_and_kept(tiny: Path, tmp_path: Path) -> None:
+    old = remain(tmp_path, "x.gguf", 60)
+    note = f"note: {old} is left from an export that was killed; it can be deleted"
+    outcome = call("gguf", tiny, "-q", "f16", "-o", tmp_path / "x.gguf")
+    assert (outcome.code, outcome.err.splitlines().count(note)) == (0, 1)
+    assert old.exists()
+    old.unlink()
+    assert note not in call("gguf", tiny, "-q", "f16", "-o", tmp_path / "x.gguf", "--force").err

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -100,3 +102,25 @@ def test_a_checkpoint_folder_plays_on_torch(tmp_path: Path) -> None:
             plugins.runtime_for(folder)
     else:
         assert plugins.runtime_for(folder).NAME == "torch"
+
+
+def stranger(**annotations: object) -> Any:
+    """A runtime whose `open` has the parameters scale and hook, annotated so or not at all."""
+
+    def open(path, *, threads=None, scale=1.0, hook=None): ...  # type: ignore[no-untyped-def]  # noqa: A001
+
+    open.__annotations__ = annotations
+    return SimpleNamespace(NAME="Stranger", open=open)
+
+
+@pytest.mark.parametrize("annotation", ["float | None", float | None])
+def test_options_of_a_stranger(annotation: object) -> None:
+    module = stranger(scale=annotation, hook="Callable[[str], None] | None")
+    for value in (0.5, 2, None):
+        assert plugins.checked_options(module, {"scale": value}) == {"scale": value}
+    for wrong in ("0.5", True, [1.0]):
+        with pytest.raises(UsageError, match=r"this option of Stranger takes a number$"):
+            plugins.checked_options(module, {"scale": wrong})
+        assert plugins.checked_options(stranger(), {"scale": wrong}) == {"scale": wrong}
+    with pytest.raises(UsageError, match=r"--set hook: Stranger has no such option; it has scale$"):
+        plugins.checked_options(module, {"hook": "x"})

@@ -211,3 +211,49 @@ def test_junk_anywhere_is_refused_or_read(tmp_path: Path, changes: list[tuple[tu
         assert "\n" not in found
     else:
         assert len(found.tokens) == len(set(found.tokens)) == 300
+
+
+class Interrupted(BaseException):
+    """What a signal handler may raise."""
+
+
+@pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("method", ["from_file", "token_to_id"])
+def test_an_interruption_is_no_fault_of_the_file(
+    error: type[BaseException], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(small()))
+    interrupt(method, error, monkeypatch)
+    with pytest.raises(error):
+        read_tokenizer(tmp_path, 300)
+
+
+@pytest.mark.parametrize("method", ["from_file", "token_to_id"])
+def test_a_panic_is_a_fault_of_the_file(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(small()))
+    interrupt(method, type("PanicException", (BaseException,), {}), monkeypatch)
+    with pytest.raises(TokenizerError, match="download the file again"):
+        read_tokenizer(tmp_path, 300)
+
+
+def interrupt(method: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `error` raised while the library is in `method`, as by a signal's handler."""
+    import tokenizers
+
+    class Library:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            if name == method:
+                raise error
+            return getattr(self._inner, name)
+
+        @classmethod
+        def from_file(cls, path: str) -> Library:
+            if method == "from_file":
+                raise error
+            return cls(real(path))
+
+    real = tokenizers.Tokenizer.from_file
+    monkeypatch.setattr(tokenizers, "Tokenizer", Library)

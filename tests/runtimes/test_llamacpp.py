@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -289,3 +290,50 @@ def test_a_trained_model_tells_a_story(shared: Path, tmp_path: Path) -> None:
         assert session.codec.encode("Once upon a time")[0] == 1
         story = generate(session, "Once upon a time", max_tokens=40)
         assert story.text.startswith(", there was a little girl named")
+
+
+class Stopped(BaseException):
+    """What the command line's signal handler raises."""
+
+
+def stop(*_: object) -> None:
+    raise Stopped
+
+
+class InterruptedLevel:
+    """Stands for the level of errors: the n-th line that llama.cpp logs meets a signal on its way."""
+
+    def __init__(self, after: int) -> None:
+        self.lines, self.after = 0, after
+
+    def __eq__(self, other: object) -> bool:
+        self.lines += 1
+        if self.lines == self.after:
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_an_interruption_while_loading_is_not_lost(
+    where: str, models: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The handler runs inside a callback from C, through which its exception cannot pass."""
+    from smolexport_on_llamacpp import _library
+
+    counting = InterruptedLevel(0)
+    monkeypatch.setattr(_library, "ERROR", counting)
+    session = smolexport_on_llamacpp.open(models / "llama.gguf", threads=1)
+    after = 1 if where == "first" else counting.lines  # the last one comes from making the context
+    session.close()
+    monkeypatch.setattr(_library, "ERROR", InterruptedLevel(after))
+    before, hook = signal.signal(signal.SIGINT, stop), sys.unraisablehook
+    try:
+        with pytest.raises(Stopped):
+            smolexport_on_llamacpp.open(models / "llama.gguf", threads=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert sys.unraisablehook is hook
+    assert capfd.readouterr().err == ""
+    smolexport_on_llamacpp.open(models / "llama.gguf", threads=1).close()  # nothing is kept for the next one
