@@ -66,7 +66,7 @@ def test_json_everywhere(command: str) -> None:
         (["compare", "x"], "Missing argument"),
         (["inspect"], "Missing argument"),
         (["inspect", "nothing.gguf"], "nothing.gguf: no such file"),
-        (["generate", "nothing.gguf", "Once"], "nothing.gguf: no such folder"),
+        (["generate", "nothing.gguf", "Once"], "nothing.gguf: no such file"),
         (["generate", "x"], "Missing argument"),
         (["compare", "nothing", "nothing.gguf"], "nothing: no such folder"),
         (["compare", "x", "y", "--min-top1", "2"], "'--min-top1'"),
