@@ -105,10 +105,13 @@ def _verdicts(result: Comparison) -> list[str]:
 
 def _show(result: Comparison, files: list[Path], threads: int | None) -> None:
     from smolexport.cli.compare import show
-    from smolexport.generation import generate
+    from smolexport.generation import Sampling, generate
     from smolexport.plugins import runtime_for
 
+    # So small a model repeats itself when it is greedy; the same seed shows both files making the same draws.
+    sampling = Sampling(temperature=0.7, min_p=0.05, repetition_penalty=1.1, seed=1)
     show(result, json=False)
     for path in files:
         with runtime_for(path).open(path, threads=threads) as session:
-            typer.echo(f"\n{path.name} continues {PROMPT!r}:\n{generate(session, PROMPT, max_tokens=60).text.strip()}")
+            story = generate(session, PROMPT, sampling=sampling, max_tokens=60).text.strip()
+        typer.echo(f"\n{path.name} continues {PROMPT!r}:\n{story}")
