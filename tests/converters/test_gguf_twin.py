@@ -48,7 +48,7 @@ def test_quantized_files_stay_near_bf16(scheme: str, kld: float, top1: float, tw
 
 
 def test_rotary_on_the_layer_without_it_shows(twin: Path) -> None:
-    """The same weights read as a Llama, with rotary on every layer: five orders of magnitude off, and worse at the text."""
+    """The same weights read as a Llama, with rotary on every layer: far off, and worse at the text."""
     other = twin.parent / "as-llama"
     shutil.copytree(twin, other)
     config = json.loads((other / "config.json").read_text())
