@@ -46,7 +46,7 @@ def command(
             kept = f"in {out}" if out else "into a temporary folder (keep them with -o FOLDER)"
             say(f"exported {kept}; to play and compare the files install the runtimes:\n  " + "\n  ".join(lacking))
             if json:
-                print_json({"candidates": [], "missing": lacking, "passed": True})
+                print_json({"candidates": [], "missing": lacking, "passed": None})
             return
         result = _compare(files, threads, quiet=json)
         verdicts = _verdicts(result)
@@ -66,7 +66,8 @@ def _export(scheme: str, folder: Path, threads: int | None, *, force: bool) -> P
     from smolexport import convert
     from smolexport.demo import demo_checkpoint
 
-    job = convert.prepare("gguf", demo_checkpoint(), folder / f"demo-{scheme}.gguf", quant=scheme, name="demo")
+    target = folder / f"demo-{scheme}.gguf"
+    job = convert.prepare("gguf", demo_checkpoint(), target, quant=scheme, name="demo", force=force)
     say(job.plan.summary())
     with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
         return convert.write(job, force=force, threads=threads, progress=advance).path
