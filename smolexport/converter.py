@@ -27,10 +27,12 @@ class SchemeInfo(Protocol):
     @property
     def name(self) -> str:
         """Its name in `--quant`."""
+        ...
 
     @property
     def about(self) -> str:
         """One line about it."""
+        ...
 
 
 class Converter(Protocol):
@@ -39,27 +41,34 @@ class Converter(Protocol):
     @property
     def FORMAT(self) -> str:  # noqa: N802
         """Name of the format, e.g. `gguf`."""
+        ...
 
     @property
     def SUFFIX(self) -> str:  # noqa: N802
         """Ending of the output's name, empty for a folder."""
+        ...
 
     @property
     def DEFAULT(self) -> str:  # noqa: N802
         """The scheme that is taken without `--quant`."""
+        ...
 
     @property
     def SCHEMES(self) -> Mapping[str, Any]:  # noqa: N802
         """Scheme names, each with a `SchemeInfo`."""
+        ...
 
     def find_scheme(self, name: str) -> SchemeInfo:
         """The scheme of that name or alias; raises UsageError."""
+        ...
 
     def check(self, spec: ModelSpec) -> list[str]:
         """Reasons why the format cannot hold `spec`; empty when it can."""
+        ...
 
     def plan(self, spec: ModelSpec, tokenizer: TokenizerSpec, scheme: str, *, name: str) -> Plan:
         """Decide every tensor and key."""
+        ...
 
     def write(
         self,
@@ -72,12 +81,16 @@ class Converter(Protocol):
         progress: Callable[[int], None] | None = None,
     ) -> list[Path]:
         """Stream the plan into `path`, whole or not at all; returns the files written."""
+        ...
 
     def read_back(self, path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
         """Decode every tensor again, in the checkpoint's own order of rows."""
+        ...
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` looks like this format."""
+        ...
 
     def describe(self, path: Path) -> Description:
         """What an exported file is."""
+        ...

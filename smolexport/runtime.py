@@ -39,9 +39,11 @@ class TextDecoder(Protocol):
 
     def push(self, token: int) -> str:
         """Text that `token` completes; may be empty."""
+        ...
 
     def flush(self) -> str:
         """What is still held back, with U+FFFD for bytes that are not UTF-8."""
+        ...
 
 
 class TextCodec(Protocol):
@@ -50,12 +52,15 @@ class TextCodec(Protocol):
     @property
     def stop_tokens(self) -> frozenset[int]:
         """Tokens that end a generation."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` with the special tokens in it recognised; BOS is added where the model wants it."""
+        ...
 
     def decoder(self) -> TextDecoder:
         """A fresh incremental decoder."""
+        ...
 
 
 class Session(Protocol):
@@ -64,18 +69,22 @@ class Session(Protocol):
     @property
     def vocab_size(self) -> int:
         """Width of a row of logits."""
+        ...
 
     @property
     def context(self) -> int:
         """Most tokens that the session holds."""
+        ...
 
     @property
     def length(self) -> int:
         """Tokens held now."""
+        ...
 
     @property
     def codec(self) -> TextCodec:
         """The file's own tokenizer."""
+        ...
 
     def append(self, tokens: Sequence[int] | NDArray[np.integer], *, last_only: bool = False) -> NDArray[np.float32]:
         """Feed `tokens`, return the logits [n, v] after each, or only the last row [1, v].
@@ -83,12 +92,15 @@ class Session(Protocol):
         The result is the caller's to keep.  Raises ContextOverflowError before anything is computed,
         SessionClosedError after `close`, SessionError for an empty call or an id outside the vocabulary.
         """
+        ...
 
     def rewind(self, length: int) -> None:
         """Forget all tokens from position `length` on; raises SessionError unless 0 <= length <= self.length."""
+        ...
 
     def close(self) -> None:
         """Free the memory; further calls but `close` raise SessionClosedError."""
+        ...
 
     def __enter__(self) -> Session: ...
 
@@ -101,24 +113,30 @@ class Runtime(Protocol):
     @property
     def NAME(self) -> str:  # noqa: N802
         """Name that people use, e.g. `llama.cpp`."""
+        ...
 
     @property
     def READS(self) -> str:  # noqa: N802
         """The format it plays: `checkpoint`, `gguf`, `onnx`, `mlx`."""
+        ...
 
     @property
     def NEEDS(self) -> Sequence[str]:  # noqa: N802
         """Modules that must be importable before `open`; the adapter itself imports without them."""
+        ...
 
     @property
     def INSTALL(self) -> str:  # noqa: N802
         """The line that installs them."""
+        ...
 
     def version(self) -> str:
         """Version of the library behind it."""
+        ...
 
     def open(self, path: Path, *, threads: int | None = None, context: int | None = None) -> Session:
         """Load `path`.  `threads` None: one per physical core; `context` None: the model's own, at most 4096."""
+        ...
 
 
 def choose_threads(asked: int | None) -> int:

@@ -19,13 +19,16 @@ class VocabCodec:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._ends: frozenset[int] | None = None
 
-    @cached_property
+    @property
     def stop_tokens(self) -> frozenset[int]:
         """Every token that llama.cpp takes for the end of a generation."""
         self._model.check_open()
-        ends, vocab = self._model.lib.llama_vocab_is_eog, self._model.vocab
-        return frozenset(t for t in range(self._model.vocab_size) if ends(vocab, t))
+        if self._ends is None:
+            ends, vocab = self._model.lib.llama_vocab_is_eog, self._model.vocab
+            self._ends = frozenset(t for t in range(self._model.vocab_size) if ends(vocab, t))
+        return self._ends
 
     @cached_property
     def _opening(self) -> list[int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +67,7 @@ class LlamaSession:
             self._model.close()
             raise
         self._memory = lib.llama_get_memory(self._pointer)
+        self._codec = VocabCodec(self._model)
         self._length = 0
 
     @property
@@ -85,10 +85,10 @@ class LlamaSession:
         """Tokens held now."""
         return self._length
 
-    @cached_property
+    @property
     def codec(self) -> VocabCodec:
         """The tokenizer in the file; usable until `close`."""
-        return VocabCodec(self._model)
+        return self._codec
 
     def append(self, tokens: Sequence[int] | NDArray[np.integer], *, last_only: bool = False) -> NDArray[np.float32]:
         """Feed `tokens`, return the logits [n, v] after each, or only the last row [1, v].

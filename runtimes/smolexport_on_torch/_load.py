@@ -56,7 +56,8 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
     with _quiet():
         try:
             if state is None:
-                model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+                loader: Any = AutoModelForCausalLM
+                model, info = loader.from_pretrained(folder, **options)
             else:
                 config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 model, info = _class_of(config).from_pretrained(None, config=config, state_dict=state, **options)

@@ -6,7 +6,6 @@ Notation: n = tokens appended in one call, v = vocab_size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ class TorchSession:
         config = self._model.config.get_text_config()
         self._vocab_size = int(config.vocab_size)
         self._context = choose_context(context, int(config.max_position_embeddings))
-        self._cache = DynamicCache()
+        self._cache: Any = DynamicCache()
+        self._codec: TextCodec | None = None
         self._length = 0
 
     @property
@@ -58,7 +58,7 @@ class TorchSession:
         """Tokens held now."""
         return self._length
 
-    @cached_property
+    @property
     def codec(self) -> TextCodec:
         """The checkpoint's own tokenizer, read from tokenizer.json when first asked for.
 
@@ -67,8 +67,9 @@ class TorchSession:
         """
         from smolexport.tokenizer import open_tokenizer, read_tokenizer
 
-        codec: TextCodec = open_tokenizer(self._folder, read_tokenizer(self._folder, self._vocab_size))
-        return codec
+        if self._codec is None:
+            self._codec = open_tokenizer(self._folder, read_tokenizer(self._folder, self._vocab_size))
+        return self._codec
 
     def append(self, tokens: Sequence[int] | NDArray[np.integer], *, last_only: bool = False) -> NDArray[np.float32]:
         """Feed `tokens`, return the logits [n, v] after each, or only the last row [1, v].

@@ -15,6 +15,7 @@ from typing import NoReturn
 __all__ = ["main"]
 
 BAD_INPUT, INTERRUPTED = 2, 130
+STDOUT = 1  # its file descriptor
 
 
 class _Stopped(BaseException):
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`): nothing to report, and nothing to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         sys.exit(0)
     except MemoryError:
         _fail("out of memory", BAD_INPUT)

@@ -80,7 +80,8 @@ def define_operator(op: Any, operand: Vector, result: Vector, emit: Emit) -> Non
         def generic(self, args: Any, _keywords: Any) -> Any:
             return signature(result, operand, operand) if tuple(args) == (operand, operand) else None
 
-    infer_global(op)(Template)
+    register: Any = infer_global(op)
+    register(Template)
     lower_builtin(op, operand, operand)(lambda _context, builder, _signature, args: emit(builder, *args))
 
 
