@@ -77,15 +77,15 @@ def measure(form: BlockFormat, rows: int, columns: int, repeat: int) -> Figures:
 def render(figures: Figures) -> str:
     # The C library has no decoder for plain floats: those cells stay empty.
     f = figures
-    return (
-        (
-            f"{f.format:7} {f.encode:7.0f} {f.encode_bf16:7.0f} {f.encode_c:7.0f} {f.encode / f.encode_c:6.1f}x"
-            f" {f.weighted:9.0f} {f.weighted_c:7.0f} {f.weighted / f.weighted_c:6.1f}x"
-            f" {f.decode:9.0f} {f.decode_c:7.0f} {f.decode / f.decode_c:6.1f}x   {' '.join(f'{s:4.1f}' for s in f.first)}"
-        )
-        .replace("nanx", "   -")
-        .replace("nan", "  -")
+    columns = (
+        f"{f.format:7} {f.encode:7.0f} {f.encode_bf16:7.0f} {f.encode_c:7.0f} {f.encode / f.encode_c:6.1f}x",
+        f"{f.weighted:9.0f} {f.weighted_c:7.0f} {f.weighted / f.weighted_c:6.1f}x",
+        f"{f.decode:9.0f} {f.decode_c:7.0f} {f.decode / f.decode_c:6.1f}x".replace("nanx", "   -").replace(
+            "nan", "  -"
+        ),
+        f"  {' '.join(f'{s:4.1f}' for s in f.first)}",
     )
+    return " ".join(columns)
 
 
 def main() -> int:
