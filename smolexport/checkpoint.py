@@ -303,7 +303,7 @@ def _drop_tied_head(spec: ModelSpec, found: dict[str, StoredTensor], folder: Pat
     del found[head.name]
 
 
-def _equal(a: StoredTensor, b: StoredTensor, chunk: int = 4096) -> bool:
+def _equal(a: StoredTensor, b: StoredTensor, chunk: int = 512) -> bool:
     rows = a.shape[0]
     return all(
         np.array_equal(

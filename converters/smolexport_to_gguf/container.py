@@ -21,7 +21,7 @@ from smolexport.quant import FORMATS, BlockFormat
 __all__ = ["ALIGNMENT", "GgufFile", "Metadata", "TensorInfo", "header_bytes", "padding", "read_gguf"]
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
-MAX_DIMS, MAX_NAME = 4, 63
+MAX_DIMS = 4
 # (key, kind, value); kinds: u32 i32 f32 bool string … and the same in brackets for arrays.
 Metadata = Sequence[tuple[str, str, Any]]
 

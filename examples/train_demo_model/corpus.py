@@ -2,7 +2,8 @@
 
 The corpus is public-domain prose for young readers and other plain storytelling.  Every book's bytes are
 checked against `books.json`, so that a changed file stops the run instead of changing the model.
-From each book the last `HELD_OUT_FRACTION` (whole paragraphs) is never trained on.
+From each book the last `HELD_OUT_FRACTION` (whole paragraphs) is never trained on; `python corpus.py CORPUS` prints
+all of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,3 +121,7 @@ def held_out_excerpt(books: list[Book], every: int = 4, size: int = 2200) -> str
             kept.append(paragraph)
             left -= len(paragraph.encode()) + 1
     return "\n".join(kept) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(held_out_text(read_books(Path(sys.argv[1]))))

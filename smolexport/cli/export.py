@@ -72,6 +72,8 @@ def command_for(target: str) -> Callable[..., None]:
         for file in leftovers(job.path):
             say(f"note: {file} is left from an export that was killed; it can be deleted")
         say(job.plan.summary())
+        if job.checkpoint:
+            say(f"from {job.checkpoint.folder} ({job.checkpoint.dtype}, {job.checkpoint.nbytes / 1e6:.1f} MB)")
         with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
             done = convert.write(job, force=force, threads=threads, progress=advance)
         if json:
