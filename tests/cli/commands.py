@@ -21,7 +21,9 @@ __all__ = ["ROOT", "Outcome", "assert_refused", "call", "run", "tiny_checkpoint"
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
-START = [sys.executable, "-c", "from smolexport.cli import main; main()"]
+# A job started in the background of a shell inherits that Ctrl-C is ignored; a terminal's does not.
+TERMINAL = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+START = [sys.executable, "-c", f"{TERMINAL}; from smolexport.cli import main; main()"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 from smolexport import plugins
 from smolexport.convert import export
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from tests.cli.commands import START, environment, tiny_checkpoint
+from tests.cli.commands import START, TERMINAL, environment, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,18 @@ def test_stopped_while_writing(number: signal.Signals, middling: Path, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_stays_ignored_where_it_was(middling: Path, tmp_path: Path) -> None:
+    """As in a background job of a shell: whoever started it did not want Ctrl-C to reach it."""
+    code = START[-1].replace("default_int_handler", "SIG_IGN")
+    argv = [*START[:-1], code, "gguf", str(middling), "-q", "iq4_nl", "--threads", "1", "-o", str(tmp_path / "x.gguf")]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    wait_until_it_writes(process, tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+
+
 def test_killed_while_writing(middling: Path, tmp_path: Path) -> None:
     """Nothing can clean up after SIGKILL, but the final name stays free, and the next export succeeds."""
     process = start(middling, tmp_path / "x.gguf")
@@ -97,6 +109,7 @@ def assert_interrupted(process: subprocess.Popen[str]) -> None:
 def test_stopped_while_the_tokenizer_loads(number: signal.Signals, middling: Path, tmp_path: Path) -> None:
     """The signal comes while the library reads the file, which takes too short to be met from outside."""
     code = f"""
+{TERMINAL}
 import os, tokenizers
 from smolexport.cli import main
 class Slow:
