@@ -1,4 +1,4 @@
-"""Block formats of GGUF files and their codecs: encode and decode, always both.
+"""Formats of quantized rows and their codecs: encode and decode, always both.
 
 ```
 formats.py     the table of formats, argument checks            plain.py    f32 f16 bf16
@@ -11,10 +11,32 @@ tile.py        blocks to lanes and back                         q45_k.py    q4_k
 search.py      scale searches, one group per lane               q6_k.py     q6_k
 superblock.py  what the k formats share
 ```
+
+Formats whose rows keep codes and scales apart, as MLX stores them:
+
+```
+parted.py      what they share             affine.py, affine_kernels.py    affine groups, 2 to 8 bits
+rowparts.py    places in a row, floats     affine_grids.py                 scales and biases as MLX chooses them
+bitstream.py   codes as a bit stream       affine_search.py                better ones
+lane_floats.py small floats in lanes       microscale*.py                  mxfp4 nvfp4 mxfp8
+                                           portable*.py                    q4_0 and q8_0 as affine groups
+```
 """
 
 from __future__ import annotations
 
-from smolexport.quant.formats import FORMATS, BlockFormat, first_nonfinite
+from smolexport.quant.affine import AffineFormat
+from smolexport.quant.formats import FORMATS, BlockFormat, Part, RowFormat, first_nonfinite
+from smolexport.quant.microscale import MicroFormat
+from smolexport.quant.portable import PortableFormat
 
-__all__ = ["FORMATS", "BlockFormat", "first_nonfinite"]
+__all__ = [
+    "FORMATS",
+    "AffineFormat",
+    "BlockFormat",
+    "MicroFormat",
+    "Part",
+    "PortableFormat",
+    "RowFormat",
+    "first_nonfinite",
+]

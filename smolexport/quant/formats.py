@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -25,13 +25,89 @@ from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 
-__all__ = ["FORMATS", "BlockFormat", "first_nonfinite"]
+__all__ = ["FORMATS", "BlockFormat", "Part", "RowFormat", "first_nonfinite"]
 
 # Storage types that the kernels read, with the code that `source.fetch` knows them by.
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
 NO_F32 = np.empty(0, np.float32)
 NO_U16 = np.empty(0, np.uint16)
 NO_F32.flags.writeable = NO_U16.flags.writeable = False  # kernels are compiled for read-only input, once
+
+
+SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}  # bytes, under the names of safetensors
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array of an encoded row, where a format keeps codes and scales apart.
+
+    Attributes:
+        suffix: what it is called beside the others: `weight`, `scales`, `biases`.
+        dtype: safetensors name of its type.
+        columns: elements per row.
+    """
+
+    suffix: str
+    dtype: str
+    columns: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes per row."""
+        return self.columns * SIZES[self.dtype]
+
+
+class RowFormat(Protocol):
+    """How rows of weights are stored: each row by itself, so rows can be encoded, moved and decoded in any order.
+
+    An encoded row is its parts one after another.  Where several formats hold the same integers and scales in
+    different order, they name one of them as their `lattice` and only repack what that one made.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name that people see."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Elements that share a scale; a row is whole blocks."""
+        ...
+
+    @property
+    def lattice(self) -> RowFormat | None:
+        """The format whose encoded rows `repack` takes; None for most."""
+        ...
+
+    def fits(self, columns: int) -> bool:
+        """Whether a row of `columns` elements is a whole number of blocks."""
+        ...
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of one row; raises UsageError unless it `fits`."""
+        ...
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of `shape`, whose last axis is the row; raises UsageError unless it `fits`."""
+        ...
+
+    def parts(self, columns: int) -> tuple[Part, ...]:
+        """The arrays of an encoded row of `columns` elements, in the order in which they stand in it."""
+        ...
+
+    def encode(
+        self, rows: NDArray[Any], importance: NDArray[np.float32] | None = None, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Encode [n, columns] to [n, row_bytes]; see `BlockFormat.encode`."""
+        ...
+
+    def decode(self, data: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
+        """Decode [n, row_bytes] to [n, columns]; see `BlockFormat.decode`."""
+        ...
+
+    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+        """Encoded rows from those of the lattice; raises UsageError for a format without one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +134,21 @@ class BlockFormat:
     def bits_per_weight(self) -> float:
         """Stored bits per element."""
         return 8 * self.nbytes / self.block
+
+    @property
+    def lattice(self) -> RowFormat | None:
+        """None: blocks are encoded from weights."""
+        return None
+
+    def parts(self, columns: int) -> tuple[Part, ...]:
+        """One array: of floats for f32, f16 and bf16, of bytes for blocks."""
+        if self.block == 1:
+            return (Part("weight", self.name.upper(), columns),)
+        return (Part("weight", "U8", self.row_bytes(columns)),)
+
+    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:  # noqa: ARG002
+        """There is no lattice to repack; raises UsageError."""
+        raise UsageError(f"{self.name}: repacks no other format")
 
     def fits(self, columns: int) -> bool:
         """Whether a row of `columns` elements is a whole number of blocks."""

@@ -9,6 +9,7 @@ is lane by lane, IEEE float32, never re-associated and never fused, so each lane
     load(array, i)   store(array, i, a)     WIDTH consecutive float32 of a one-dimensional array from index i on
     splat(x)   where(p, a, b)   sqrt(a)   magnitude(a)   negative(a)   largest(a)   smallest(a)
     any_lane(p)   first_lane(p)   bits_set(p)   pick(a, lane)    scalars
+    largest_of_half(a, half)   splat_halves(x, y)    for groups of WIDTH / 2 elements
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ __all__ = [
     "bits_set",
     "first_lane",
     "largest",
+    "largest_of_half",
     "load",
     "magnitude",
     "negative",
     "pick",
     "smallest",
     "splat",
+    "splat_halves",
     "sqrt",
     "store",
     "where",
@@ -223,7 +226,7 @@ def halves(builder: Any, vector: Any, count: int) -> tuple[Any, Any]:
 
 def reduction(comparison: str, value: Any, builder: Any) -> Any:
     """The lane that wins all comparisons, as a scalar."""
-    count = WIDTH // 2
+    count = value.type.count // 2
     while count:
         low, high = halves(builder, value, count)
         value = builder.select(builder.fcmp_ordered(comparison, low, high), low, high)
@@ -282,3 +285,29 @@ def pick(_context: Any, _a: Any, _lane: Any) -> Any:
         return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
 
     return types.float32(lanes, types.intp), generate
+
+
+@instruction
+def largest_of_half(_context: Any, _a: Any, _half: Any) -> Any:
+    """The largest lane of the first (0) or the second (1) half, as a float32 scalar."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        low, high = halves(builder, args[0], WIDTH // 2)
+        chosen = builder.select(builder.icmp_signed("==", args[1], ir.Constant(ir.IntType(64), 0)), low, high)
+        return reduction(">", chosen, builder)
+
+    return types.float32(lanes, types.intp), generate
+
+
+@instruction
+def splat_halves(_context: Any, _x: Any, _y: Any) -> Any:
+    """Lanes that hold `x` in the first half and `y` in the second."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        pair = ir.Constant(VALUES, ir.Undefined)
+        for place, value in enumerate(args):
+            pair = builder.insert_element(pair, value, ir.Constant(ir.IntType(32), place))
+        picks = ir.Constant(WORDS, [0] * (WIDTH // 2) + [1] * (WIDTH // 2))
+        return builder.shuffle_vector(pair, ir.Constant(VALUES, ir.Undefined), picks)
+
+    return lanes(types.float32, types.float32), generate

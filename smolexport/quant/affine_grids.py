@@ -1,0 +1,55 @@
+"""Scales and biases of affine groups: those that MLX chooses, and where a value lies between two codes.
+
+The end of a group's range that is farther from zero is a value of the grid, as bias and code 0; where the range
+straddles zero the step is stretched so that zero is a value too.
+
+Notation: grid = scale and bias of a group, [0] and [1] of `grids`; top = largest code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.quant.jit import helper
+from smolexport.quant.lane_floats import rint
+from smolexport.quant.lanes import WIDTH, largest, load, magnitude, negative, smallest, splat, store, where
+
+__all__ = ["find_grids", "position"]
+
+ZERO, EPSILON = np.float32(0), np.float32(1e-7)
+
+
+@helper
+def position(x: Any, scale: Any, bias: Any, top: int) -> Any:
+    """Where values lie on a grid, between two codes for most, limited to 0 ... top."""
+    zero, last = splat(ZERO), splat(np.float32(top))
+    place = (x - bias) / scale
+    place = where(place > zero, place, zero)
+    return where(place < last, place, last)
+
+
+@helper
+def find_grids(tile: NDArray[Any], group: int, top: int, grids: NDArray[Any]) -> None:
+    """Scale and bias, in float32, of each group of the tile."""
+    count = tile.size // group
+    for i in range(count):
+        start = i * group
+        low = high = load(tile, start)
+        for e in range(start + WIDTH, start + group, WIDTH):
+            x = load(tile, e)
+            low, high = where(x < low, x, low), where(x > high, x, high)
+        grids[0, i], grids[1, i] = smallest(low), largest(high)
+    zero, steps, epsilon = splat(ZERO), splat(np.float32(top)), splat(EPSILON)
+    for i in range(0, count, WIDTH):
+        low, high = load(grids[0], i), load(grids[1], i)
+        scale = (high - low) / steps
+        scale = where(scale > epsilon, scale, epsilon)
+        upwards = magnitude(low) > magnitude(high)
+        scale, edge = where(upwards, scale, negative(scale)), where(upwards, low, high)
+        steps_from_zero = rint(edge / scale)
+        empty = steps_from_zero == zero
+        store(grids[0], i, where(empty, scale, edge / steps_from_zero))
+        store(grids[1], i, where(empty, zero, edge))
