@@ -1,4 +1,4 @@
-"""smolexport: small language models to quantized GGUF, each file held against the bf16 original.
+"""smolexport: small language models to quantized GGUF and MLX, each file held against the bf16 original.
 
     import smolexport
 
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smolexport.arch import load_spec
-    from smolexport.convert import Export, export
+    from smolexport.convert import Export, export, export_all
     from smolexport.description import Description
     from smolexport.errors import SmolexportError
-    from smolexport.face import compare, generate, inspect
+    from smolexport.face import compare, fingerprint, generate, inspect, read_back
     from smolexport.generation import Generation, Sampling
     from smolexport.parity.results import Comparison, Settings, Thresholds
     from smolexport.spec import ModelSpec
@@ -35,9 +35,12 @@ __all__ = [
     "Thresholds",
     "compare",
     "export",
+    "export_all",
+    "fingerprint",
     "generate",
     "inspect",
     "load_spec",
+    "read_back",
 ]
 
 _HOMES = {
@@ -52,9 +55,12 @@ _HOMES = {
     "Thresholds": "smolexport.parity.results",
     "compare": "smolexport.face",
     "export": "smolexport.convert",
+    "export_all": "smolexport.convert",
+    "fingerprint": "smolexport.face",
     "generate": "smolexport.face",
     "inspect": "smolexport.face",
     "load_spec": "smolexport.arch",
+    "read_back": "smolexport.face",
 }
 
 

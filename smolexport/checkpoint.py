@@ -33,8 +33,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_JSON = 64 << 20  # the index of the largest published models is about 10 MB
 # What is fetched of a hub id.  The hub's `*` crosses folders, so these cover the index and all chat templates.
-SMALL_FILES = ("*.json", "*.jinja")
-HUB_FILES = (*SMALL_FILES, "*.safetensors", "README.md", "LICENSE*")
+SMALL_FILES = ("*.json", "*.jinja", "merges.txt", "README.md", "LICENSE*")
+HUB_FILES = (*SMALL_FILES, "*.safetensors")
 # Buffers that old checkpoints carry and that are computed, not learned.
 COMPUTED = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
 

@@ -6,21 +6,27 @@ before the first weight is downloaded.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, read_config
 from smolexport.converter import Converter
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
-from smolexport.output import check_target
+from smolexport.model import Model, claimed_dtype
+from smolexport.output import check_target, made_folder
 from smolexport.plan import Plan
-from smolexport.plugins import converter
+from smolexport.plugins import checked_options, converter, converters
 from smolexport.spec import ModelSpec
+from smolexport.stream import encoded_chunks
 from smolexport.tokenizer import read_tokenizer
 
-__all__ = ["Export", "Job", "export", "prepare", "write"]
+__all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "write", "write_all"]
 
 # Without weights nothing vouches for vocab_size, and a list of that length is built.  Known models stay below 2^19.
 MAX_VOCABULARY = 1 << 22
@@ -58,6 +64,22 @@ class Export:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What `prepare` and `prepare_all` are asked for alike; see there."""
+
+    source: str | Path
+    quant: str | None
+    name: str | None
+    options: Mapping[str, Any]
+    strict: bool
+    ignore_config: Collection[str]
+    revision: str | None
+    token: str | None
+    force: bool | None
+    weights: bool
+
+
 def prepare(
     target: str,
     source: str | Path,
@@ -65,6 +87,7 @@ def prepare(
     *,
     quant: str | None = None,
     name: str | None = None,
+    options: Mapping[str, Any] | None = None,
     strict: bool = False,
     ignore_config: Collection[str] = (),
     revision: str | None = None,
@@ -80,6 +103,7 @@ def prepare(
         out: target path; a folder gets the default name inside it; None = default name in the current folder.
         quant: scheme name; None = the format's default.
         name: what the file calls the model; None = the checkpoint's own name.
+        options: further options of the format; its converter's `OPTIONS` names them.
         strict: refuse when a tensor cannot get the format that the scheme asks for.
         ignore_config: keys of config.json that the caller vouches for as inert.
         revision: hub revision.
@@ -90,55 +114,120 @@ def prepare(
     Raises:
         SmolexportError: anything that stands against this export.
     """
-    module = converter(target)
-    scheme = module.find_scheme(quant or module.DEFAULT).name
-    folder = find_checkpoint(source, revision=revision, token=token, weights=False)
+    wish = Wish(source, quant, name, options or {}, strict, ignore_config, revision, token, force, weights)
+    [job] = _prepare([target], wish, lambda default, module: _path(out, default, module))
+    return job
+
+
+def prepare_all(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    targets: Collection[str] | None = None,
+    quant: str = "int4",
+    name: str | None = None,
+    strict: bool = False,
+    ignore_config: Collection[str] = (),
+    revision: str | None = None,
+    token: str | None = None,
+    force: bool | None = None,
+    weights: bool = True,
+) -> list[Job]:
+    """Prepare an export to several formats, which `write_all` does in one pass over the checkpoint.
+
+    Args:
+        source: as for `prepare`, like the arguments that are not named here.
+        out: the folder that gets all outputs under their default names.
+        targets: format names; None = every installed converter.
+        quant: a scheme that all of them have.
+
+    Raises:
+        SmolexportError: anything that stands against one of the exports.
+    """
+    folder = Path(out) if out else Path()
+    wish = Wish(source, quant, name, {}, strict, ignore_config, revision, token, force, weights)
+    return _prepare(list(targets or converters()), wish, lambda default, _: folder / default)
+
+
+def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter], Path]) -> list[Job]:
+    modules = [converter(target) for target in targets]
+    schemes = [module.find_scheme(wish.quant or module.DEFAULT).name for module in modules]
+    for module in modules:
+        checked_options(module.plan, wish.options, module.FORMAT, module.OPTIONS)
+    source = wish.source
+    folder = find_checkpoint(source, revision=wish.revision, token=wish.token, weights=False)
     remote = source != "demo" and folder != Path(source)
-    checkpoint = None if remote else open_checkpoint(folder, ignore_config=ignore_config)
-    spec = checkpoint.spec if checkpoint else _spec_alone(folder, ignore_config)
-    title = name or _title(source, folder)
-    plan = _plan(module, folder, spec, scheme, title, strict)
-    path = _path(out, f"{_file_name(title)}-{scheme}{module.SUFFIX}")
-    if force is not None:
-        check_target(path, plan.nbytes, force=force)
-    if remote and weights:
-        whole = find_checkpoint(source, revision=revision, token=token)
-        if whole != folder:
-            raise CheckpointError(f"{source}: changed on the hub during the download; start the export again")
-        checkpoint = open_checkpoint(whole, ignore_config=ignore_config)
-    return Job(module, checkpoint, plan, path)
+    checkpoint = None if remote else open_checkpoint(folder, ignore_config=wish.ignore_config)
+    model = _model(wish, folder, checkpoint)
+    jobs = []
+    for module, scheme in zip(modules, schemes, strict=True):
+        plan = _plan(module, model, scheme, wish)
+        path = place(f"{_file_name(model.name)}-{scheme}{module.SUFFIX}", module)
+        if wish.force is not None:
+            _check_target(module, path, plan, wish.force)
+        jobs.append(Job(module, checkpoint, plan, path))
+    if not (remote and wish.weights):
+        return jobs
+    whole = find_checkpoint(source, revision=wish.revision, token=wish.token)
+    if whole != folder:
+        raise CheckpointError(f"{source}: changed on the hub during the download; start the export again")
+    checkpoint = open_checkpoint(whole, ignore_config=wish.ignore_config)
+    return [replace(job, checkpoint=checkpoint) for job in jobs]
 
 
-def _spec_alone(folder: Path, ignore_config: Collection[str]) -> ModelSpec:
-    """The spec where no headers bear it out yet."""
-    _, spec = read_config(folder, ignore_config=ignore_config)
+def _check_target(module: Converter, path: Path, plan: Plan, force: bool) -> None:
+    size = plan.nbytes + sum(c.nbytes for c in plan.companions)
+    check_target(path, size, force=force, replaceable=module.recognises if module.FOLDER else None)
+
+
+def _model(wish: Wish, folder: Path, checkpoint: Checkpoint | None) -> Model:
+    """The small files, read; raises CheckpointError."""
+    if checkpoint:
+        config, spec = checkpoint.config, checkpoint.spec
+    else:
+        config, spec = _spec_alone(folder, wish.ignore_config)
+    return Model(
+        spec=spec,
+        tokenizer=read_tokenizer(folder, spec.vocab_size),
+        name=wish.name or _title(wish.source, folder),
+        folder=folder,
+        config=config,
+        dtype=claimed_dtype(config) or (checkpoint.dtype if checkpoint else "BF16"),
+        origin=None if checkpoint else str(wish.source),
+    )
+
+
+def _spec_alone(folder: Path, ignore_config: Collection[str]) -> tuple[Mapping[str, Any], ModelSpec]:
+    """config.json and the spec where no headers bear it out yet."""
+    config, spec = read_config(folder, ignore_config=ignore_config)
     if spec.vocab_size > MAX_VOCABULARY:
         raise ConfigError(
             f"{folder}: config.json: vocab_size {spec.vocab_size} is more than the {MAX_VOCABULARY} that are planned "
             "without weights; if it is right, download the checkpoint and give its folder"
         )
-    return spec
+    return config, spec
 
 
-def _plan(module: Converter, folder: Path, spec: ModelSpec, scheme: str, title: str, strict: bool) -> Plan:
-    """Check and plan; raises UnsupportedError and TokenizerError."""
-    reasons = module.check(spec)
+def _plan(module: Converter, model: Model, scheme: str, wish: Wish) -> Plan:
+    """Check and plan; raises UnsupportedError and whatever the converter refuses."""
+    reasons = module.check(model.spec)
     if reasons:
-        raise UnsupportedError(f"{folder}: cannot be exported to {module.FORMAT}: {'; '.join(reasons)}")
-    plan = module.plan(spec, read_tokenizer(folder, spec.vocab_size), scheme, name=title)
-    if strict and plan.fallbacks:
+        raise UnsupportedError(f"{model.folder}: cannot be exported to {module.FORMAT}: {'; '.join(reasons)}")
+    plan = module.plan(model, scheme, **wish.options)
+    if wish.strict and plan.fallbacks:
         raise UnsupportedError(
-            f"{folder}: --strict: {scheme} does not fit {len(plan.fallbacks)} tensors: "
+            f"{model.folder}: --strict: {scheme} does not fit {len(plan.fallbacks)} tensors: "
             + "; ".join(plan.fallback_lines())
         )
     return plan
 
 
-def _path(out: str | Path | None, default: str) -> Path:
-    """The target: `out`, or `default` in the folder `out`."""
+def _path(out: str | Path | None, default: str, module: Converter) -> Path:
+    """The target: `out`, or `default` in the folder `out`, unless that is an earlier output of the converter."""
     path = Path(out) if out else Path()
     try:
-        return path / default if path.is_dir() else path
+        inside = path.is_dir() and not (module.FOLDER and out is not None and module.recognises(path))
+        return path / default if inside else path
     except OSError as error:  # a name that no file can have
         raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
 
@@ -161,6 +250,7 @@ def export(
     *,
     quant: str | None = None,
     name: str | None = None,
+    options: Mapping[str, Any] | None = None,
     strict: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -180,19 +270,91 @@ def export(
         SmolexportError: with one line that says what is wrong; nothing is left under the final name.
     """
     job = prepare(
-        target, source, out, quant=quant, name=name, strict=strict, ignore_config=ignore_config, revision=revision,
-        token=token, force=force,
+        target, source, out, quant=quant, name=name, options=options, strict=strict, ignore_config=ignore_config,
+        revision=revision, token=token, force=force,
     )  # fmt: skip
     return write(job, force=force, threads=threads, progress=progress)
+
+
+def export_all(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    targets: Collection[str] | None = None,
+    quant: str = "int4",
+    name: str | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Export]:
+    """Export `source` to several formats in one pass over its weights; see `prepare_all` for the arguments.
+
+    Raises:
+        SmolexportError: with one line that says what is wrong.
+    """
+    folder = Path(out) if out else Path()
+    jobs = prepare_all(
+        source, folder, targets=targets, quant=quant, name=name, force=force if folder.is_dir() else None
+    )
+    with made_folder(folder):
+        return write_all(jobs, force=force, threads=threads, progress=progress)
 
 
 def write(
     job: Job, *, force: bool = False, threads: int | None = None, progress: Callable[[int], None] | None = None
 ) -> Export:
     """Write a prepared job.  Raises OutputError, TensorError, CheckpointError; UsageError for one without weights."""
-    if job.checkpoint is None:
-        raise UsageError(f"{job.path}: was prepared with weights=False, only to look at the plan; prepare it again")
+    [done] = write_all([job], force=force, threads=threads, progress=progress)
+    return done
+
+
+def write_all(
+    jobs: Sequence[Job],
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Export]:
+    """Write jobs of one checkpoint in one pass: each tensor is read once, and quantized once where a lattice is shared.
+
+    Args:
+        jobs: what `prepare_all` made.
+        force: replace existing outputs.
+        threads: encoding threads; None = the processors that may be used.
+        progress: called with the bytes of each chunk written.
+
+    Raises:
+        OutputError, TensorError, CheckpointError: nothing appears, unless the very last step, the renaming of the
+            finished outputs, fails for one after another has its name.
+        UsageError: jobs without weights, or of different checkpoints.
+    """
+    if not jobs:
+        return []
+    checkpoint = jobs[0].checkpoint
+    if checkpoint is None:
+        raise UsageError(f"{jobs[0].path}: was prepared with weights=False, only to look at the plan; prepare it again")
+    if any(job.checkpoint is not checkpoint for job in jobs):
+        raise UsageError(f"{jobs[0].path}: jobs that are written together must come from one prepare_all")
     started = time.perf_counter()
-    files = job.converter.write(job.plan, job.checkpoint, job.path, threads=threads, force=force, progress=progress)
-    size = sum(f.stat().st_size for f in files)
-    return Export(job.path, tuple(files), job.plan, size, time.perf_counter() - started)
+    _give_back()
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
+        for piece in encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads):
+            sinks[piece.output].put(piece.entry.name, piece.start, piece.rows)
+            if progress:
+                progress(piece.rows.nbytes)
+    seconds = time.perf_counter() - started
+    sizes = [sum(path.stat().st_size for path in sink.paths) for sink in sinks]
+    return [
+        Export(job.path, tuple(sink.paths), job.plan, size, seconds)
+        for job, sink, size in zip(jobs, sinks, sizes, strict=True)
+    ]
+
+
+def _give_back() -> None:
+    """Return to the system what reading the tokenizer left free in the heap, before the kernels need theirs.
+
+    Only glibc can be asked to; without it the process stays some 20 MB larger.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,22 +1,22 @@
 """What a converter offers: the one interface that the driver and the command line know.
 
-A protocol, not a base class: a converter is a module named `smolexport_to_*`, found by its name.
+A protocol, not a base class: a converter is a module named `smolexport_to_*`, found by its name.  It decides and it
+knows its container; reading, encoding and the order of work are the driver's, so that several outputs can share one
+pass over the checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from smolexport.checkpoint import Checkpoint
 from smolexport.description import Description
 from smolexport.plan import Plan
-from smolexport.spec import ModelSpec, Tensor
-from smolexport.tokenizer import TokenizerSpec
+from smolexport.sink import Sink
+from smolexport.spec import ModelSpec
+from smolexport.weights import Weights
 
 __all__ = ["Converter", "SchemeInfo"]
 
@@ -45,7 +45,12 @@ class Converter(Protocol):
 
     @property
     def SUFFIX(self) -> str:  # noqa: N802
-        """Ending of the output's name, empty for a folder."""
+        """Ending of the output's default name, e.g. `.gguf`."""
+        ...
+
+    @property
+    def FOLDER(self) -> bool:  # noqa: N802
+        """Whether the output is a folder."""
         ...
 
     @property
@@ -58,6 +63,16 @@ class Converter(Protocol):
         """Scheme names, each with a `SchemeInfo`."""
         ...
 
+    @property
+    def OPTIONS(self) -> Mapping[str, str]:  # noqa: N802
+        """Keyword arguments of `plan` that people may set with `--set`, each with a line about it."""
+        ...
+
+    @property
+    def plan(self) -> Callable[..., Plan]:
+        """`plan(model: Model, scheme: str, **options)`: decide every tensor and key."""
+        ...
+
     def find_scheme(self, name: str) -> SchemeInfo:
         """The scheme of that name or alias; raises UsageError."""
         ...
@@ -66,25 +81,12 @@ class Converter(Protocol):
         """Reasons why the format cannot hold `spec`; empty when it can."""
         ...
 
-    def plan(self, spec: ModelSpec, tokenizer: TokenizerSpec, scheme: str, *, name: str) -> Plan:
-        """Decide every tensor and key."""
+    def output(self, plan: Plan, path: Path, *, force: bool = False) -> AbstractContextManager[Sink]:
+        """Open `path` for the planned tensors; when the block ends it is there, whole, or not at all."""
         ...
 
-    def write(
-        self,
-        plan: Plan,
-        checkpoint: Checkpoint,
-        path: Path,
-        *,
-        threads: int | None = None,
-        force: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[Path]:
-        """Stream the plan into `path`, whole or not at all; returns the files written."""
-        ...
-
-    def read_back(self, path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
-        """Decode every tensor again, in the checkpoint's own order of rows."""
+    def weights(self, path: Path) -> Weights:
+        """The tensors of an exported file, decoded as they are read."""
         ...
 
     def recognises(self, path: Path) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from smolexport.description import Description
     from smolexport.generation import Generation, Sampling
     from smolexport.parity.results import Comparison, Settings, Thresholds
+    from smolexport.spec import ModelSpec, Tensor
 
-__all__ = ["compare", "generate", "inspect"]
+__all__ = ["compare", "fingerprint", "generate", "inspect", "read_back"]
 
 
 def compare(
@@ -36,7 +40,8 @@ def compare(
         dtype: arithmetic of the reference, `bf16` or `f32`.
         settings: how much is measured.
         thresholds: what each file must reach; see `Comparison.passed`.
-        options: further options of the files' runtimes, e.g. `{"kv_type": "f32"}` for llama.cpp.
+        options: further options of the files' runtimes, each for those that know it, e.g. `{"kv_type": "f32"}` for
+            llama.cpp.
         ignore_config: keys of config.json that the caller vouches for as inert.
         revision: hub revision.
         token: hub token.
@@ -49,7 +54,7 @@ def compare(
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.compare import compare as run
 
-    candidates = [exported(Path(f), options) for f in files]
+    candidates = exported([Path(f) for f in files], options)
     words = demo_text() if text is None else text
     folder = find_checkpoint(checkpoint, revision=revision, token=token)
     base = reference(folder, dtype, ignore_config=ignore_config)
@@ -93,3 +98,31 @@ def inspect(path: str | Path) -> Description:
     from smolexport.plugins import converter_for
 
     return converter_for(Path(path)).describe(Path(path))
+
+
+def read_back(path: str | Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
+    """The decoded weights of an exported file, in the checkpoint's own names, shapes and order of rows, one at a time.
+
+    Args:
+        path: exported file or folder.
+        spec: the model that it should hold, e.g. of `open_checkpoint`.
+
+    Raises:
+        FileFormatError: damaged, of no known format, or the tensors are not those of `spec`.
+    """
+    from smolexport import weights
+    from smolexport.plugins import converter_for
+
+    return weights.read_back(converter_for(Path(path)).weights(Path(path)), Path(path), spec)
+
+
+def fingerprint(path: str | Path, *, threads: int = 1) -> str:
+    """The weights fingerprint of an exported file: equal for two files exactly when all decoded weights are.
+
+    Raises:
+        FileFormatError: damaged or of no known format.
+    """
+    from smolexport import weights
+    from smolexport.plugins import converter_for
+
+    return weights.fingerprint(converter_for(Path(path)).weights(Path(path)), threads)

@@ -6,15 +6,16 @@ A converter turns a `ModelSpec` and a scheme into a `Plan`; `render()` is what `
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.quant import BlockFormat
+from smolexport.quant import RowFormat
 from smolexport.spec import Tensor
 
-__all__ = ["Entry", "InterleaveHeads", "Plan"]
+__all__ = ["Companion", "Entry", "InterleaveHeads", "Plan"]
 
 SMALLEST_BLOCK = 32  # of all quantized formats
 
@@ -50,15 +51,17 @@ class Entry:
         tensor: where it comes from; None for a generated tensor.
         wanted: format that the scheme asked for when the shape did not allow it.
         transform: reordering of rows on the way.
+        via: values are rounded to this format first; None = they are not.
         values: content of a generated tensor.
     """
 
     name: str
-    format: BlockFormat
+    format: RowFormat
     shape: tuple[int, ...]
     tensor: Tensor | None = None
-    wanted: BlockFormat | None = None
+    wanted: RowFormat | None = None
     transform: InterleaveHeads | None = None
+    via: RowFormat | None = None
     values: tuple[float, ...] = ()
 
     @property
@@ -73,6 +76,24 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A small file beside the weights of an output that is a folder.
+
+    Attributes:
+        name: path inside the folder.
+        content: its bytes, or the file that is copied byte for byte.
+    """
+
+    name: str
+    content: bytes | Path = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a converter is about to write.
 
@@ -83,6 +104,7 @@ class Plan:
         entries: tensors in file order.
         metadata: (key, kind, value) in file order, in the target's own vocabulary.
         notes: what a person should know before it is written.
+        companions: small files beside the weights.
     """
 
     target: str
@@ -91,6 +113,7 @@ class Plan:
     entries: tuple[Entry, ...]
     metadata: tuple[tuple[str, str, Any], ...] = field(repr=False, default=())
     notes: tuple[str, ...] = ()
+    companions: tuple[Companion, ...] = field(repr=False, default=())
 
     @property
     def nbytes(self) -> int:
@@ -122,7 +145,7 @@ class Plan:
 
     def fallback_lines(self) -> list[str]:
         """One line per kind of fall-back: how many tensors, from what to what, and why."""
-        groups: dict[tuple[BlockFormat, BlockFormat, int], int] = {}
+        groups: dict[tuple[RowFormat, RowFormat, int], int] = {}
         for e in self.fallbacks:
             if e.wanted is not None:
                 key = (e.wanted, e.format, e.shape[-1])
@@ -139,8 +162,9 @@ class Plan:
             f"{self.target} {self.scheme} ({self.architecture}): {len(self.entries)} tensors, "
             f"{self.weights:,} weights, {self.nbytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits per weight"
         ]
+        wide = max(6, *(len(e.format.name) for e in self.entries))
         lines += [
-            f"  {name:<6} {count:>4} tensors {size / 1e6:>10.2f} MB {size / self.nbytes:>6.1%}"
+            f"  {name:<{wide}} {count:>4} tensors {size / 1e6:>10.2f} MB {size / self.nbytes:>6.1%}"
             for name, (count, size) in self.shares().items()
         ]
         lines += [f"note: {line}" for line in (*self.fallback_lines(), *self.notes)]
@@ -151,14 +175,17 @@ class Plan:
         lines = [self.summary(), "", "metadata"]
         lines += [f"  {key:<48} {kind:<8} {_shown(value)}" for key, kind, value in self.metadata]
         lines += ["", "tensors"]
+        wide, long = max(5, *(len(e.format.name) for e in self.entries)), max(28, *(len(e.name) for e in self.entries))
         for e in self.entries:
             why = f"  (instead of {e.wanted.name})" if e.wanted else ""
             shape = " x ".join(map(str, e.shape))
-            lines.append(f"  {e.name:<28} {shape:>16}  {e.format.name:<5} {e.nbytes:>12,} bytes{why}")
+            lines.append(f"  {e.name:<{long}} {shape:>16}  {e.format.name:<{wide}} {e.nbytes:>12,} bytes{why}")
+        if self.companions:
+            lines += ["", "beside the weights", *(f"  {c.name:<40} {c.nbytes:>12,} bytes" for c in self.companions)]
         return "\n".join(lines)
 
 
-def _unmet(wanted: BlockFormat, columns: int) -> int:
+def _unmet(wanted: RowFormat, columns: int) -> int:
     """The block that a row does not fill: the wanted format's, or 32 when it does not even fill that."""
     return wanted.block if columns % SMALLEST_BLOCK == 0 else SMALLEST_BLOCK
 
@@ -169,4 +196,6 @@ def _shown(value: Any) -> str:
         return text if len(text) <= 60 else f"{text[:57]}..."
     if isinstance(value, (list, tuple, np.ndarray)):
         return f"[{len(value)} values]"
+    if isinstance(value, dict) and len(str(value)) > 100:
+        return f"{{{len(value)} keys}}"
     return f"{value:.9g}" if isinstance(value, float) else str(value)

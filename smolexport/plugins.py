@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -25,6 +25,7 @@ __all__ = [
     "converter",
     "converter_for",
     "converters",
+    "known_options",
     "locate",
     "missing",
     "runtime",
@@ -116,10 +117,9 @@ def runtime_for(path: Path) -> Runtime:
         FileFormatError: of no known format.
         MissingDependencyError: the runtime of this format is not installed.
     """
-    if path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-        kind = "checkpoint"
-    else:
-        kind = converter_for(path).FORMAT
+    exported = next((c.FORMAT for c in map(converter, converters()) if c.recognises(path)), None)
+    is_checkpoint = path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    kind = exported or ("checkpoint" if is_checkpoint else converter_for(path).FORMAT)
     for name in runtimes():
         if kind == adapter(name).READS:
             return runtime(name)
@@ -155,25 +155,41 @@ def _names_file(model: str) -> bool:
     return path.suffix in {converter(n).SUFFIX for n in converters()} or (path.suffix != "" and model.count("/") != 1)
 
 
-def checked_options(module: Runtime, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`options` for the runtime's `open` beside threads and context.
+def checked_options(
+    function: Callable[..., Any], options: Mapping[str, Any], owner: str, known: Collection[str] | None = None
+) -> Mapping[str, Any]:
+    """`options` as further keyword arguments of `function`.
 
     Only parameters that words can express are options: those annotated with numbers, truth values, text, None and
     unions of these, and those without annotation, whose values are not checked.
 
+    Args:
+        function: a runtime's `open` or a converter's `plan`.
+        options: names and values.
+        owner: whose options they are, for messages.
+        known: the names that may be set; None = all such parameters but `path`, `threads` and `context`.
+
     Raises:
         UsageError: an option that it does not know, naming those that it does; a value of the wrong type.
     """
-    known = {p.name: kinds for p in inspect.signature(module.open).parameters.values() if (kinds := _kinds(p))}
+    kinds_of = {p.name: kinds for p in inspect.signature(function).parameters.values() if (kinds := _kinds(p))}
+    if known is not None:
+        kinds_of = {name: kinds_of.get(name, [""]) for name in known}
     for key, value in options.items():
-        if key not in known:
-            some = f"it has {', '.join(known)}" if known else "it has none"
-            raise UsageError(f"--set {key}: {module.NAME} has no such option; {some}")
-        if "" not in known[key] and not any(type(value) in SCALARS[kind][0] for kind in known[key]):
-            words = " or ".join(SCALARS[kind][1] for kind in known[key] if kind != "None")
+        if key not in kinds_of:
+            some = f"it has {', '.join(kinds_of)}" if kinds_of else "it has none"
+            raise UsageError(f"--set {key}: {owner} has no such option; {some}")
+        kinds = kinds_of[key]
+        if "" not in kinds and not any(type(value) in SCALARS[kind][0] for kind in kinds):
+            words = " or ".join(SCALARS[kind][1] for kind in kinds if kind != "None")
             given = str(value).lower() if isinstance(value, bool) else value
-            raise UsageError(f"--set {key}={given}: this option of {module.NAME} takes {words}")
+            raise UsageError(f"--set {key}={given}: this option of {owner} takes {words}")
     return options
+
+
+def known_options(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of the parameters of a runtime's `open` that words can set."""
+    return frozenset(p.name for p in inspect.signature(function).parameters.values() if _kinds(p))
 
 
 def _kinds(parameter: inspect.Parameter) -> list[str]:

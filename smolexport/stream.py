@@ -1,15 +1,17 @@
-"""Encoded tensors in order: row chunks are read, reordered, checked and encoded on a few threads.
+"""Encoded rows for any number of outputs in one pass: chunks are read once, checked, and encoded on a few threads.
 
 The kernels release the interpreter lock, so threads scale; at most `threads + 1` chunks are alive at a time, so
-memory does not grow with the model.
+memory does not grow with the model.  What several outputs want in the same format, or as repackings of one lattice,
+is quantized once.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,34 @@ from numpy.typing import NDArray
 from smolexport.checkpoint import Checkpoint, StoredTensor
 from smolexport.errors import TensorError
 from smolexport.plan import Entry
-from smolexport.quant import BlockFormat, first_nonfinite
+from smolexport.quant import RowFormat, first_nonfinite
+from smolexport.spec import Tensor
 
-__all__ = ["encoded_chunks", "thread_count"]
+__all__ = ["Encoded", "encoded_chunks", "thread_count"]
 
-CHUNK_BYTES = 8 << 20
-HALF_MAX = 65504.0  # largest float16: smaller weights overflow no format, since all scales are at most as large
+CHUNK_BYTES = 2 << 20  # as float32
+SMALL = 32768.0  # below this no format overflows, whatever it derives from a weight
 BLOCK_MAX = 2.0**30  # no block format reaches so far, and squares of larger weights overflow inside the searches
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows [n, row_bytes] of `entry` from row `start` on, for output number `output`."""
+
+    output: int
+    entry: Entry
+    start: int
+    rows: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows [start, stop) of a tensor, and every (output, entry) that wants them."""
+
+    tensor: Tensor | None
+    wanted: tuple[tuple[int, Entry], ...]
+    start: int
+    stop: int
 
 
 def thread_count(threads: int | None = None) -> int:
@@ -36,53 +59,89 @@ def thread_count(threads: int | None = None) -> int:
 
 
 def encoded_chunks(
-    checkpoint: Checkpoint, entries: tuple[Entry, ...], threads: int | None = None
-) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
-    """Yield (entry, bytes) for consecutive row chunks of all entries, in order.
+    checkpoint: Checkpoint, outputs: Sequence[Sequence[Entry]], threads: int | None = None
+) -> Iterator[Encoded]:
+    """Yield the encoded rows of all entries of all `outputs`, tensor by tensor, each read once.
 
     Raises:
-        TensorError: a weight is not finite, or the format cannot hold it.
+        TensorError: a weight is not finite, or a format cannot hold it.
         CheckpointError: the checkpoint's files changed under the export.
     """
     workers = thread_count(threads)
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
-        pending: deque[tuple[Entry, Future[NDArray[np.uint8]]]] = deque()
+        pending: deque[Future[list[Encoded]]] = deque()
         try:
-            for entry, start, stop in _chunks(entries):
-                pending.append((entry, pool.submit(_encode, checkpoint, entry, start, stop)))
+            for chunk in _chunks(outputs):
+                pending.append(pool.submit(_encode, checkpoint, chunk))
                 if len(pending) > workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
+                    yield from pending.popleft().result()
             while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
+                yield from pending.popleft().result()
         finally:
-            for _, future in pending:
+            for future in pending:
                 future.cancel()
 
 
-def _chunks(entries: tuple[Entry, ...]) -> Iterator[tuple[Entry, int, int]]:
-    for entry in entries:
-        rows, columns = entry.shape if len(entry.shape) == 2 else (1, entry.shape[0])
-        unit = entry.transform.head_dim if entry.transform else 1
+def _chunks(outputs: Sequence[Sequence[Entry]]) -> Iterator[Chunk]:
+    by_tensor: dict[Tensor, list[tuple[int, Entry]]] = {}
+    generated = []
+    for number, entries in enumerate(outputs):
+        for entry in entries:
+            if entry.tensor is None:
+                generated.append(Chunk(None, ((number, entry),), 0, 1))
+            else:
+                by_tensor.setdefault(entry.tensor, []).append((number, entry))
+    for tensor, wanted in by_tensor.items():
+        rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+        unit = max(entry.transform.head_dim if entry.transform else 1 for _, entry in wanted)
         step = max(unit, CHUNK_BYTES // (4 * columns) // unit * unit)
         for start in range(0, rows, step):
-            yield entry, start, min(start + step, rows)
+            yield Chunk(tensor, tuple(wanted), start, min(start + step, rows))
+    yield from generated
 
 
-def _encode(checkpoint: Checkpoint, entry: Entry, start: int, stop: int) -> NDArray[np.uint8]:
-    if entry.tensor is None:
-        return entry.format.encode(np.asarray(entry.values, np.float32)[None])
-    stored = checkpoint.stored[entry.tensor]
-    rows = stored.read_rows(start, stop)
-    _refuse_nonfinite(stored, rows, start)
-    moved = rows
-    if entry.transform:
-        moved = entry.transform(rows) if len(entry.shape) == 2 else entry.transform(rows.T).T
-    encoded = entry.format.encode(np.ascontiguousarray(moved))
-    if _largest(rows) > HALF_MAX:
-        _refuse_overflow(stored, rows, start, entry.format, encoded)
-    return encoded
+def _encode(checkpoint: Checkpoint, chunk: Chunk) -> list[Encoded]:
+    if chunk.tensor is None:
+        return [
+            Encoded(number, entry, 0, entry.format.encode(np.asarray(entry.values, np.float32)[None]))
+            for number, entry in chunk.wanted
+        ]
+    stored = checkpoint.stored[chunk.tensor]
+    rows = stored.read_rows(chunk.start, chunk.stop)
+    _refuse_nonfinite(stored, rows, chunk.start)
+    large = _largest(rows) > SMALL
+    made: dict[tuple[RowFormat | None, RowFormat], NDArray[np.uint8]] = {}
+    found = []
+    for number, entry in chunk.wanted:
+        encoded = _encoded(rows, entry, made)
+        if large:
+            _refuse_overflow(stored, rows, chunk.start, entry, encoded)
+        found.append(Encoded(number, entry, chunk.start, _moved(encoded, entry)))
+    return found
+
+
+def _encoded(
+    rows: NDArray[Any], entry: Entry, made: dict[tuple[RowFormat | None, RowFormat], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """`rows` in the entry's format; `made` keeps what other entries of this chunk can share."""
+    via, form = entry.via, entry.format
+    if via is not None:
+        if (None, via) not in made:
+            made[None, via] = via.encode(rows)
+        rows = via.decode(made[None, via], rows.shape[1])
+    base = form.lattice or form
+    if (via, base) not in made:
+        made[via, base] = base.encode(rows)
+    return form.repack(made[via, base], rows.shape[1]) if form.lattice else made[via, base]
+
+
+def _moved(encoded: NDArray[np.uint8], entry: Entry) -> NDArray[np.uint8]:
+    """Encoded rows in the order of the output; of a vector, whose elements are its rows, the elements."""
+    if entry.transform is None:
+        return encoded
+    if len(entry.shape) == 2:
+        return entry.transform(encoded)
+    return entry.transform(encoded.reshape(entry.shape[0], -1)).reshape(1, -1)
 
 
 def _refuse_nonfinite(stored: StoredTensor, rows: NDArray[Any], start: int) -> None:
@@ -93,15 +152,16 @@ def _refuse_nonfinite(stored: StoredTensor, rows: NDArray[Any], start: int) -> N
 
 
 def _refuse_overflow(
-    stored: StoredTensor, rows: NDArray[Any], start: int, form: BlockFormat, encoded: NDArray[np.uint8]
+    stored: StoredTensor, rows: NDArray[Any], start: int, entry: Entry, encoded: NDArray[np.uint8]
 ) -> None:
     """Refuse finite weights that the format turned, or their block's scale, into an infinity."""
-    columns = rows.shape[1]
+    form, columns = entry.format, rows.shape[1]
     beyond = form.block > 1 and _largest(rows) > BLOCK_MAX
     if beyond or first_nonfinite(form.decode(encoded, columns)) is not None:
         where = divmod(int(np.argmax(np.abs(rows.astype(np.float32)))), columns)
+        name = (entry.via or form).name
         found = _described(stored, rows, start, *where)
-        raise TensorError(f"{found}, which {form.name} cannot hold; take f32 or bf16, or repair the checkpoint")
+        raise TensorError(f"{found}, which {name} cannot hold; take f32 or bf16, or repair the checkpoint")
 
 
 def _largest(rows: NDArray[Any]) -> float:

@@ -1,50 +1,53 @@
 """GGUF, the format of llama.cpp: check, plan, write, read back.
 
-Four functions and a table; `smolexport.convert` calls them in this order:
-`check(spec)` says why llama.cpp could not run the model, `plan(spec, tokenizer, scheme)` decides every tensor,
-`write(plan, checkpoint, path)` streams it, `read_back(path)` decodes it again.
+A few functions and a table; the driver calls them in this order: `check(spec)` says why llama.cpp could not run the
+model, `plan(model, scheme)` decides every tensor, `output(plan, path)` takes the encoded rows, `weights(path)` decodes
+them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from smolexport.checkpoint import Checkpoint
-from smolexport.errors import FileFormatError, UnsupportedError
+from smolexport import portable
+from smolexport.errors import UnsupportedError
+from smolexport.model import Model
 from smolexport.output import atomic_file, check_target
 from smolexport.plan import Entry, InterleaveHeads, Plan
 from smolexport.quant import FORMATS
-from smolexport.spec import ModelSpec, Role, Tensor
-from smolexport.stream import encoded_chunks
-from smolexport.tokenizer import TokenizerSpec
+from smolexport.sink import Place, Sink
+from smolexport.spec import ModelSpec, Role
 from smolexport_to_gguf import architectures
-from smolexport_to_gguf.container import ALIGNMENT, GgufFile, header_bytes, padding, read_gguf
+from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.description import describe
 from smolexport_to_gguf.metadata import model_metadata, rope_factors
+from smolexport_to_gguf.reading import weights
 from smolexport_to_gguf.schemes import SCHEMES, Scheme, better_schemes, find_scheme
 from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
 
 __all__ = [
     "DEFAULT",
+    "FOLDER",
     "FORMAT",
+    "OPTIONS",
     "SCHEMES",
     "SUFFIX",
     "check",
     "describe",
     "find_scheme",
+    "output",
     "plan",
-    "read_back",
     "recognises",
-    "write",
+    "weights",
 ]
 
 FORMAT = "gguf"
 SUFFIX = ".gguf"
+FOLDER = False
 DEFAULT = "q4_k_m"
+OPTIONS: dict[str, str] = {}
 
 check = architectures.check
 
@@ -58,20 +61,18 @@ def recognises(path: Path) -> bool:
         return False
 
 
-def plan(spec: ModelSpec, tokenizer: TokenizerSpec, scheme: str, *, name: str) -> Plan:
+def plan(model: Model, scheme: str) -> Plan:
     """Decide every tensor and every key of the file.
 
     Args:
-        spec: a model that `check` has passed.
-        tokenizer: its tokenizer.
+        model: a model whose spec `check` has passed.
         scheme: a name of `SCHEMES` or an alias.
-        name: what people call the model.
 
     Raises:
         UsageError: unknown scheme.
         UnsupportedError: the tokenizer cannot be expressed; see `check_vocabulary`.
     """
-    chosen = find_scheme(scheme)
+    spec, tokenizer, chosen = model.spec, model.tokenizer, find_scheme(scheme)
     reasons = check_vocabulary(tokenizer)
     if reasons:
         raise UnsupportedError(f"the tokenizer cannot be exported to GGUF: {'; '.join(reasons)}")
@@ -79,9 +80,11 @@ def plan(spec: ModelSpec, tokenizer: TokenizerSpec, scheme: str, *, name: str) -
     row = architectures.ROWS[spec.model_type]
     plain = Plan(FORMAT, row.name, chosen.name, entries)
     notes = [*_advice(spec, chosen, plain), *vocabulary_notes(tokenizer)]
+    if chosen.name in portable.SCHEMES:
+        notes.insert(0, portable.NOTE)
     if row.since:
         notes.append(f"needs llama.cpp of {row.since} or newer")
-    metadata = (*model_metadata(spec, chosen, name), *vocabulary_metadata(tokenizer))
+    metadata = (*model_metadata(spec, chosen, model.name), *vocabulary_metadata(tokenizer))
     return Plan(FORMAT, row.name, chosen.name, entries, metadata, tuple(notes))
 
 
@@ -91,7 +94,8 @@ def _entries(spec: ModelSpec, scheme: Scheme) -> tuple[Entry, ...]:
     for tensor in spec.tensors():
         form, wanted = scheme.choose(tensor, spec)
         reorder = InterleaveHeads(spec.head_dim) if pairs and tensor.role in (Role.Q, Role.K) else None
-        entries.append(Entry(architectures.output_name(tensor), form, tensor.shape, tensor, wanted, reorder))
+        name, via = architectures.output_name(tensor), scheme.via(tensor)
+        entries.append(Entry(name, form, tensor.shape, tensor, wanted, reorder, via))
     factors = rope_factors(spec)
     if factors:
         entries.append(Entry("rope_freqs.weight", FORMATS["f32"], (len(factors),), values=factors))
@@ -114,75 +118,25 @@ def _advice(spec: ModelSpec, scheme: Scheme, made: Plan) -> list[str]:
     ]
 
 
-def write(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    path: Path,
-    *,
-    threads: int | None = None,
-    force: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> list[Path]:
-    """Stream the plan's tensors into `path`; it appears whole or not at all.
+@contextmanager
+def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
+    """Open `path` for the plan's tensors; it appears whole, when the block ends, or not at all.
 
     Args:
-        plan: what `plan` made for this checkpoint.
-        checkpoint: where the weights come from.
+        plan: what `plan` made.
         path: the target file.
-        threads: encoding threads; None = the processors that may be used.
         force: replace an existing file.
-        progress: called with the bytes of each chunk written.
-
-    Returns:
-        The files written.
 
     Raises:
         OutputError: the target exists or cannot be written.
-        TensorError: a weight is not finite.
     """
-    header = header_bytes(plan.metadata, ((e.name, e.shape, e.format) for e in plan.entries))
-    total = len(header) + sum(e.nbytes + padding(e.nbytes) for e in plan.entries)
+    header = header_bytes(plan.metadata, ((e.name, e.shape, FORMATS[e.format.name]) for e in plan.entries))
+    places, total = {}, len(header)
+    for entry in plan.entries:
+        places[entry.name] = (Place(total, entry.format.row_bytes(entry.shape[-1])),)
+        total += entry.nbytes + padding(entry.nbytes)
     check_target(path, total, force=force)
     with atomic_file(path, force=force) as file:
         file.write(header)
-        done, current = 0, None
-        for entry, chunk in encoded_chunks(checkpoint, plan.entries, threads):
-            if current is not entry:
-                file.write(bytes(-done % ALIGNMENT))
-                done, current = 0, entry
-            file.write(chunk.reshape(-1).data)
-            done += chunk.nbytes
-            if progress:
-                progress(chunk.nbytes)
-        file.write(bytes(-done % ALIGNMENT))
-    return [path]
-
-
-def read_back(path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
-    """Decode every tensor of the checkpoint from `path`, in the checkpoint's own row order, one at a time.
-
-    Args:
-        path: a file that `write` made for a model of this `spec`.
-        spec: the model.
-
-    Raises:
-        FileFormatError: damaged, or the tensors are not those of `spec`.
-    """
-    file = read_gguf(path)
-    pairs = architectures.ROWS[spec.model_type].pairs
-    for tensor in spec.tensors():
-        values = _decoded(file, architectures.output_name(tensor), tensor.shape)
-        if pairs and tensor.role in (Role.Q, Role.K):
-            values = InterleaveHeads(spec.head_dim).undo(values)
-        yield tensor, values.reshape(tensor.shape)
-
-
-def _decoded(file: GgufFile, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    info = file.tensors.get(name)
-    if info is None or info.shape != shape:
-        found = "is missing" if info is None else f"has shape {list(info.shape)}"
-        raise FileFormatError(f"{file.path}: tensor {name} {found}; the model asks for {list(shape)}")
-    columns = shape[-1]
-    raw = np.fromfile(file.path, np.uint8, info.nbytes, offset=info.offset)
-    decoded = info.format.decode(raw.reshape(-1, info.format.row_bytes(columns)), columns)
-    return decoded if len(shape) == 2 else decoded.reshape(-1, 1)
+        file.truncate(total)  # the padding reads as zeros
+        yield Sink([path], [file], places)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
+from smolexport import portable
 from smolexport.description import Description, TensorRow
 from smolexport_to_gguf.container import GgufFile, read_gguf
+from smolexport_to_gguf.metadata import SCHEME_KEY
 from smolexport_to_gguf.schemes import SCHEMES
 
 __all__ = ["describe"]
@@ -36,5 +38,10 @@ def describe(path: Path) -> Description:
 
 
 def _scheme_name(file: GgufFile) -> str:
+    if file.get(SCHEME_KEY) in SCHEMES:
+        return str(file.get(SCHEME_KEY))
     code = file.get("general.file_type")
-    return next((s.name for s in SCHEMES.values() if s.file_type == code), "?" if code is None else f"file type {code}")
+    return next(
+        (s.name for s in SCHEMES.values() if s.file_type == code and s.name not in portable.SCHEMES),
+        "?" if code is None else f"file type {code}",
+    )

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from smolexport import portable
 from smolexport.rope import Linear, Llama3, Rope, Yarn
 from smolexport.spec import ModelSpec
 from smolexport_to_gguf.architectures import ROWS, is_plain_yarn, rope_of
 from smolexport_to_gguf.schemes import Scheme
 
-__all__ = ["model_metadata", "rope_factors"]
+__all__ = ["SCHEME_KEY", "model_metadata", "rope_factors"]
+
+SCHEME_KEY = "smolexport.scheme"
 
 QUANTIZATION_VERSION = 2
 
@@ -34,6 +37,8 @@ def model_metadata(spec: ModelSpec, scheme: Scheme, name: str) -> list[tuple[str
         ("general.name", "string", name),
         ("general.file_type", "u32", scheme.file_type),
     ]
+    if scheme.name in portable.SCHEMES:  # the file type of the format underneath does not tell
+        rows.append((SCHEME_KEY, "string", scheme.name))
     if scheme.quantized:
         rows.append(("general.quantization_version", "u32", QUANTIZATION_VERSION))
     return [

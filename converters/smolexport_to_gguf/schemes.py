@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from smolexport import portable
 from smolexport.errors import UsageError
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.spec import ModelSpec, Role, Tensor
@@ -101,6 +102,29 @@ class Scheme:
         form = _fit(wanted, columns)
         return form, (wanted if form is not wanted else None)
 
+    def via(self, tensor: Tensor) -> BlockFormat | None:  # noqa: ARG002
+        """The format that values are rounded to before they are stored; None = they are not."""
+        return None
+
+
+@dataclass(frozen=True)
+class PortableScheme(Scheme):
+    """A scheme whose choices `smolexport.portable` makes for all formats.  Vectors are f32 here, rounded to f16."""
+
+    def wants(self, tensor: Tensor, spec: ModelSpec) -> BlockFormat:  # noqa: ARG002
+        """The portable format, whatever the row length."""
+        return FORMATS["f32" if len(tensor.shape) == 1 else portable.wanted_of(tensor, self.name).value]
+
+    def choose(self, tensor: Tensor, spec: ModelSpec) -> tuple[BlockFormat, BlockFormat | None]:
+        """(format, wanted), as in `Scheme.choose`."""
+        wanted = self.wants(tensor, spec)
+        form = wanted if len(tensor.shape) == 1 else FORMATS[portable.storage_of(tensor, self.name).value]
+        return form, (wanted if form is not wanted else None)
+
+    def via(self, tensor: Tensor) -> BlockFormat | None:
+        """llama.cpp wants norms and biases as f32; their values are those that f16 can hold."""
+        return FORMATS["f16"] if len(tensor.shape) == 1 else None
+
 
 def _fit(form: BlockFormat, columns: int) -> BlockFormat:
     if not form.fits(columns):
@@ -137,6 +161,8 @@ def _schemes() -> list[Scheme]:
     ]
     return [
         *(Scheme(name, name, code, about) for name, code, about in plain),
+        PortableScheme("int8", "q8_0", 7, portable.SCHEMES["int8"]),
+        PortableScheme("int4", "q4_0", 2, portable.SCHEMES["int4"]),
         Scheme("q2_k", "q2_k", 10, "2 bits, super-blocks of 256; small and lossy", {
             v: lambda p: "q4_k" if p.group >= 4 else "q3_k", down: _always("q3_k"), o: _always("q3_k")}),
         Scheme("q3_k_s", "q3_k", 11, "3 bits, super-blocks of 256, small mix"),

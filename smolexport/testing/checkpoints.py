@@ -20,10 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.arch import load_spec
+from smolexport.checkpoint import Checkpoint
 from smolexport.errors import UsageError
+from smolexport.model import Model, claimed_dtype
 from smolexport.spec import ModelSpec, Role, Tensor
+from smolexport.tokenizer import read_tokenizer
 
-__all__ = ["random_tensors", "tiny_config", "write_checkpoint", "write_safetensors", "write_tokenizer"]
+__all__ = ["model_of", "random_tensors", "tiny_config", "write_checkpoint", "write_safetensors", "write_tokenizer"]
 
 NUMPY: Mapping[str, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
@@ -266,3 +269,10 @@ def _merges() -> Iterator[tuple[str, str]]:
             yield spelled[:end], spelled[end]
     letters = "etaoinshrdlcumwfgypbvkjxqz"
     yield from ((left, right) for left in letters for right in letters)
+
+
+def model_of(checkpoint: Checkpoint, name: str = "tiny") -> Model:
+    """What a converter plans from, of an opened checkpoint with a tokenizer."""
+    tokenizer = read_tokenizer(checkpoint.folder, checkpoint.spec.vocab_size)
+    dtype = claimed_dtype(checkpoint.config) or checkpoint.dtype
+    return Model(checkpoint.spec, tokenizer, name, checkpoint.folder, checkpoint.config, dtype)

@@ -10,19 +10,24 @@ Needs pytest.  The checkpoints are tiny and random, one per architecture that th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from smolexport import portable
 from smolexport.arch import architectures
 from smolexport.checkpoint import Checkpoint, open_checkpoint
+from smolexport.convert import Job, write
 from smolexport.converter import Converter
 from smolexport.errors import OutputError, TensorError, UsageError
 from smolexport.plan import Plan
-from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from smolexport.tokenizer import read_tokenizer
+from smolexport.spec import ModelSpec, Tensor
+from smolexport.testing.checkpoints import model_of, write_checkpoint, write_tokenizer
+from smolexport.weights import fingerprint, read_back
 
 __all__ = ["ConverterTests"]
 
@@ -55,8 +60,15 @@ class ConverterTests:
         reasons = self.converter.check(checkpoint.spec)
         if reasons:
             pytest.skip(f"{self.converter.FORMAT}: {reasons[0]}")
-        tokenizer = read_tokenizer(checkpoint.folder, checkpoint.spec.vocab_size)
-        return self.converter.plan(checkpoint.spec, tokenizer, scheme, name="tiny")
+        return self.converter.plan(model_of(checkpoint), scheme)
+
+    def write(self, plan: Plan, checkpoint: Checkpoint, path: Path, **options: Any) -> list[Path]:
+        """Write a plan as the driver does; returns the files."""
+        return list(write(Job(self.converter, checkpoint, plan, path), **options).files)
+
+    def read_back(self, path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
+        """Every tensor of `path`, decoded."""
+        return read_back(self.converter.weights(path), path, spec)
 
     def target(self, tmp_path: Path) -> Path:
         """Where the output goes."""
@@ -84,19 +96,42 @@ class ConverterTests:
     def test_exact_scheme_gives_every_value_back(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """Reading back inverts every renaming, reordering and cast."""
         plan = self.planned(checkpoint, self.exact)
-        self.converter.write(plan, checkpoint, self.target(tmp_path), threads=2)
-        back = dict(self.converter.read_back(self.target(tmp_path), checkpoint.spec))
+        self.write(plan, checkpoint, self.target(tmp_path), threads=2)
+        back = dict(self.read_back(self.target(tmp_path), checkpoint.spec))
         assert set(back) == set(checkpoint.spec.tensors())
         for tensor, values in back.items():
             original = checkpoint.stored[tensor].read_rows().astype(np.float32)
             np.testing.assert_array_equal(values, original.reshape(tensor.shape))
+        assert fingerprint(self.converter.weights(self.target(tmp_path))) == fingerprint(checkpoint.stored)
+
+    def test_rows_are_read_in_any_pieces(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """Any stretch of rows of any tensor is the same stretch of the whole."""
+        plan = self.planned(checkpoint, self.converter.DEFAULT)
+        self.write(plan, checkpoint, self.target(tmp_path))
+        for tensor, stored in self.converter.weights(self.target(tmp_path)).items():
+            whole = stored.read_rows()
+            assert whole.shape == (tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape))
+            for start, stop in ((0, 1), (1, 2), (len(whole) // 3, len(whole) - 1), (len(whole) - 1, len(whole))):
+                if 0 <= start < stop <= len(whole):
+                    np.testing.assert_array_equal(stored.read_rows(start, stop), whole[start:stop])
+
+    def test_portable_schemes_are_kept(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """A format that offers `int4` or `int8` holds exactly the weights that `smolexport.portable` defines."""
+        for scheme in portable.SCHEMES.keys() & self.converter.SCHEMES.keys():
+            plan = self.planned(checkpoint, scheme)
+            self.write(plan, checkpoint, self.target(tmp_path), force=True)
+            for tensor, values in self.read_back(self.target(tmp_path), checkpoint.spec):
+                lattice = portable.storage_of(tensor, scheme).lattice
+                rows = checkpoint.stored[tensor].read_rows()
+                defined = lattice.decode(lattice.encode(rows), rows.shape[1]).reshape(tensor.shape)
+                np.testing.assert_array_equal(values, defined)
 
     def test_coarse_schemes_stay_near(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """Each tensor decodes to within the stated error."""
         for scheme, error in self.coarse.items():
             plan = self.planned(checkpoint, scheme)
-            self.converter.write(plan, checkpoint, self.target(tmp_path), force=True)
-            for tensor, values in self.converter.read_back(self.target(tmp_path), checkpoint.spec):
+            self.write(plan, checkpoint, self.target(tmp_path), force=True)
+            for tensor, values in self.read_back(self.target(tmp_path), checkpoint.spec):
                 original = checkpoint.stored[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
                 assert np.linalg.norm(values - original) <= error * np.linalg.norm(original), (scheme, tensor)
 
@@ -104,9 +139,9 @@ class ConverterTests:
         """One thread and three write the same bytes; progress adds up to the plan's bytes."""
         plan = self.planned(checkpoint, self.converter.DEFAULT)
         seen: list[int] = []
-        one = self.converter.write(plan, checkpoint, self.target(tmp_path), threads=1, progress=seen.append)
+        one = self.write(plan, checkpoint, self.target(tmp_path), threads=1, progress=seen.append)
         first = [p.read_bytes() for p in one]
-        many = self.converter.write(plan, checkpoint, self.target(tmp_path), threads=3, force=True)
+        many = self.write(plan, checkpoint, self.target(tmp_path), threads=3, force=True)
         assert [p.read_bytes() for p in many] == first
         assert sum(seen) == plan.nbytes
 
@@ -115,7 +150,7 @@ class ConverterTests:
         plan = self.planned(checkpoint, self.converter.DEFAULT)
         path = self.target(tmp_path)
         assert not self.converter.recognises(path)
-        files = self.converter.write(plan, checkpoint, path)
+        files = self.write(plan, checkpoint, path)
         found = self.converter.describe(path)
         assert self.converter.recognises(path)
         assert (found.format, found.scheme) == (self.converter.FORMAT, plan.scheme)
@@ -126,10 +161,10 @@ class ConverterTests:
     def test_existing_output_is_kept_without_force(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """A second write is refused and changes nothing."""
         plan = self.planned(checkpoint, self.converter.DEFAULT)
-        files = self.converter.write(plan, checkpoint, self.target(tmp_path))
+        files = self.write(plan, checkpoint, self.target(tmp_path))
         before = [p.read_bytes() for p in files]
         with pytest.raises(OutputError):
-            self.converter.write(plan, checkpoint, self.target(tmp_path))
+            self.write(plan, checkpoint, self.target(tmp_path))
         assert [p.read_bytes() for p in files] == before
 
     def test_weights_that_are_not_finite_leave_nothing_behind(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -142,5 +177,5 @@ class ConverterTests:
             file.write(np.full(1, np.nan, stored.dtype).tobytes())
         before = sorted(tmp_path.iterdir())
         with pytest.raises(TensorError, match=last.source):
-            self.converter.write(plan, checkpoint, self.target(tmp_path))
+            self.write(plan, checkpoint, self.target(tmp_path))
         assert sorted(tmp_path.iterdir()) == before

@@ -12,7 +12,7 @@ from smolexport.tokenizer.derive import last_ranks
 from smolexport.tokenizer.files import mapping, read_json, refuse, show
 from smolexport.tokenizer.spec import TokenizerKind, TokenizerSpec, TokenKind
 from smolexport.tokenizer.special import Companions, read_companions, read_special, read_templates
-from smolexport.tokenizer.structure import recognise
+from smolexport.tokenizer.structure import Structure, recognise
 from smolexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["load_library", "read_tokenizer"]
@@ -28,9 +28,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise refuse(path, "the file does not exist", "save the checkpoint's fast tokenizer there (save_pretrained)")
-    document = read_json(path)
-    structure = recognise(path, document)
-    vocabulary = read_vocabulary(path, document, structure.kind, vocab_size)
+    structure, vocabulary = _read(path, vocab_size)
     companions = read_companions(folder)
     templates = read_templates(companions)
     ids = {
@@ -68,6 +66,13 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
         chat_templates=MappingProxyType(dict(templates.named)),
         notes=(*special.notes, *_contradictions(companions, ids)),
     )
+
+
+def _read(path: Path, vocab_size: int) -> tuple[Structure, Vocabulary]:
+    """What tokenizer.json says; the parsed file, several times its size, is dropped before the library reads it too."""
+    document = read_json(path)
+    structure = recognise(path, document)
+    return structure, read_vocabulary(path, document, structure.kind, vocab_size)
 
 
 def load_library(path: Path) -> Any:

@@ -47,7 +47,7 @@ def read_vocabulary(path: Path, document: dict[str, Any], kind: TokenizerKind, v
     return Vocabulary(
         tokens=_fill(texts, vocab_size),
         kinds=tuple(kinds.get(index, TokenKind.UNUSED) for index in range(vocab_size)),
-        merges=_merges(path, model.get("merges"), listed),
+        merges=_merges(path, model.get("merges"), listed, texts),
         added=tuple(sorted(added, key=lambda token: token.id)),
         ignore_merges=boolean(path, "model.ignore_merges", model.get("ignore_merges") or False),
         unknown=unknown,
@@ -135,15 +135,18 @@ def _fill(texts: dict[int, str], vocab_size: int) -> tuple[str, ...]:
     return tuple(texts.get(index) or placeholder(index) for index in range(vocab_size))
 
 
-def _merges(path: Path, entries: object, listed: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The merges as pairs.  Of a pair listed twice the last place counts, as in the tokenizers library."""
+def _merges(path: Path, entries: object, listed: dict[str, Any], texts: dict[int, str]) -> tuple[tuple[str, str], ...]:
+    """The merges as pairs.  Of a pair listed twice the last place counts, as in the tokenizers library.
+
+    The parts are the very strings in `texts`: copies of them would be most of a tokenizer's memory.
+    """
     pairs: list[tuple[str, str]] = []
     for number, entry in enumerate(sequence(path, "model.merges", entries)):
         pair = tuple(entry.split(" ")) if type(entry) is str else tuple(entry) if type(entry) is list else ()
         try:
             # The usual case in one line: there may be 280,000 of them.
             if len(pair) == 2 and pair[0] in listed and pair[1] in listed and pair[0] + pair[1] in listed:
-                pairs.append(pair)
+                pairs.append((texts[listed[pair[0]]], texts[listed[pair[1]]]))
                 continue
         except TypeError:  # a list or an object where a string belongs
             pair = ()

@@ -178,7 +178,7 @@ def test_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
     path.write_bytes(file([key(evil, STRING, text(evil))], [info(evil)]))
     outcome = call("inspect", path)
     assert outcome.code == 0
-    assert "\x1b" not in outcome.out
+    assert "\x1b" not in outcome.out + outcome.err
     assert "?[2Jevil?name" in outcome.out
     assert json.loads(call("inspect", "--json", path).out)["tensors"][0]["name"] == evil
 

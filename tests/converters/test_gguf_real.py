@@ -82,10 +82,12 @@ def test_plan_of_135m_recommends_what_fits() -> None:
     import smolexport_to_gguf as gguf
     from smolexport.arch import load_spec
     from smolexport.demo import demo_checkpoint
+    from smolexport.model import Model
     from smolexport.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(demo_checkpoint(), 49152)
-    plan = gguf.plan(load_spec(PUBLISHED["SmolLM2-135M"]), tokenizer, "q4_k", name="x")
+    model = Model(load_spec(PUBLISHED["SmolLM2-135M"]), tokenizer, "x", demo_checkpoint(), {})
+    plan = gguf.plan(model, "q4_k")
     advice = next(line for line in plan.notes if "consider" in line)
     assert "falls back for 181 of 211 matrices and comes to 6.17 bits per weight" in advice
     assert "q4_0 (5.35 bits)" in advice

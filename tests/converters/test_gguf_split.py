@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import smolexport_to_gguf as gguf
+import smolexport
 from smolexport.checkpoint import open_checkpoint
 from smolexport.convert import export
 from smolexport.demo import demo_text
@@ -53,7 +53,7 @@ def test_quantization_and_runtime_are_told_apart(
 
     ids, original = texts
     file = export("gguf", demo, tmp_path / "demo.gguf", quant="q4_k").path
-    back = ((t.source, values) for t, values in gguf.read_back(file, open_checkpoint(demo).spec))
+    back = ((t.source, values) for t, values in smolexport.read_back(file, open_checkpoint(demo).spec))
     decoded = play(torch.open(demo, dtype="f32", threads=1, weights=back), ids)
     played = play(llamacpp.open(file, threads=1, kv_type="f32", flash_attention=False), ids)
     quantization, runtime = divergence(original, decoded, ids), divergence(decoded, played, ids)
@@ -75,7 +75,7 @@ def test_a_fault_of_the_exporter_shows_on_its_own_side(
         metadata, "_rope_metadata", lambda a, r: [(k, t, v / 10 if "base" in k else v) for k, t, v in true(a, r)]
     )
     file = export("gguf", demo, tmp_path / "wrong.gguf", quant="q4_k").path
-    back = ((t.source, values) for t, values in gguf.read_back(file, open_checkpoint(demo).spec))
+    back = ((t.source, values) for t, values in smolexport.read_back(file, open_checkpoint(demo).spec))
     decoded = play(torch.open(demo, dtype="f32", threads=1, weights=back), ids)
     played = play(llamacpp.open(file, threads=1, kv_type="f32", flash_attention=False), ids)
     assert divergence(original, decoded, ids) < 0.02

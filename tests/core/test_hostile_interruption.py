@@ -39,7 +39,7 @@ def wait_until_it_writes(process: subprocess.Popen[str], folder: Path) -> None:
     """Until the hidden file holds some weights."""
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
-        if any(p.stat().st_size > 100_000 for p in folder.glob(".*.partial")):
+        if any(p.stat().st_blocks * 512 > 100_000 for p in folder.glob(".*.partial")):
             return
         time.sleep(0.01)
     pytest.fail(f"the export never began to write: {process.communicate()}")

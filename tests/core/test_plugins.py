@@ -23,11 +23,15 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     site.mkdir()
     (site / "smolexport_to_nothing.py").write_text(
         dedent("""
+        from contextlib import contextmanager
+        from smolexport.sink import Sink
         from smolexport_to_gguf import SCHEMES, check, plan, find_scheme
-        FORMAT, SUFFIX, DEFAULT = "nothing", ".nothing", "f16"
-        def write(plan, checkpoint, path, *, threads=None, force=False, progress=None):
-            path.write_bytes(b"NOTHING")
-            return [path]
+        FORMAT, SUFFIX, FOLDER, DEFAULT, OPTIONS = "nothing", ".nothing", False, "f16", {}
+        @contextmanager
+        def output(plan, path, *, force=False):
+            with path.open("wb") as file:
+                file.write(b"NOTHING")
+                yield Sink([path], [file], {e.name: () for e in plan.entries})
         def recognises(path):
             return path.is_file() and path.read_bytes()[:7] == b"NOTHING"
         def describe(path):
@@ -117,10 +121,10 @@ def stranger(**annotations: object) -> Any:
 def test_options_of_a_stranger(annotation: object) -> None:
     module = stranger(scale=annotation, hook="Callable[[str], None] | None")
     for value in (0.5, 2, None):
-        assert plugins.checked_options(module, {"scale": value}) == {"scale": value}
+        assert plugins.checked_options(module.open, {"scale": value}, module.NAME) == {"scale": value}
     for wrong in ("0.5", True, [1.0]):
         with pytest.raises(UsageError, match=r"this option of Stranger takes a number$"):
-            plugins.checked_options(module, {"scale": wrong})
-        assert plugins.checked_options(stranger(), {"scale": wrong}) == {"scale": wrong}
+            plugins.checked_options(module.open, {"scale": wrong}, module.NAME)
+        assert plugins.checked_options(stranger().open, {"scale": wrong}, "x") == {"scale": wrong}
     with pytest.raises(UsageError, match=r"--set hook: Stranger has no such option; it has scale$"):
-        plugins.checked_options(module, {"hook": "x"})
+        plugins.checked_options(module.open, {"hook": "x"}, module.NAME)

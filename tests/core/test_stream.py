@@ -45,9 +45,11 @@ def entries_of(spec: ModelSpec, form: str = "q8_0") -> tuple[Entry, ...]:
 def collect(checkpoint: Checkpoint, entries: tuple[Entry, ...], threads: int) -> dict[str, bytes]:
     """Bytes per entry; the chunks of one entry follow each other, in the order of the entries."""
     parts: dict[str, bytes] = {}
-    for entry, chunk in encoded_chunks(checkpoint, entries, threads):
-        assert entry.name not in parts or list(parts)[-1] == entry.name
-        parts[entry.name] = parts.get(entry.name, b"") + chunk.tobytes()
+    for piece in encoded_chunks(checkpoint, [entries], threads):
+        name = piece.entry.name
+        assert name not in parts or list(parts)[-1] == name
+        assert piece.start * piece.rows.shape[1] == len(parts.get(name, b""))
+        parts[name] = parts.get(name, b"") + piece.rows.tobytes()
     assert list(parts) == [e.name for e in entries]
     assert [len(p) for p in parts.values()] == [e.nbytes for e in entries]
     return parts
@@ -72,8 +74,8 @@ def test_chunks_and_threads_change_nothing(
 
 def test_generated_values(checkpoint: Checkpoint) -> None:
     entry = Entry("rope_freqs.weight", FORMATS["f32"], (3,), values=(1.0, 2.5, 32.0))
-    [(_, chunk)] = encoded_chunks(checkpoint, (entry,), 1)
-    assert chunk.view(np.float32).reshape(-1).tolist() == [1.0, 2.5, 32.0]
+    [piece] = encoded_chunks(checkpoint, [(entry,)], 1)
+    assert piece.rows.view(np.float32).reshape(-1).tolist() == [1.0, 2.5, 32.0]
 
 
 @given(heads=st.integers(1, 5), half=st.integers(1, 8), columns=st.integers(1, 4))
@@ -127,12 +129,12 @@ def test_large_weights_survive_or_are_refused(
     checkpoint, tensor = store(path, rows)
     entry = Entry("x", FORMATS[form], rows.shape, tensor)
     try:
-        [(_, chunk)] = encoded_chunks(checkpoint, (entry,), 1)
+        [piece] = encoded_chunks(checkpoint, [(entry,)], 1)
     except TensorError as error:
         refusal = str(error)
     else:
         refusal = ""
-        decoded = FORMATS[form].decode(chunk, 256)
+        decoded = FORMATS[form].decode(piece.rows, 256)
         assert np.isfinite(decoded).all()
         assert abs(decoded[where] / largest - 1) < 0.3
     if refusal:
@@ -145,8 +147,8 @@ def test_the_largest_half_fits_everywhere(form: str, tmp_path: Path) -> None:
     """The limit below which nothing is checked again: every format takes a block of the largest float16."""
     for value in (65504.0, -65504.0):
         checkpoint, tensor = store(tmp_path / "weights", np.full((1, 256), value, np.float32))
-        [(_, chunk)] = encoded_chunks(checkpoint, (Entry("x", FORMATS[form], (1, 256), tensor),), 1)
-        assert np.isfinite(FORMATS[form].decode(chunk, 256)).all()
+        [piece] = encoded_chunks(checkpoint, [(Entry("x", FORMATS[form], (1, 256), tensor),)], 1)
+        assert np.isfinite(FORMATS[form].decode(piece.rows, 256)).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -166,7 +168,7 @@ def test_largest_magnitude(dtype: str) -> None:
 def test_abandoning_the_stream_ends_its_threads(checkpoint: Checkpoint) -> None:
     import threading
 
-    chunks = encoded_chunks(checkpoint, entries_of(checkpoint.spec), 4)
+    chunks = encoded_chunks(checkpoint, [entries_of(checkpoint.spec)], 4)
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name.startswith("encode")]

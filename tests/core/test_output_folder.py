@@ -1,0 +1,153 @@
+"""Folders appear whole or not at all; what stands in their place is kept until the new one is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smolexport.errors import OutputError
+from smolexport.output import atomic_folder, check_target, leftovers, made_folder
+from smolexport.sink import Place, Sink
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def fill(path: Path, *, force: bool = False, fail: BaseException | None = None) -> None:
+    with atomic_folder(path, force=force) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a").write_text("new")
+        assert not (path / "inner").exists()
+        if fail:
+            raise fail
+
+
+def test_appears_at_the_end_with_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        fill(tmp_path / "x")
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "inner" / "a").read_text() == "new"
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), SystemExit(), MemoryError()])
+def test_nothing_stays_after_an_error(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)):
+        fill(tmp_path / "x", fail=error)
+    assert names(tmp_path) == []
+
+
+def test_an_earlier_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").write_text("old")
+    with pytest.raises(OutputError, match="appeared while it was being written"):
+        fill(tmp_path / "x")
+    assert names(tmp_path / "x") == ["old"]
+    fill(tmp_path / "x", force=True)
+    assert names(tmp_path) == ["x"]
+    assert names(tmp_path / "x") == ["inner"]
+
+
+def test_the_earlier_folder_stays_when_the_new_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the moment between the two renamings."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").write_text("old")
+    with pytest.raises(ValueError, match="stop"):
+        fill(tmp_path / "x", force=True, fail=ValueError("stop"))
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match="Input/output error; nothing was written"):
+        fill(tmp_path / "x", force=True)
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "old").read_text() == "old"
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    fill(tmp_path / "x")
+    assert names(tmp_path / "x") == ["inner"]
+
+
+def test_no_place_for_it(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="nothing was written"):
+        fill(tmp_path / "missing" / "x")
+
+
+def test_leftovers_are_judged_by_the_last_write_inside(tmp_path: Path) -> None:
+    left = tmp_path / ".x.abcdefgh.partial"
+    left.mkdir()
+    (left / "file").write_text("half")
+    old = left.stat().st_mtime - 3600
+    os.utime(left, (old, old))
+    assert leftovers(tmp_path / "x") == []
+    os.utime(left / "file", (old, old))
+    assert leftovers(tmp_path / "x") == [left]
+    assert leftovers(tmp_path / "y") == []
+
+
+def test_targets(tmp_path: Path) -> None:
+    """Only what `replaceable` recognises is replaced; links and files never."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "dangling").symlink_to("nothing")
+    for name in ("file", "link", "dangling"):
+        with pytest.raises(OutputError, match="is no folder"):
+            check_target(tmp_path / name, 1, force=True, replaceable=lambda _: True)
+    with pytest.raises(OutputError, match="never replaced"):
+        check_target(tmp_path / "folder", 1, force=True, replaceable=lambda _: False)
+    with pytest.raises(OutputError, match="pass --force"):
+        check_target(tmp_path / "folder", 1, replaceable=lambda _: True)
+    check_target(tmp_path / "folder", 1, force=True, replaceable=lambda _: True)
+    check_target(tmp_path / "new", 1, replaceable=lambda _: False)
+
+
+def fail_in(folder: Path, leaving: str = "") -> None:
+    with made_folder(folder):
+        if leaving:
+            (folder / leaving).write_text("precious")
+        raise ValueError("stop")
+
+
+def test_a_folder_for_outputs_goes_again_when_they_fail(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"):
+        fail_in(tmp_path / "out")
+    assert names(tmp_path) == []
+    with pytest.raises(ValueError, match="stop"):
+        fail_in(tmp_path / "out", "mine")
+    assert names(tmp_path / "out") == ["mine"]
+    with made_folder(tmp_path / "out"), pytest.raises(OutputError, match="out2/x: No such file"):
+        made_folder(tmp_path / "out2" / "x").__enter__()
+
+
+def test_rows_arrive_in_any_order_and_parts_go_to_their_places(tmp_path: Path) -> None:
+    rows = np.arange(5 * 6, dtype=np.uint8).reshape(5, 6)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with paths[0].open("wb") as a, paths[1].open("wb") as b:
+        sink = Sink(paths, [a, b], {"w": [Place(3, 4), Place(1, 2, first=4, file=1)]})
+        sink.put("w", 3, rows[3:])
+        sink.put("w", 0, rows[:3])
+    assert paths[0].read_bytes() == bytes(3) + rows[:, :4].tobytes()
+    assert paths[1].read_bytes() == bytes(1) + rows[:, 4:].tobytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        sink = Sink([tmp_path / "x"], [full], {"w": [Place(0, 4)]})
+        with pytest.raises(OutputError, match=r"x: No space left on device; nothing was written"):
+            sink.put("w", 0, np.zeros((1, 4), np.uint8))
