@@ -1,6 +1,7 @@
 """Time and peak memory of one export at a published model's true shape.
 
     python -m tests.benchmarks.export_memory SmolLM2-1.7B q4_k --tokenizer FOLDER
+    python -m tests.benchmarks.export_memory SmolLM2-1.7B int4 --command all --tokenizer FOLDER
 
 Writes a random bf16 checkpoint of that shape (a block of random weights over and over) and exports it with the
 command line in a fresh process, which reports its own peak resident memory as the system counts it, mapped pages
@@ -59,20 +60,21 @@ def write_random(folder: Path, config: dict[str, Any], tokenizer: Path) -> int:
     return offset
 
 
-def measure(name: str, scheme: str, tokenizer: Path, scratch: Path, threads: int | None = None) -> dict[str, Any]:
-    """Export the shape `name`; returns figures in bytes and seconds."""
+def measure(
+    name: str, scheme: str, tokenizer: Path, scratch: Path, threads: int | None = None, command: str = "gguf"
+) -> dict[str, Any]:
+    """Export the shape `name` with `smolexport COMMAND`; returns figures in bytes and seconds."""
     folder = scratch / name
     source = write_random(folder, PUBLISHED[name], tokenizer)
     out = scratch / "out"
     out.mkdir()
-    command = [sys.executable, "-c", CHILD, "gguf", str(folder), "-q", scheme, "-o", str(out), "--json"]
-    command += ["--threads", str(threads)] if threads else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-c", CHILD, command, str(folder), "-q", scheme, "-o", str(out), "--json"]
+    argv += ["--threads", str(threads)] if threads else []
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout[done.stdout.rindex('{"peak_rss"') :])
-    files = list(out.iterdir())
-    assert len(files) == 1, files
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(folder)
-    return {"model": name, "scheme": scheme, "source": source, "output": files[0].stat().st_size, **figures}
+    return {"model": name, "scheme": scheme, "source": source, "output": size, **figures}
 
 
 def main() -> None:
@@ -80,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=PUBLISHED)
     parser.add_argument("scheme", nargs="?", default="q4_k")
+    parser.add_argument("--command", default="gguf", help="what is run: gguf, mlx, all")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json")
     parser.add_argument("--scratch", type=Path, help="where the files go; some 5 GB for 1.7B")
     parser.add_argument("--threads", type=int)
@@ -88,11 +91,12 @@ def main() -> None:
     from smolexport.demo import demo_checkpoint
 
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        f = measure(args.model, args.scheme, args.tokenizer or demo_checkpoint(), Path(scratch), args.threads)
+        tokenizer = args.tokenizer or demo_checkpoint()
+        f = measure(args.model, args.scheme, tokenizer, Path(scratch), args.threads, args.command)
     if args.json:
         print(json.dumps(f))
         return
-    print(f"{f['model']} {f['scheme']}: {f['source'] / 1e9:.2f} GB -> {f['output'] / 1e9:.2f} GB")
+    print(f"{args.command} {f['model']} {f['scheme']}: {f['source'] / 1e9:.2f} GB -> {f['output'] / 1e9:.2f} GB")
     print(f"peak RSS {f['peak_rss'] / 1e6:.0f} MB, {f['wall']:.1f} s wall, {f['cpu']:.1f} CPU seconds")
 
 

@@ -1,0 +1,230 @@
+"""Quantization schemes under the names of mlx-lm, and the portable ones.
+
+Facts: mlx-lm 0.32.2 `utils.py` (which modules are quantized), `convert.py` (the mixed recipes); MLX's modes and groups.
+mlx-lm leaves a module float, without a word, when its rows are no multiple of the group; here such rows get the next
+smaller group that fits, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from smolexport import portable
+from smolexport.errors import UsageError
+from smolexport.portable import Storage
+from smolexport.quant import FORMATS, AffineFormat, MicroFormat, PortableFormat, RowFormat
+from smolexport.spec import ModelSpec, Role, Tensor
+
+__all__ = ["DTYPES", "MICRO", "SCHEMES", "Affine", "Choice", "Dtype", "Encoder", "Scheme", "find_scheme", "setting_of"]
+
+Dtype = Literal["F32", "F16", "BF16"]
+Encoder = Literal["mlx", "recode", "search"]
+Mode = Literal["mxfp4", "nvfp4", "mxfp8"]
+DTYPES: Mapping[str, Dtype] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+GROUPS = (128, 64, 32)
+BITS = (2, 3, 4, 5, 6, 8)
+MICRO: Mapping[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits, group
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a scheme makes of one tensor; `wanted` is what the row length did not allow, None when it did."""
+
+    format: RowFormat
+    wanted: RowFormat | None = None
+
+
+class Scheme(Protocol):
+    """A way to choose a format for every tensor."""
+
+    @property
+    def name(self) -> str:
+        """Its name in `--quant`."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """One line about it."""
+        ...
+
+    @property
+    def dtype(self) -> Dtype | None:
+        """The float type that it prescribes; None = the checkpoint's own."""
+        ...
+
+    @property
+    def common(self) -> RowFormat | None:
+        """The format of modules that config.json does not name; None for a folder of floats."""
+        ...
+
+    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:
+        """The format of `tensor` in a folder whose floats are of type `dtype`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Floats:
+    """Every tensor as a float."""
+
+    name: str
+    about: str
+    dtype: Dtype
+
+    common: None = None
+
+    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
+        """The one float type."""
+        return Choice(FORMATS[dtype.lower()])
+
+
+@dataclass(frozen=True)
+class Portable:
+    """The choices that `smolexport.portable` makes for every format."""
+
+    name: str
+    about: str
+    dtype: Dtype = "F16"
+
+    @property
+    def common(self) -> RowFormat:
+        """4 or 8 bits in groups of 32."""
+        return PortableFormat(4 if self.name == "int4" else 8)
+
+    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
+        """The lattice for matrices, float16 for the rest."""
+        formats: dict[Storage, RowFormat] = {
+            Storage.INT4: PortableFormat(4), Storage.INT8: PortableFormat(8), Storage.HALF: FORMATS["f16"],
+        }  # fmt: skip
+        form = formats[portable.storage_of(tensor, self.name)]
+        wanted = formats[portable.wanted_of(tensor, self.name)]
+        return Choice(form, None if form is wanted or form == wanted else wanted)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Matrices of `bits` in groups of `group`; with `high` bits where the mixed recipes want more."""
+
+    name: str
+    about: str
+    bits: int
+    group: int = 64
+    high: int = 0
+    dtype: None = None
+
+    @property
+    def common(self) -> RowFormat:
+        """The format of most matrices; its float type does not show in config.json."""
+        return AffineFormat(self.bits, self.group, "F16")
+
+    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:
+        """Affine where the rows are whole groups, of a smaller size if need be; floats for the rest."""
+        plain = FORMATS[dtype.lower()]
+        if len(tensor.shape) == 1:
+            return Choice(plain)
+        bits = self.high if self.high and more_bits(tensor, len(spec.layers)) else self.bits
+        columns = tensor.shape[-1]
+        fitting = [group for group in GROUPS if group <= self.group and columns % group == 0]
+        wanted = AffineFormat(bits, self.group, dtype, encoder)
+        if not fitting:
+            return Choice(plain, wanted)
+        form = AffineFormat(bits, fitting[0], dtype, encoder)
+        return Choice(form, None if form == wanted else wanted)
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Matrices of small floats that share a scale of 8 bits."""
+
+    name: Mode
+    about: str
+    dtype: None = None
+
+    @property
+    def common(self) -> RowFormat:
+        """The format of all matrices whose rows are whole groups."""
+        return MicroFormat(self.name, "BF16")
+
+    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
+        """The mode for matrices whose rows are whole groups, floats for the rest."""
+        plain, form = FORMATS[dtype.lower()], MicroFormat(self.name, dtype)
+        if len(tensor.shape) == 1:
+            return Choice(plain)
+        return Choice(form) if form.fits(tensor.shape[-1]) else Choice(plain, form)
+
+
+def more_bits(tensor: Tensor, layers: int) -> bool:
+    """mlx-lm's choice: an untied head, and value and down projections in the layers that matter most."""
+    if tensor.role is Role.HEAD:
+        return True
+    if tensor.role not in (Role.V, Role.DOWN) or tensor.layer is None:
+        return False
+    i, eighth = tensor.layer, layers // 8
+    return i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2
+
+
+def setting_of(form: RowFormat) -> dict[str, Any] | Literal[False]:
+    """What `quantization` in config.json says of a module in the format `form`; False for floats."""
+    match form:
+        case AffineFormat(bits=bits, group=group):
+            return {"group_size": group, "bits": bits, "mode": "affine"}
+        case PortableFormat(bits=bits):
+            return {"group_size": portable.BLOCK, "bits": bits, "mode": "affine"}
+        case MicroFormat(mode=mode):
+            bits, group = MICRO[mode]
+            return {"group_size": group, "bits": bits, "mode": mode}
+    return False
+
+
+def _schemes() -> list[Scheme]:
+    floats = {"f32": "32-bit floats", "f16": "16-bit floats (IEEE half)", "bf16": "16-bit floats (bfloat16)"}
+    micro = {
+        "mxfp4": "4-bit floats, groups of 32, power-of-two scales (OCP MX)",
+        "nvfp4": "4-bit floats, groups of 16, 8-bit float scales",
+        "mxfp8": "8-bit floats, groups of 32, power-of-two scales (OCP MX)",
+    }
+    mixed = ((2, 6), (3, 4), (3, 6), (4, 6))
+    defaults = {4: "; mlx-lm's default", 8: "; nearly lossless"}
+    return [
+        *(Floats(name, about, DTYPES[name]) for name, about in floats.items()),
+        *(Portable(name, about) for name, about in portable.SCHEMES.items()),
+        *(Affine(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits) for bits in BITS),
+        *(
+            Affine(f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group)
+            for bits in BITS
+            for group in (32, 128)
+        ),
+        *(
+            Affine(
+                f"mixed_{low}_{high}", f"{low} bits, {high} for v and down in some layers and the head", low, 64, high
+            )
+            for low, high in mixed
+        ),
+        *(Micro(mode, micro[mode]) for mode in get_args(Mode)),
+    ]
+
+
+SCHEMES: Mapping[str, Scheme] = {s.name: s for s in _schemes()}
+ALIASES: Mapping[str, str] = {
+    **{f"q{bits}_g64": f"q{bits}" for bits in BITS},
+    "float32": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+}
+
+
+def find_scheme(name: str) -> Scheme:
+    """The scheme of that name, in any case.
+
+    Raises:
+        UsageError: unknown; names the known ones.
+    """
+    key = name.lower().replace("-", "_")
+    key = ALIASES.get(key, key)
+    if key not in SCHEMES:
+        near = difflib.get_close_matches(key, [*SCHEMES, *ALIASES], 1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UsageError(f"--quant {name}: MLX has no such scheme; {hint}known: {', '.join(SCHEMES)}")
+    return SCHEMES[key]
