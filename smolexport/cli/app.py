@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from smolexport.cli import compare, demo, export, generate, inspect, listing
+from smolexport.cli import compare, demo, every, export, generate, inspect, listing
 from smolexport.plugins import converters
 
 __all__ = ["build"]
@@ -16,7 +16,9 @@ held against the bf16 original.
 
 \b
 smolexport gguf HuggingFaceTB/SmolLM2-135M-Instruct --quant q8_0
-smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct *.gguf
+smolexport mlx HuggingFaceTB/SmolLM2-135M-Instruct --quant q4
+smolexport all HuggingFaceTB/SmolLM2-135M-Instruct --quant int4 -o out
+smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct out/*
 smolexport demo
 """
 
@@ -29,6 +31,7 @@ def build() -> Any:
         app.command(name, help=export.help_of(name), short_help=f"Export a checkpoint to {name.upper()}.")(
             export.command_for(name)
         )
+    app.command("all", short_help="Export a checkpoint to every format in one pass.")(every.command)
     app.command("compare", short_help="Hold exported files against their checkpoint.")(compare.command)
     app.command("generate", short_help="Continue a text with a file or a checkpoint.")(generate.command)
     app.command("inspect", short_help="Show what an exported file holds.")(inspect.command)

@@ -33,7 +33,7 @@ PARITY_MISSED = 1
 
 def command(
     checkpoint: Checkpoint,
-    files: Annotated[list[Path], typer.Argument(help="Exported files of that checkpoint.")],
+    files: Annotated[list[Path], typer.Argument(help="Exported files or folders of that checkpoint.")],
     text: Annotated[
         Path | None, typer.Option("--text", help="UTF-8 text to score; default: the demo's held-out text.")
     ] = None,
@@ -71,7 +71,7 @@ def command(
     limits = Thresholds(max_kld=max_kld, min_top1=min_top1, max_ppl_ratio=max_ppl_ratio)
     words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
     base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config or ())
-    candidates = [exported(path, options) for path in files]
+    candidates = exported(files, options)
     result = run(base, candidates, words, settings=amount, thresholds=limits, quiet=json)
     show(result, json=json)
     if not result.passed:

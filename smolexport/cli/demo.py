@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolexport.cli.options import Json, Threads, print_json, progress_bar, say
+from smolexport.cli.options import Json, Threads, print_json, say
 
 if TYPE_CHECKING:
     from smolexport.parity.results import Comparison
 
 __all__ = ["command"]
 
-SCHEMES = ("q8_0", "q4_k_m")
+# What is made in one pass each: the portable schemes in every format, and llama.cpp's usual choice.
+PORTABLE = ("int8", "int4")
+NATIVE = ("gguf", "q4_k_m")
 PROMPT = "The old man opened the door and"
-LIMITS = {"q8_0": (0.001, 0.98), "q4_k_m": (0.01, 0.92)}
+LIMITS = {"int8": (0.001, 0.98), "int4": (0.03, 0.88), "q4_k_m": (0.01, 0.92)}
 
 
 def command(
@@ -26,9 +28,9 @@ def command(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Export the embedded demo model, play the files on their runtimes, compare them with bf16.
+    """Export the embedded demo model to every format, play the files on their runtimes, compare them with bf16.
 
-    Needs no network. Without torch or llama.cpp installed it exports and says what is missing for the rest.
+    Needs no network. Without torch or a runtime installed it exports and says what is missing for the rest.
     """
     from smolexport.demo import demo_checkpoint
 
@@ -40,43 +42,61 @@ def command(
     with tempfile.TemporaryDirectory(prefix="smolexport-demo-") as scratch:
         folder = out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        files = [_export(scheme, folder, threads, force=out is None or force) for scheme in SCHEMES]
-        lacking = _lacking()
+        files = _export(folder, threads, force=out is None or force)
+        marks = _fingerprints(files)
+        playable, lacking = _playable(files)
         if lacking:
             kept = f"in {out}" if out else "into a temporary folder (keep them with -o FOLDER)"
-            say(f"exported {kept}; to play and compare the files install the runtimes:\n  " + "\n  ".join(lacking))
+            say(f"exported {kept}; to play and compare all files install the runtimes:\n  " + "\n  ".join(lacking))
+        if not playable:
             if json:
-                print_json({"candidates": [], "missing": lacking, "passed": None})
+                print_json({"candidates": [], "fingerprints": marks, "missing": lacking, "passed": None})
             return
-        result = _compare(files, threads, quiet=json)
-        verdicts = _verdicts(result)
+        result = _compare(playable, threads, quiet=json)
+        verdicts = _verdicts(result, marks)
         if json:
             from smolexport.parity.report import to_json
 
-            print_json({**to_json(result), "passed": not verdicts})
+            print_json({**to_json(result), "fingerprints": marks, "missing": lacking, "passed": not verdicts})
         else:
-            _show(result, files, threads)
+            _show(result, playable, marks, threads)
         for line in verdicts:
             say(line)
     if verdicts:
         raise typer.Exit(1)
 
 
-def _export(scheme: str, folder: Path, threads: int | None, *, force: bool) -> Path:
+def _export(folder: Path, threads: int | None, *, force: bool) -> list[Path]:
     from smolexport import convert
-    from smolexport.demo import demo_checkpoint
+    from smolexport.cli.export import write_jobs
 
-    target = folder / f"demo-{scheme}.gguf"
-    job = convert.prepare("gguf", demo_checkpoint(), target, quant=scheme, name="demo", force=force)
-    say(job.plan.summary())
-    with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
-        return convert.write(job, force=force, threads=threads, progress=advance).path
+    passes = [
+        convert.prepare_all("demo", folder, quant=scheme, force=force) for scheme in PORTABLE
+    ] + [[convert.prepare(NATIVE[0], "demo", folder, quant=NATIVE[1], force=force)]]  # fmt: skip
+    return [done.path for jobs in passes for done in write_jobs(jobs, force=force, threads=threads)]
 
 
-def _lacking() -> list[str]:
+def _fingerprints(files: list[Path]) -> dict[str, str]:
+    from smolexport import fingerprint
+
+    return {path.name: fingerprint(path) for path in files}
+
+
+def _playable(files: list[Path]) -> tuple[list[Path], list[str]]:
+    """The files whose runtime is there, none without the reference's; and the lines that install the rest."""
     from smolexport import plugins
+    from smolexport.errors import MissingDependencyError
 
-    return [line for line in map(plugins.missing, ("torch", "llamacpp")) if line]
+    found, lacking = [], []
+    reference = plugins.missing("torch")
+    for path in files:
+        try:
+            plugins.runtime_for(path)
+            found.append(path)
+        except MissingDependencyError as error:
+            lacking.append(str(error))
+    lines = ([reference] if reference else []) + list(dict.fromkeys(lacking))
+    return ([] if reference else found), lines
 
 
 def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparison:
@@ -85,33 +105,39 @@ def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparis
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.results import Settings, Thresholds
 
-    base, candidates = reference(demo_checkpoint()), [exported(path) for path in files]
+    base, candidates = reference(demo_checkpoint()), exported(files)
     settings = Settings(threads=threads)
     return run(base, candidates, demo_text(), settings=settings, thresholds=Thresholds(), quiet=quiet)
 
 
-def _verdicts(result: Comparison) -> list[str]:
-    """One line per file that is further from bf16 than its scheme should be."""
+def _verdicts(result: Comparison, marks: dict[str, str]) -> list[str]:
+    """One line per file that is further from bf16 than its scheme should be, or differs from its siblings."""
     lines = []
     for candidate in result.candidates:
         kld, top1 = LIMITS[candidate.model.scheme]
         found = candidate.accuracy
         if found.kld.mean.value > kld or found.top1.value < top1:
             lines.append(
-                f"{candidate.model.scheme}: KLD {found.kld.mean.value:.5f} (at most {kld}), "
+                f"{candidate.model.path.name}: KLD {found.kld.mean.value:.5f} (at most {kld}), "
                 f"top-1 {found.top1.value:.3f} (at least {top1})"
             )
+    for scheme in PORTABLE:
+        if len({mark for name, mark in marks.items() if scheme in name}) > 1:
+            lines.append(f"{scheme}: the formats hold different weights")
     return lines
 
 
-def _show(result: Comparison, files: list[Path], threads: int | None) -> None:
+def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads: int | None) -> None:
     from smolexport.cli.compare import show
     from smolexport.generation import Sampling, generate
     from smolexport.plugins import runtime_for
 
-    # So small a model repeats itself when it is greedy; the same seed shows both files making the same draws.
+    # So small a model repeats itself when it is greedy; the same seed shows all files making the same draws.
     sampling = Sampling(temperature=0.7, min_p=0.05, repetition_penalty=1.1, seed=1)
     show(result, json=False)
+    typer.echo("weights fingerprints (equal where the weights are):")
+    for name, mark in marks.items():
+        typer.echo(f"  {mark}  {name}")
     for path in files:
         with runtime_for(path).open(path, threads=threads) as session:
             story = generate(session, PROMPT, sampling=sampling, max_tokens=60).text.strip()

@@ -10,20 +10,22 @@ import typer
 
 from smolexport.cli.options import (
     Checkpoint,
+    FormatOptions,
     IgnoreConfig,
     Json,
     Revision,
     Threads,
     Token,
+    parse_settings,
     print_json,
     progress_bar,
     say,
 )
 
 if TYPE_CHECKING:
-    from smolexport.convert import Job
+    from smolexport.convert import Export, Job
 
-__all__ = ["command_for", "help_of"]
+__all__ = ["command_for", "facts", "help_of", "write_jobs"]
 
 
 def help_of(target: str) -> str:
@@ -54,35 +56,48 @@ def command_for(target: str) -> Callable[..., None]:
         ] = False,
         force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")] = False,
         threads: Threads = None,
+        settings: FormatOptions = None,
         ignore_config: IgnoreConfig = None,
         revision: Revision = None,
         token: Token = None,
         json: Json = False,
     ) -> None:
         from smolexport import convert
-        from smolexport.output import leftovers
 
         job = convert.prepare(
-            target, checkpoint, out, quant=quant, name=name, strict=strict, ignore_config=ignore_config or (),
-            revision=revision, token=token, force=None if dry_run else force, weights=not dry_run,
+            target, checkpoint, out, quant=quant, name=name, options=parse_settings(settings), strict=strict,
+            ignore_config=ignore_config or (), revision=revision, token=token, force=None if dry_run else force,
+            weights=not dry_run,
         )  # fmt: skip
         if dry_run:
             _show_plan(job, json)
             return
-        for file in leftovers(job.path):
-            say(f"note: {file} is left from an export that was killed; it can be deleted")
-        say(job.plan.summary())
-        if job.checkpoint:
-            say(f"from {job.checkpoint.folder} ({job.checkpoint.dtype}, {job.checkpoint.nbytes / 1e6:.1f} MB)")
-        with progress_bar(f"writing {job.path.name}", job.plan.nbytes) as advance:
-            done = convert.write(job, force=force, threads=threads, progress=advance)
+        [done] = write_jobs([job], force=force, threads=threads)
         if json:
-            print_json({**_facts(job), "bytes": done.bytes, "seconds": round(done.seconds, 3)})
+            print_json({**facts(job), "bytes": done.bytes, "seconds": round(done.seconds, 3)})
         else:
-            say(f"wrote {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s")
             typer.echo(str(done.path))
 
     return command
+
+
+def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Export]:
+    """Say what is about to be written, write it with a progress bar, say what it took."""
+    from smolexport import convert
+    from smolexport.output import leftovers
+
+    for job in jobs:
+        for file in leftovers(job.path):
+            say(f"note: {file} is left from an export that was killed; it can be deleted")
+        say(job.plan.summary())
+    checkpoint = jobs[0].checkpoint
+    if checkpoint:
+        say(f"from {checkpoint.folder} ({checkpoint.dtype}, {checkpoint.nbytes / 1e6:.1f} MB)")
+    names = ", ".join(job.path.name for job in jobs)
+    with progress_bar(f"writing {names}", sum(job.plan.nbytes for job in jobs)) as advance:
+        done = convert.write_all(jobs, force=force, threads=threads, progress=advance)
+    say(f"wrote {sum(d.bytes for d in done) / 1e6:.1f} MB in {done[0].seconds:.1f} s")
+    return done
 
 
 def _show_plan(job: Job, json: bool) -> None:
@@ -99,10 +114,11 @@ def _show_plan(job: Job, json: bool) -> None:
         }
         for e in job.plan.entries
     ]
-    print_json({**_facts(job), "tensors": tensors})
+    print_json({**facts(job), "tensors": tensors})
 
 
-def _facts(job: Job) -> dict[str, object]:
+def facts(job: Job) -> dict[str, object]:
+    """A job as JSON."""
     plan = job.plan
     return {
         "path": str(job.path),

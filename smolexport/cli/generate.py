@@ -41,7 +41,7 @@ def command(
     )
     words = read_words(None) if prompt == "-" else prompt
     path, runtime = locate(model)
-    options = checked_options(runtime, parse_settings(settings))
+    options = checked_options(runtime.open, parse_settings(settings), runtime.NAME)
     opened: Callable[..., Session] = runtime.open
     with opened(path, threads=threads, context=context, **options) as session:
         for event in stream(session, words, sampling=sampling, max_tokens=max_tokens, stop=tuple(stop or ())):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolexport.cli.options import Json, print_json
+from smolexport.cli.options import Json, Threads, print_json, progress_bar, say
 
 if TYPE_CHECKING:
+    from smolexport.converter import Converter
     from smolexport.description import Description
 
 __all__ = ["command"]
@@ -19,19 +20,42 @@ __all__ = ["command"]
 def command(
     file: Annotated[Path, typer.Argument(help="An exported file or folder.")],
     tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
+    fingerprint: Annotated[
+        bool, typer.Option("--fingerprint/--no-fingerprint", help="Decode and hash all weights.")
+    ] = True,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Show metadata, tensors, their formats and the bits per weight of an exported file.
+    """Show metadata, tensors, their formats, the bits per weight and the weights fingerprint of an exported file.
 
-    Reads the header only.
+    Two files have the same fingerprint exactly when all their decoded weights are equal, whatever their formats.
+    --no-fingerprint reads the header only.
     """
     from smolexport.plugins import converter_for
 
-    found = converter_for(file).describe(file)
+    module = converter_for(file)
+    found = module.describe(file)
+    mark = _fingerprint(module, found, threads) if fingerprint else None
     if json:
-        print_json(_as_json(found, tensors))
+        print_json(_as_json(found, tensors) | ({"fingerprint": mark} if fingerprint else {}))
     else:
-        typer.echo(_as_text(found, tensors))
+        typer.echo(_as_text(found, tensors, mark))
+
+
+def _fingerprint(module: Converter, found: Description, threads: int | None) -> str | None:
+    """None, and a note, for a file whose tensors are not those of a checkpoint that is known here."""
+    from smolexport.errors import FileFormatError
+    from smolexport.stream import thread_count
+    from smolexport.weights import fingerprint
+
+    try:
+        weights = module.weights(found.path)
+    except FileFormatError as error:
+        say(f"note: no weights fingerprint: {error}")
+        return None
+    total = sum(tensor.size for tensor in weights)
+    with progress_bar("weights fingerprint", total, unit="weights") as advance:
+        return fingerprint(weights, thread_count(threads), advance)
 
 
 def _as_json(d: Description, tensors: bool) -> dict[str, Any]:
@@ -72,17 +96,22 @@ def _shares(d: Description) -> dict[str, dict[str, int]]:
     return dict(sorted(rows.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def _as_text(d: Description, tensors: bool) -> str:
+def _as_text(d: Description, tensors: bool, mark: str | None) -> str:
     lines = [
         f"{d.path}: {d.format} {d.scheme}, {d.architecture}, '{d.name}'",
         f"{d.bytes:,} bytes, {d.weights:,} weights, {d.bits_per_weight:.2f} bits per weight",
+        *([f"weights fingerprint {mark}"] if mark else []),
     ]
-    lines += [f"  {name:<6} {row['tensors']:>4} tensors {row['bytes']:>14,} bytes" for name, row in _shares(d).items()]
+    wide = max((6, *(len(t.format) for t in d.tensors)))
+    lines += [
+        f"  {name:<{wide}} {row['tensors']:>4} tensors {row['bytes']:>14,} bytes" for name, row in _shares(d).items()
+    ]
     lines += ["", "metadata", *(f"  {key:<48} {_short(value)}" for key, value in d.metadata.items())]
     if tensors:
         lines += ["", "tensors"]
+        long = max((28, *(len(t.name) for t in d.tensors)))
         lines += [
-            f"  {t.name:<28} {' x '.join(map(str, t.shape)):>16}  {t.format:<6} {t.nbytes:>12,} bytes"
+            f"  {t.name:<{long}} {' x '.join(map(str, t.shape)):>16}  {t.format:<{wide}} {t.nbytes:>12,} bytes"
             for t in d.tensors
         ]
     # Names may come from a stranger's file: no control characters for the terminal.

@@ -23,7 +23,9 @@ def command(
     for name, schemes in facts["formats"].items():
         typer.echo(f"{name}: schemes for `smolexport {name} CHECKPOINT --quant SCHEME`")
         for scheme, about in schemes.items():
-            typer.echo(f"  {scheme:<8} {about}")
+            typer.echo(f"  {scheme:<9} {about}")
+        for option, about in facts["options"][name].items():
+            typer.echo(f"  --set {option}=...  {about}")
     if format is None:
         typer.echo(f"architectures: {', '.join(facts['architectures'])}")
         typer.echo("runtimes:")
@@ -41,7 +43,8 @@ def _facts(only: str | None) -> dict[str, Any]:
         module = plugins.converter(name)
         mark = {module.find_scheme(module.DEFAULT).name: " (default)"}
         formats[name] = {s.name: s.about + mark.get(s.name, "") for s in module.SCHEMES.values()}
-    facts: dict[str, Any] = {"formats": formats}
+    options = {name: dict(plugins.converter(name).OPTIONS) for name in names}
+    facts: dict[str, Any] = {"formats": formats, "options": options}
     if only is None:
         facts["architectures"] = architectures()
         facts["runtimes"] = {

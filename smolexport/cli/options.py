@@ -11,6 +11,7 @@ import typer
 
 __all__ = [
     "Checkpoint",
+    "FormatOptions",
     "IgnoreConfig",
     "Json",
     "Revision",
@@ -40,8 +41,14 @@ RuntimeOptions = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Option of the file's runtime, e.g. kv_type=f32 or flash_attention=false for llama.cpp; repeatable.",
+        help="Option of a runtime, e.g. kv_type=f32 for llama.cpp or dtype=bf16 for MLX; repeatable.",
     ),
+]
+
+
+FormatOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Option of the format; `smolexport list` names them; repeatable."),
 ]
 
 
@@ -85,8 +92,8 @@ def read_words(path: Path | None) -> str:
 
 
 def say(text: str) -> None:
-    """A note for people, on stderr."""
-    typer.echo(text, err=True)
+    """A note for people, on stderr; names in it may come from a stranger's file: no control characters."""
+    typer.echo("".join(c if c.isprintable() or c == "\n" else "?" for c in text), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -97,21 +104,28 @@ def print_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on stderr; yields the function that advances it.  Silent unless stderr is a terminal."""
+def progress_bar(label: str, total: int, *, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, when that is a terminal; yields the function that advances it."""
     import sys
 
-    if not shown or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *((DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (TaskProgressColumn(), TextColumn(unit))),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,38 @@ def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[st
     )
 
 
-def exported(path: Path, options: Mapping[str, Any] | None = None) -> Candidate:
-    """The exported file `path` with the runtime of its format, to be opened with `options`.
+def exported(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -> list[Candidate]:
+    """Exported files or folders, each with the runtime of its format.
+
+    Args:
+        paths: what to compare.
+        options: further options of the runtimes' `open`; each goes to those that know it.
 
     Raises:
         FileFormatError: no such file, damaged, or of no known format.
-        UsageError: an option that the runtime does not know.
-        MissingDependencyError: its runtime is not installed.
+        UsageError: an option that none of the runtimes knows, or a value that it does not take.
+        MissingDependencyError: a runtime is not installed.
     """
-    found, runtime = plugins.converter_for(path).describe(path), plugins.runtime_for(path)
-    return Candidate(
-        path=path,
-        format=found.format,
-        scheme=found.scheme,
-        runtime=runtime,
-        bytes=found.bytes,
-        bits_per_weight=found.bits_per_weight,
-        options=plugins.checked_options(runtime, options or {}),
-    )
+    runtimes = [plugins.runtime_for(path) for path in paths]
+    known = [plugins.known_options(runtime.open) for runtime in runtimes]
+    for key in options or {}:
+        if not any(key in names for names in known):
+            some = sorted(set().union(*known))
+            owners = ", ".join(dict.fromkeys(runtime.NAME for runtime in runtimes))
+            raise UsageError(f"--set {key}: {owners} has no such option; it has {', '.join(some) or 'none'}")
+    found = []
+    for path, runtime, names in zip(paths, runtimes, known, strict=True):
+        own = {key: value for key, value in (options or {}).items() if key in names}
+        about = plugins.converter_for(path).describe(path)
+        found.append(
+            Candidate(
+                path=path,
+                format=about.format,
+                scheme=about.scheme,
+                runtime=runtime,
+                bytes=about.bytes,
+                bits_per_weight=about.bits_per_weight,
+                options=plugins.checked_options(runtime.open, own, runtime.NAME),
+            )
+        )
+    return found

@@ -13,7 +13,8 @@ from smolexport.face import generate
 from tests.cli.commands import assert_refused, call, run
 
 needs_runtimes = pytest.mark.skipif(
-    any(plugins.missing(name) for name in ("torch", "llamacpp")), reason="torch or llama.cpp is not installed"
+    any(plugins.missing(name) for name in ("torch", "llamacpp", "mlx")),
+    reason="torch, llama.cpp or MLX is not installed",
 )
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from it " * 40
 FEW = ("--window", "64", "--max-windows", "2", "--greedy-tokens", "8", "--repetitions", "1", "--threads", "1")
@@ -178,10 +179,17 @@ def test_path_of_the_demo(demo: Path) -> None:
 
 @needs_runtimes
 def test_demo_keeps_its_files(demo: Path, tmp_path: Path) -> None:
-    """The main job in one command: two files, both close enough to bf16 for exit code 0."""
+    """The main job in one command: every format, all close enough to bf16 for exit code 0, equal where promised."""
     outcome = call("demo", "-o", tmp_path, "--json")
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out)
     assert result["passed"] is True
-    assert [c["scheme"] for c in result["candidates"]] == ["q8_0", "q4_k_m"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo-q4_k_m.gguf", "demo-q8_0.gguf"]
+    assert [c["scheme"] for c in result["candidates"]] == ["int8", "int8", "int4", "int4", "q4_k_m"]
+    names = ["demo-int4-mlx", "demo-int4.gguf", "demo-int8-mlx", "demo-int8.gguf", "demo-q4_k_m.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    marks = result["fingerprints"]
+    assert marks["demo-int4-mlx"] == marks["demo-int4.gguf"]
+    assert marks["demo-int8-mlx"] == marks["demo-int8.gguf"]
+    assert len(set(marks.values())) == 3
+    kld = {Path(c["path"]).name: c["kld"]["mean"] for c in result["candidates"]}
+    assert abs(kld["demo-int4-mlx"] / kld["demo-int4.gguf"] - 1) < 0.02
