@@ -4,7 +4,7 @@
 
 Writes a random bf16 checkpoint of that shape, converts it with `smolexport mlx` and with `mlx_lm.convert`, each in
 a fresh process, in turns, and prints wall time, CPU time and peak resident memory with their ratios.  Memory is also
-told above that of an interpreter that does nothing.  Every tensor of the two folders is compared.
+told above that of an interpreter that imports nothing.  Every tensor of the two folders is compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from smolexport.parity.footprint import peak_rss
 t = os.times()
 print(json.dumps({"rss": peak_rss(), "cpu": t.user + t.system, "wall": time.perf_counter() - started}))
 """
-BARE = "import time\nstarted = time.perf_counter()\n"
+# Without an import, numpy's included; where there is no /proc the figure is 0 and nothing is taken off.
+BARE = """
+try:
+    lines = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+except OSError:
+    lines = []
+print('{"rss": %d}' % (int(lines[0].split()[1]) * 1024 if lines else 0))
+"""
 OURS = """
 import sys, time
 started = time.perf_counter()
@@ -58,10 +65,8 @@ SCHEMES: Mapping[str, dict[str, Any]] = {
 
 
 def child(code: str, *arguments: str) -> dict[str, float]:
-    """Run `code` in a fresh process; bytes and seconds."""
-    done = subprocess.run(
-        [sys.executable, "-c", code + REPORT, *arguments], capture_output=True, text=True, check=False
-    )
+    """Run `code` in a fresh process; the figures that it prints last, bytes and seconds."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     figures: dict[str, float] = json.loads(done.stdout[done.stdout.rindex('{"rss"') :])
@@ -96,8 +101,8 @@ def measure(name: str, scheme: str, tokenizer: Path, scratch: Path, repetitions:
     wrong: list[str] = []
     for turn in range(repetitions):
         ours, theirs = scratch / f"ours-{turn}", scratch / f"theirs-{turn}"
-        runs["ours"].append(child(OURS, str(folder), str(ours), scheme))
-        runs["theirs"].append(child(THEIRS, str(folder), str(theirs), json.dumps(SCHEMES[scheme])))
+        runs["ours"].append(child(OURS + REPORT, str(folder), str(ours), scheme))
+        runs["theirs"].append(child(THEIRS + REPORT, str(folder), str(theirs), json.dumps(SCHEMES[scheme])))
         wrong = wrong or differing(ours, theirs)
         shutil.rmtree(ours)
         shutil.rmtree(theirs)
