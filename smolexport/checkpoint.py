@@ -121,8 +121,10 @@ def find_checkpoint(
 
     Raises:
         CheckpointError: no such folder, and no such model on the hub or in the cache.
-        UsageError: `demo`, where a checkpoint folder of that name lies too.
+        UsageError: an empty name; `demo`, where a checkpoint folder of that name lies too.
     """
+    if not str(source):
+        raise UsageError("the name of the checkpoint is empty; give a folder, a hub id 'owner/name', or 'demo'")
     folder = Path(source)
     try:
         is_folder, is_there = folder.is_dir(), folder.exists()

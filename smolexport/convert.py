@@ -19,7 +19,7 @@ from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, 
 from smolexport.converter import Converter
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
 from smolexport.model import Model, claimed_dtype
-from smolexport.output import check_target, made_folder
+from smolexport.output import check_parent, check_space, check_target, made_folder, refuse_own_source
 from smolexport.plan import Plan
 from smolexport.plugins import checked_options, converter, converters
 from smolexport.spec import ModelSpec
@@ -145,11 +145,15 @@ def prepare_all(
         SmolexportError: anything that stands against one of the exports.
     """
     folder = Path(out) if out else Path()
+    if weights:
+        check_parent(folder)
     wish = Wish(source, quant, name, {}, strict, ignore_config, revision, token, force, weights)
-    return _prepare(list(targets or converters()), wish, lambda default, _: folder / default)
+    return _prepare(list(converters() if targets is None else targets), wish, lambda default, _: folder / default)
 
 
 def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter], Path]) -> list[Job]:
+    if not targets or len(set(targets)) < len(targets):
+        raise UsageError(f"formats {', '.join(targets) or 'none'}: name each format once, and at least one")
     modules = [converter(target) for target in targets]
     schemes = [module.find_scheme(wish.quant or module.DEFAULT).name for module in modules]
     for module in modules:
@@ -164,7 +168,7 @@ def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter
         plan = _plan(module, model, scheme, wish)
         path = place(f"{_file_name(model.name)}-{scheme}{module.SUFFIX}", module)
         if wish.force is not None:
-            _check_target(module, path, plan, wish.force)
+            _check_target(module, path, plan, folder, wish.force)
         jobs.append(Job(module, checkpoint, plan, path))
     if not (remote and wish.weights):
         return jobs
@@ -172,12 +176,22 @@ def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter
     if whole != folder:
         raise CheckpointError(f"{source}: changed on the hub during the download; start the export again")
     checkpoint = open_checkpoint(whole, ignore_config=wish.ignore_config)
-    return [replace(job, checkpoint=checkpoint) for job in jobs]
+    model = replace(model, dtype=claimed_dtype(model.config) or checkpoint.dtype)  # now the weights can tell
+    plans = (_plan(job.converter, model, job.plan.scheme, wish) for job in jobs)
+    return [replace(job, checkpoint=checkpoint, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
 
 
-def _check_target(module: Converter, path: Path, plan: Plan, force: bool) -> None:
-    size = plan.nbytes + sum(c.nbytes for c in plan.companions)
-    check_target(path, size, force=force, replaceable=module.recognises if module.FOLDER else None)
+def _check_target(module: Converter, path: Path, plan: Plan, source: Path, force: bool) -> None:
+    """Refuse a target before the work; raises OutputError."""
+    try:
+        refuse_own_source(path, source, folder=module.FOLDER, ours=module.recognises)
+    except OSError as error:  # a name that no file can have
+        raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
+    check_target(path, _size(plan), force=force, replaceable=module.replaceable if module.FOLDER else None)
+
+
+def _size(plan: Plan) -> int:
+    return plan.nbytes + sum(companion.nbytes for companion in plan.companions)
 
 
 def _model(wish: Wish, folder: Path, checkpoint: Checkpoint | None) -> Model:
@@ -189,7 +203,7 @@ def _model(wish: Wish, folder: Path, checkpoint: Checkpoint | None) -> Model:
     return Model(
         spec=spec,
         tokenizer=read_tokenizer(folder, spec.vocab_size),
-        name=wish.name or _title(wish.source, folder),
+        name=(wish.name or _title(wish.source, folder)).encode("utf-8", "replace").decode(),  # bytes of a strange path
         folder=folder,
         config=config,
         dtype=claimed_dtype(config) or (checkpoint.dtype if checkpoint else "BF16"),
@@ -224,9 +238,11 @@ def _plan(module: Converter, model: Model, scheme: str, wish: Wish) -> Plan:
 
 def _path(out: str | Path | None, default: str, module: Converter) -> Path:
     """The target: `out`, or `default` in the folder `out`, unless that is an earlier output of the converter."""
-    path = Path(out) if out else Path()
+    if out is not None and not str(out):
+        raise OutputError("-o: is empty; give a name")
+    path = Path(out) if out is not None else Path()
     try:
-        inside = path.is_dir() and not (module.FOLDER and out is not None and module.recognises(path))
+        inside = path.is_dir() and not (module.FOLDER and out is not None and module.replaceable(path))
         return path / default if inside else path
     except OSError as error:  # a name that no file can have
         raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
@@ -283,19 +299,27 @@ def export_all(
     targets: Collection[str] | None = None,
     quant: str = "int4",
     name: str | None = None,
+    strict: bool = False,
     force: bool = False,
     threads: int | None = None,
+    ignore_config: Collection[str] = (),
+    revision: str | None = None,
+    token: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Export]:
     """Export `source` to several formats in one pass over its weights; see `prepare_all` for the arguments.
+
+    The folder `out` is made when it is missing.
 
     Raises:
         SmolexportError: with one line that says what is wrong.
     """
     folder = Path(out) if out else Path()
+    check_parent(folder)
     jobs = prepare_all(
-        source, folder, targets=targets, quant=quant, name=name, force=force if folder.is_dir() else None
-    )
+        source, folder, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
+        revision=revision, token=token, force=force if folder.is_dir() else None,
+    )  # fmt: skip
     with made_folder(folder):
         return write_all(jobs, force=force, threads=threads, progress=progress)
 
@@ -336,6 +360,9 @@ def write_all(
     if any(job.checkpoint is not checkpoint for job in jobs):
         raise UsageError(f"{jobs[0].path}: jobs that are written together must come from one prepare_all")
     started = time.perf_counter()
+    for job in jobs:
+        _check_target(job.converter, job.path, job.plan, checkpoint.folder, force)
+        check_space(job.path.parent, sum(_size(j.plan) for j in jobs if j.path.parent == job.path.parent))
     _give_back()
     with ExitStack() as stack:
         sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
@@ -343,6 +370,8 @@ def write_all(
             sinks[piece.output].put(piece.entry.name, piece.start, piece.rows)
             if progress:
                 progress(piece.rows.nbytes)
+        for sink in sinks:  # all of them, before the first one gets its name
+            sink.flush()
     seconds = time.perf_counter() - started
     sizes = [sum(path.stat().st_size for path in sink.paths) for sink in sinks]
     return [

@@ -7,18 +7,20 @@ pass over the checkpoint.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from smolexport.description import Description
+from smolexport.errors import UsageError
 from smolexport.plan import Plan
 from smolexport.sink import Sink
 from smolexport.spec import ModelSpec
 from smolexport.weights import Weights
 
-__all__ = ["Converter", "SchemeInfo"]
+__all__ = ["Converter", "SchemeInfo", "named_scheme"]
 
 
 class SchemeInfo(Protocol):
@@ -89,10 +91,47 @@ class Converter(Protocol):
         """The tensors of an exported file, decoded as they are read."""
         ...
 
+    def lint(self, path: Path) -> list[str]:
+        """What some reader of the format would refuse or misread in `path`; empty when it is fine.
+
+        Raises:
+            FileFormatError: a file is missing or too damaged to be read.
+        """
+        ...
+
     def recognises(self, path: Path) -> bool:
         """Whether `path` looks like this format."""
+        ...
+
+    def replaceable(self, path: Path) -> bool:
+        """For a folder: whether it is an earlier output and holds nothing else, so that `--force` may replace it."""
         ...
 
     def describe(self, path: Path) -> Description:
         """What an exported file is."""
         ...
+
+
+S = TypeVar("S")
+
+
+def named_scheme(name: str, schemes: Mapping[str, S], aliases: Mapping[str, str], target: str) -> S:
+    """The scheme that `name` or an alias stands for, in any case, with - for _.
+
+    Args:
+        name: what was asked for.
+        schemes: by name.
+        aliases: other names of theirs.
+        target: the format's name, for the message.
+
+    Raises:
+        UsageError: unknown; names the known ones.
+    """
+    key = name.lower().replace("-", "_")
+    key = aliases.get(key, key)
+    if key not in schemes:
+        near = difflib.get_close_matches(key, [*schemes, *aliases], 1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        known = ", ".join([*schemes, *aliases])
+        raise UsageError(f"--quant {name}: {target} has no such scheme; {hint}known: {known}")
+    return schemes[key]

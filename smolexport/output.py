@@ -14,9 +14,18 @@ from typing import BinaryIO
 
 from smolexport.errors import OutputError
 
-__all__ = ["atomic_file", "atomic_folder", "check_target", "leftovers", "made_folder"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "check_parent",
+    "check_space",
+    "check_target",
+    "leftovers",
+    "made_folder",
+    "refuse_own_source",
+]
 
-SUFFIX = ".partial"
+SUFFIX, ASIDE = ".partial", ".replaced"
 STILL_WRITING = 300.0  # seconds without a write after which a hidden file is taken for abandoned
 
 
@@ -40,7 +49,7 @@ def check_target(
             _check_file(path, force)
         else:
             _check_folder(path, force, replaceable)
-        _check_place(path.parent, nbytes)
+        check_space(path.parent, nbytes)
     except OSError as error:  # a name that no file can have, a disk that does not answer
         raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
 
@@ -48,6 +57,8 @@ def check_target(
 def _check_file(path: Path, force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give a file name with -o")
+    if path.is_symlink() and not path.exists():
+        raise OutputError(f"{path}: is a link to nothing; remove it, or give another name with -o")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: is a device or pipe, not a file that can be replaced; give another name with -o")
     if path.exists() and not force:
@@ -67,7 +78,8 @@ def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) 
         raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
 
 
-def _check_place(folder: Path, nbytes: int) -> None:
+def check_space(folder: Path, nbytes: int) -> None:
+    """Refuse a folder that is missing, cannot be written to, or has not `nbytes` left; raises OutputError."""
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder; create it, or give another place with -o")
     if not os.access(folder, os.W_OK):
@@ -75,6 +87,38 @@ def _check_place(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise OutputError(f"{folder}: {nbytes / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+
+
+def check_parent(folder: Path) -> None:
+    """Refuse a folder for outputs that `made_folder` could not make; raises OutputError."""
+    try:
+        if not folder.is_dir():
+            if os.path.lexists(folder):
+                raise OutputError(f"{folder}: is no folder; give another one with -o")
+            if not folder.parent.is_dir():
+                raise OutputError(f"{folder.parent}: no such folder; create it, or give another place with -o")
+    except OSError as error:  # a name that no file can have
+        raise OutputError(f"{folder}: {error.strerror or error}; give another folder with -o") from error
+
+
+def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[[Path], bool]) -> None:
+    """Refuse to replace what is read from, or what one stands in, however much force is asked for.
+
+    Args:
+        path: the target.
+        source: the checkpoint's folder.
+        folder: whether the target is a folder.
+        ours: whether an existing file is an output of the same format.
+
+    Raises:
+        OutputError: the target is or holds the checkpoint or the working folder, or is a file of the checkpoint.
+    """
+    target = path.resolve()
+    for what, place in (("the checkpoint", source.resolve()), ("the working folder", Path.cwd())):
+        if folder and (place == target or target in place.parents):
+            raise OutputError(f"{path}: is or holds {what}, which is never replaced; give another name with -o")
+    if not folder and target.parent == source.resolve() and target.exists() and not ours(target):
+        raise OutputError(f"{path}: is a file of the checkpoint itself, never replaced; give another name with -o")
 
 
 @contextlib.contextmanager
@@ -102,10 +146,13 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """A folder to fill, which appears as `path` when the block ends without an error, and never otherwise.
 
-    With `force` a folder that stands there is set aside, and removed once the new one is in its place.
+    Args:
+        path: the target.
+        replaceable: whether what stands there is an earlier output, which is then set aside, and removed once the
+            new one is in its place; None = nothing is replaced.
 
     Raises:
         OutputError: the disk is full or the place cannot be written to; also when `path` appeared meanwhile.
@@ -114,16 +161,19 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}; nothing was written") from error
+    aside = partial.with_suffix(ASIDE)
     try:
         yield partial
         for name in sorted(p for p in partial.rglob("*") if p.is_file()):
             with name.open("r+b") as file:
                 os.fsync(file.fileno())
-        _publish_folder(partial, path, force)
+        _publish_folder(partial, path, aside, replaceable)
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if os.path.lexists(path):
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -148,17 +198,23 @@ def made_folder(path: Path) -> Iterator[None]:
         raise
 
 
-def leftovers(path: Path) -> list[Path]:
-    """What earlier exports to `path` left hidden beside it when killed, and nobody has written to for minutes."""
+def leftovers(path: Path) -> list[str]:
+    """A line for each thing that earlier exports to `path` left beside it when they were killed minutes ago."""
     # The middle is what tempfile makes up: without this, `x` would claim what belongs to `x.gguf`.
-    name = re.compile(re.escape(_prefix(path)) + "[a-z0-9_]{8}" + re.escape(SUFFIX))
+    name = re.compile(re.escape(_prefix(path)) + f"[a-z0-9_]{{8}}({re.escape(SUFFIX)}|{re.escape(ASIDE)})")
     now, found = time.time(), []
     with contextlib.suppress(OSError):
-        for file in path.parent.iterdir():
+        for file in sorted(path.parent.iterdir()):
             with contextlib.suppress(OSError):  # it may vanish while we look
                 if name.fullmatch(file.name) and now - _last_write(file) > STILL_WRITING:
-                    found.append(file)
-    return sorted(found)
+                    found.append(_leftover(file))
+    return found
+
+
+def _leftover(file: Path) -> str:
+    if file.suffix == ASIDE:
+        return f"{file} is an earlier output that an export had set aside when it was killed; rename or delete it"
+    return f"{file} is left from an export that was killed; it can be deleted"
 
 
 def _last_write(path: Path) -> float:
@@ -178,7 +234,7 @@ def _link(partial: Path, path: Path) -> bool:
     try:
         path.hardlink_to(partial)
     except OSError:
-        if path.exists():
+        if os.path.lexists(path):
             raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it") from None
         return False
     return True
@@ -191,21 +247,23 @@ def _publish(partial: Path, path: Path, force: bool) -> None:
     _flush(path.parent)
 
 
-def _publish_folder(partial: Path, path: Path, force: bool) -> None:
+def _publish_folder(partial: Path, path: Path, aside: Path, replaceable: Callable[[Path], bool] | None) -> None:
     _open_up(partial, 0o777)
-    aside = partial.with_suffix(".replaced")
-    if path.exists() and any(path.iterdir()):
-        if not force:
+    taken = os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir()))
+    if taken:
+        if replaceable is None:
             raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it")
-        path.rename(aside)
+        _check_folder(path, True, replaceable)  # once more: minutes have passed
+    _flush(partial)
     try:
+        if taken:
+            path.rename(aside)
         partial.rename(path)  # fails, in one step, where a folder with something in it stands
-    except OSError:
-        if aside.exists():
+    except BaseException:  # Ctrl-C between the two as well
+        if aside.exists() and not os.path.lexists(path):
             aside.rename(path)
         raise
     _flush(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _open_up(partial: Path, mode: int) -> None:

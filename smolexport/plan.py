@@ -5,6 +5,8 @@ A converter turns a `ModelSpec` and a scheme into a `Plan`; `render()` is what `
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.errors import CheckpointError
 from smolexport.quant import RowFormat
 from smolexport.spec import Tensor
 
 __all__ = ["Companion", "Entry", "InterleaveHeads", "Plan"]
-
-SMALLEST_BLOCK = 32  # of all quantized formats
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,25 @@ class Companion:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
-        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
+        """Its size; raises CheckpointError when the file vanished."""
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        with self._readable(self.content):
+            return self.content.stat().st_size
+
+    def read(self) -> bytes:
+        """Its content; raises CheckpointError when the file vanished."""
+        if isinstance(self.content, bytes):
+            return self.content
+        with self._readable(self.content):
+            return self.content.read_bytes()
+
+    @contextmanager
+    def _readable(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}; it was there when the export began") from error
 
 
 @dataclass(frozen=True)
@@ -187,7 +205,10 @@ class Plan:
 
 def _unmet(wanted: RowFormat, columns: int) -> int:
     """The block that a row does not fill: the wanted format's, or 32 when it does not even fill that."""
-    return wanted.block if columns % SMALLEST_BLOCK == 0 else SMALLEST_BLOCK
+    smallest = min(32, wanted.block)
+    if columns % smallest:
+        return smallest
+    return wanted.block if columns % wanted.block else 32
 
 
 def _shown(value: Any) -> str:

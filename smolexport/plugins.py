@@ -99,14 +99,18 @@ def converter_for(path: Path) -> Converter:
     """The converter whose format `path` has.
 
     Raises:
-        FileFormatError: no such file, or of no known format.
+        FileFormatError: no such file, a checkpoint, or of no known format.
     """
     if not path.exists():
-        raise FileFormatError(f"{path}: no such file")
+        raise FileFormatError(f"{path}: no such {'folder' if _ends_like(path, folder=True) else 'file'}")
     for name in converters():
         module = converter(name)
         if module.recognises(path):
             return module
+    if _is_checkpoint(path):
+        raise FileFormatError(
+            f"{path}: is a checkpoint, not an exported file; export it first, e.g. smolexport all {path} -o out"
+        )
     raise FileFormatError(f"{path}: is none of the known formats ({', '.join(converters())})")
 
 
@@ -118,12 +122,21 @@ def runtime_for(path: Path) -> Runtime:
         MissingDependencyError: the runtime of this format is not installed.
     """
     exported = next((c.FORMAT for c in map(converter, converters()) if c.recognises(path)), None)
-    is_checkpoint = path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors"))
-    kind = exported or ("checkpoint" if is_checkpoint else converter_for(path).FORMAT)
+    kind = exported or ("checkpoint" if _is_checkpoint(path) else converter_for(path).FORMAT)
     for name in runtimes():
         if kind == adapter(name).READS:
             return runtime(name)
     raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+
+
+def _ends_like(path: Path, *, folder: bool) -> bool:
+    """Whether the name ends as the outputs of a format do that are folders, or files."""
+    suffixes = [module.SUFFIX for module in map(converter, converters()) if module.FOLDER is folder]
+    return any(path.name.endswith(suffix) and path.name != suffix for suffix in suffixes)
 
 
 def locate(model: str | Path) -> tuple[Path, Runtime]:
@@ -145,14 +158,20 @@ def locate(model: str | Path) -> tuple[Path, Runtime]:
 
 
 def _names_file(model: str) -> bool:
-    """Whether `model` is a file, or missing but spelled like one; names on the hub have dots too (`owner/x-1.5b`)."""
+    """Whether `model` is a file, or missing but spelled like an exported file or folder.
+
+    Names on the hub look alike: `owner/x-1.5b`, and `owner/x-mlx` where no folder `owner` is.
+    """
     path = Path(model)
     try:
         if path.exists():
             return path.is_file()
     except OSError:  # a name that no file can have
         return False
-    return path.suffix in {converter(n).SUFFIX for n in converters()} or (path.suffix != "" and model.count("/") != 1)
+    like_hub = len(path.parts) == 2
+    if _ends_like(path, folder=True) and not (like_hub and not path.parent.is_dir()):
+        return True
+    return _ends_like(path, folder=False) or (path.suffix != "" and not like_hub)
 
 
 def checked_options(
@@ -187,9 +206,9 @@ def checked_options(
     return options
 
 
-def known_options(function: Callable[..., Any]) -> frozenset[str]:
-    """Names of the parameters of a runtime's `open` that words can set."""
-    return frozenset(p.name for p in inspect.signature(function).parameters.values() if _kinds(p))
+def known_options(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters of a runtime's `open` that words can set, in their order."""
+    return tuple(p.name for p in inspect.signature(function).parameters.values() if _kinds(p))
 
 
 def _kinds(parameter: inspect.Parameter) -> list[str]:

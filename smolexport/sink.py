@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Sink:
     """An output that is being written.
 
     Attributes:
-        paths: the files that will stand there when the output is complete.
+        paths: the files that will stand there when the output is complete, those that take rows first.
     """
 
     def __init__(self, paths: Sequence[Path], files: Sequence[BinaryIO], places: Mapping[str, Sequence[Place]]) -> None:
@@ -56,4 +57,17 @@ class Sink:
                 file.write(np.ascontiguousarray(part).reshape(-1).data)
             except OSError as error:
                 path = self.paths[place.file]
+                raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
+
+    def flush(self) -> None:
+        """Bring everything to the disk, so that nothing can fail but the renaming.
+
+        Raises:
+            OutputError: the disk is full or does not answer.
+        """
+        for path, file in zip(self.paths, self._files, strict=False):
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
                 raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error

@@ -62,7 +62,22 @@ def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[T
         if shape != tensor.shape:
             found = "is missing" if shape is None else f"has shape {list(shape)}"
             raise FileFormatError(f"{path}: tensor {tensor.source} {found}; the model asks for {list(tensor.shape)}")
-        yield tensor, weights[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
+        yield tensor, _whole(tensor, weights[tensor]).reshape(tensor.shape)
+
+
+def _whole(tensor: Tensor, stored: ReadableTensor) -> NDArray[np.float32]:
+    """All rows, put together piece by piece: decoding at once would take several times the memory."""
+    rows, columns, step = _steps(tensor)
+    out = np.empty((rows, columns), np.float32)
+    for start in range(0, rows, step):
+        out[start : start + step] = stored.read_rows(start, min(start + step, rows))
+    return out
+
+
+def _steps(tensor: Tensor) -> tuple[int, int, int]:
+    """Rows, columns, and the rows of a piece."""
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+    return rows, columns, max(1, CHUNK // columns)
 
 
 def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], None] | None = None) -> str:
@@ -80,7 +95,7 @@ def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], No
         32 hexadecimal digits.
     """
     total = hashlib.sha256()
-    with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="hash") as pool:
         order = canonical(weights)
         for digest in pool.map(lambda tensor: _digest(tensor, weights[tensor], progress), order):
             total.update(digest)
@@ -89,8 +104,7 @@ def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], No
 
 def _digest(tensor: Tensor, stored: ReadableTensor, progress: Callable[[int], None] | None) -> bytes:
     found = hashlib.sha256(f"{tensor.source} {list(tensor.shape)}\n".encode())
-    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-    step = max(1, CHUNK // columns)
+    rows, _, step = _steps(tensor)
     for start in range(0, rows, step):
         values = stored.read_rows(start, min(start + step, rows)).astype("<f4")
         values += np.float32(0)  # -0 + 0 is 0

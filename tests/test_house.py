@@ -100,7 +100,8 @@ ADAPTERS = sorted(set(modules()) - set(CORE))
 
 def test_there_is_a_house() -> None:
     assert len(CORE) > 50
-    assert {"smolexport_to_gguf", "smolexport_on_torch", "smolexport_on_llamacpp"} <= set(ADAPTERS)
+    assert {"smolexport_to_gguf", "smolexport_to_mlx"} <= set(ADAPTERS)
+    assert {"smolexport_on_torch", "smolexport_on_llamacpp", "smolexport_on_mlx"} <= set(ADAPTERS)
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -126,7 +127,7 @@ def test_adapters_do_not_know_each_other(name: str) -> None:
         package = target.split(".")[0]
         assert not package.startswith("smolexport_") or package == own, f"{name} imports {target}"
         if own.startswith("smolexport_to_"):
-            assert package not in HEAVY - {"onnx", "mlx"}, f"{name} imports {target}"
+            assert package not in HEAVY - {"onnx"}, f"{name} imports {target}"
             assert not target.startswith(("smolexport.cli", "smolexport.parity", "smolexport.convert.")), target
 
 
@@ -184,6 +185,13 @@ def test_gguf_knows_every_architecture(model_type: str) -> None:
     assert modules()[f"smolexport.arch.{model_type}"].read_text(encoding="utf-8").count("\n") <= 80
 
 
+@pytest.mark.parametrize("model_type", architectures())
+def test_mlx_knows_every_architecture(model_type: str) -> None:
+    from smolexport_to_mlx.architectures import ROWS
+
+    assert model_type in ROWS, f"add a row for '{model_type}' to converters/smolexport_to_mlx/architectures.py"
+
+
 BLOCK = """
 import sys
 class Wall:
@@ -195,16 +203,21 @@ sys.meta_path.insert(0, Wall())
 
 
 def test_converting_needs_no_runtime(tmp_path: Path) -> None:
-    """A fresh interpreter in which none of the heavy libraries can be imported exports a checkpoint."""
+    """A fresh interpreter in which no heavy library can be imported exports to every format, and inspects."""
     wide: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
     folder = tiny_checkpoint(tmp_path, **wide)
     code = BLOCK.format(blocked=HEAVY) + (
         "import smolexport, sys\n"
-        "for quant in ('q8_0', 'q4_k'):\n"
-        "    done = smolexport.export('gguf', sys.argv[1], sys.argv[2] + quant, quant=quant)\n"
+        "try:\n    import mlx\nexcept ImportError:\n    pass\nelse:\n    sys.exit('the wall has a hole')\n"
+        "for target, quant in (('gguf', 'q8_0'), ('gguf', 'q4_k'), ('mlx', 'q4'), ('mlx', 'mxfp4')):\n"
+        "    done = smolexport.export(target, sys.argv[1], f'{sys.argv[2]}{target}-{quant}', quant=quant)\n"
         "    print(smolexport.inspect(done.path).scheme)\n"
+        "for done in smolexport.export_all(sys.argv[1], sys.argv[2] + 'all'):\n"
+        "    print(smolexport.inspect(done.path).format, smolexport.fingerprint(done.path))\n"
     )
-    assert python(code, str(folder), str(tmp_path / "x-")).split() == ["q8_0", "q4_k_m"]
+    *schemes, gguf, mark, mlx, same = python(code, str(folder), str(tmp_path / "x-")).split()
+    assert schemes == ["q8_0", "q4_k_m", "q4", "mxfp4"]
+    assert (gguf, mlx, mark) == ("gguf", "mlx", same)
 
 
 @pytest.mark.parametrize(

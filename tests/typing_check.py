@@ -6,19 +6,25 @@ from pathlib import Path
 
 import smolexport
 import smolexport_on_llamacpp
+import smolexport_on_mlx
 import smolexport_on_torch
 import smolexport_to_gguf
+import smolexport_to_mlx
 from smolexport.converter import Converter
 from smolexport.plan import Plan
 from smolexport.runtime import Runtime, Session
 
 gguf: Converter = smolexport_to_gguf
+mlx: Converter = smolexport_to_mlx
 llamacpp: Runtime = smolexport_on_llamacpp
+mlx_lm: Runtime = smolexport_on_mlx
 torch: Runtime = smolexport_on_torch
 
 done: smolexport.Export = smolexport.export("gguf", "owner/name", quant="q8_0", strict=True, threads=2)
 path: Path = done.path
 plan: Plan = done.plan
+made: list[smolexport.Export] = smolexport.export_all("demo", "out", quant="int8", targets=["gguf", "mlx"])
+mark: str = smolexport.fingerprint(made[0].path, threads=2)
 found: smolexport.Description = smolexport.inspect(path)
 bits: float = found.bits_per_weight
 text: str = smolexport.generate(path, "Once", sampling=smolexport.Sampling(temperature=0.7)).text

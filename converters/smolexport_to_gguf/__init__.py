@@ -22,6 +22,7 @@ from smolexport.spec import ModelSpec, Role
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.description import describe
+from smolexport_to_gguf.lint import lint
 from smolexport_to_gguf.metadata import model_metadata, rope_factors
 from smolexport_to_gguf.reading import weights
 from smolexport_to_gguf.schemes import SCHEMES, Scheme, better_schemes, find_scheme
@@ -37,9 +38,11 @@ __all__ = [
     "check",
     "describe",
     "find_scheme",
+    "lint",
     "output",
     "plan",
     "recognises",
+    "replaceable",
     "weights",
 ]
 
@@ -59,6 +62,11 @@ def recognises(path: Path) -> bool:
             return file.read(4) == b"GGUF"
     except OSError:
         return False
+
+
+def replaceable(path: Path) -> bool:
+    """Whether `path` is an earlier output."""
+    return recognises(path)
 
 
 def plan(model: Model, scheme: str) -> Plan:

@@ -65,6 +65,16 @@ class GgufFile:
         """Value of a metadata key."""
         return self.metadata[key][1] if key in self.metadata else default
 
+    def text(self, key: str) -> str | None:
+        """Value of a metadata key that should be text; None where it is missing or of another kind."""
+        value = self.get(key)
+        return value if isinstance(value, str) else None
+
+    def whole(self, key: str) -> int | None:
+        """Value of a metadata key that should be a whole number; None where it is missing or of another kind."""
+        value = self.get(key)
+        return value if type(value) is int else None
+
 
 def padding(size: int) -> int:
     """Zero bytes needed behind `size` bytes to reach the alignment."""

@@ -22,12 +22,13 @@ def describe(path: Path) -> Description:
     """
     file = read_gguf(path)
     rows = tuple(TensorRow(t.name, t.shape, t.format.name, t.nbytes, t.offset) for t in file.tensors.values())
+    name = file.text("general.name")
     nbytes, weights = sum(r.nbytes for r in rows), sum(prod(r.shape) for r in rows)
     return Description(
         path=path,
         format="gguf",
-        architecture=str(file.get("general.architecture", "?")),
-        name=str(file.get("general.name", path.stem)),
+        architecture=file.text("general.architecture") or "?",
+        name=path.stem if name is None else name,
         scheme=_scheme_name(file),
         bytes=path.stat().st_size,
         weights=weights,
@@ -38,9 +39,9 @@ def describe(path: Path) -> Description:
 
 
 def _scheme_name(file: GgufFile) -> str:
-    if file.get(SCHEME_KEY) in SCHEMES:
-        return str(file.get(SCHEME_KEY))
-    code = file.get("general.file_type")
+    recorded, code = file.text(SCHEME_KEY), file.whole("general.file_type")
+    if recorded is not None and recorded in SCHEMES:
+        return recorded
     return next(
         (s.name for s in SCHEMES.values() if s.file_type == code and s.name not in portable.SCHEMES),
         "?" if code is None else f"file type {code}",

@@ -66,10 +66,12 @@ def weights(path: Path) -> dict[Tensor, StoredRows]:
         FileFormatError: damaged, of an unknown architecture, or with tensors that have no role in it.
     """
     file = read_gguf(path)
-    a = file.get("general.architecture")
+    a, known = file.text("general.architecture"), ", ".join(row.name for row in architectures.ROWS.values())
     row = next((r for r in architectures.ROWS.values() if r.name == a), None)
+    if a is None:
+        raise FileFormatError(f"{path}: general.architecture is missing or no text; known: {known}")
     if row is None:
-        raise FileFormatError(f"{path}: architecture {a!r} is not known; known: {', '.join(architectures.ROWS)}")
+        raise FileFormatError(f"{path}: architecture {a!r} is not known; known: {known}")
     reorder = InterleaveHeads(_head_dim(file, row.name)) if row.pairs else None
     found, left = {}, set(file.tensors) - {"rope_freqs.weight"}
     for tensor in _candidates(file, row.name):
@@ -87,21 +89,29 @@ def weights(path: Path) -> dict[Tensor, StoredRows]:
 
 
 def _head_dim(file: GgufFile, a: str) -> int:
+    """Rows of a head, from the first key that is there; raises FileFormatError unless they are whole pairs."""
     for key in (f"{a}.attention.key_length", f"{a}.rope.dimension_count"):
-        value = file.get(key)
-        if isinstance(value, int) and value > 1 and value % 2 == 0:
-            return value
-    heads, width = file.get(f"{a}.attention.head_count"), file.get(f"{a}.embedding_length")
-    if isinstance(heads, int) and isinstance(width, int) and heads > 0 and width // heads > 1:
-        return width // heads // 2 * 2
-    raise FileFormatError(f"{file.path}: does not tell the length of a head; the file is damaged")
+        if key in file.metadata:
+            return _pairs(file, file.whole(key), key)
+    heads, width = file.whole(f"{a}.attention.head_count"), file.whole(f"{a}.embedding_length")
+    if heads is None or width is None or heads < 1 or width % heads:
+        raise FileFormatError(f"{file.path}: does not tell the length of a head; the file is damaged")
+    return _pairs(file, width // heads, f"{a}.embedding_length / {a}.attention.head_count")
+
+
+def _pairs(file: GgufFile, length: int | None, source: str) -> int:
+    if length is None or length < 2 or length % 2:
+        found = "no whole number" if length is None else f"{length}, no whole pairs"
+        raise FileFormatError(f"{file.path}: the length of a head ({source}) is {found}; the file is damaged")
+    return length
 
 
 def _candidates(file: GgufFile, a: str) -> list[Tensor]:
     """Every tensor that could be there, without its shape."""
-    count = file.get(f"{a}.block_count")
-    if not isinstance(count, int) or not 0 <= count <= MAX_LAYERS:
-        raise FileFormatError(f"{file.path}: {a}.block_count is {count!r}; the file is damaged")
+    count = file.whole(f"{a}.block_count")
+    if count is None or not 0 <= count <= MAX_LAYERS:
+        found = "missing or no whole number" if count is None else f"{count}"
+        raise FileFormatError(f"{file.path}: {a}.block_count is {found}; the file is damaged")
     layered = [role for role in Role if "{}" in role.value]
     places: list[tuple[Role, int | None]] = [(role, None) for role in Role if role not in layered]
     places += [(role, layer) for layer in range(count) for role in layered]

@@ -7,12 +7,11 @@ arithmetic is integer division throughout.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from smolexport import portable
-from smolexport.errors import UsageError
+from smolexport.converter import named_scheme
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.spec import ModelSpec, Role, Tensor
 
@@ -193,13 +192,7 @@ def find_scheme(name: str) -> Scheme:
     Raises:
         UsageError: unknown; names the known ones.
     """
-    key = name.lower().replace("-", "_")
-    key = ALIASES.get(key, key)
-    if key not in SCHEMES:
-        near = difflib.get_close_matches(key, [*SCHEMES, *ALIASES], 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UsageError(f"--quant {name}: GGUF has no such scheme; {hint}known: {', '.join([*SCHEMES, *ALIASES])}")
-    return SCHEMES[key]
+    return named_scheme(name, SCHEMES, ALIASES, "GGUF")
 
 
 def better_schemes(scheme: Scheme, bits: float, sizes: Mapping[str, float]) -> list[str]:

@@ -18,14 +18,16 @@ from smolexport.errors import UsageError
 from smolexport.model import Model
 from smolexport.output import atomic_folder, check_target
 from smolexport.plan import Companion, Entry, Plan
+from smolexport.quant import MicroFormat
 from smolexport.sink import Sink
 from smolexport_to_mlx import architectures, companions
 from smolexport_to_mlx.card import card
 from smolexport_to_mlx.config import compose, quantization_object
 from smolexport_to_mlx.container import INDEX, arrays_of, index_json, places_of, shards_of
-from smolexport_to_mlx.description import NAME_KEY, SCHEME_KEY, describe, recognises
+from smolexport_to_mlx.description import NAME_KEY, SCHEME_KEY, describe, recognises, replaceable
+from smolexport_to_mlx.lint import lint
 from smolexport_to_mlx.reading import weights
-from smolexport_to_mlx.schemes import DTYPES, SCHEMES, Affine, Dtype, Encoder, Scheme, find_scheme, setting_of
+from smolexport_to_mlx.schemes import DTYPES, PIECE, SCHEMES, Affine, Dtype, Encoder, Scheme, find_scheme, setting_of
 
 __all__ = [
     "DEFAULT",
@@ -37,9 +39,11 @@ __all__ = [
     "check",
     "describe",
     "find_scheme",
+    "lint",
     "output",
     "plan",
     "recognises",
+    "replaceable",
     "weights",
 ]
 
@@ -80,6 +84,7 @@ def plan(model: Model, scheme: str, *, dtype: str | None = None, encoder: str = 
     notes = (
         *([portable.NOTE] if chosen.name in portable.SCHEMES else []),
         *architectures.notes(model.spec),
+        *_half_pieces(entries),
         *companions.notes(model),
     )
     strings = {"format": "mlx", SCHEME_KEY: chosen.name, NAME_KEY: model.name, "smolexport.version": _version()}
@@ -134,6 +139,16 @@ def _quantization(scheme: Scheme, entries: list[Entry]) -> dict[str, object] | N
     return quantization_object(default, matrices)
 
 
+def _half_pieces(entries: list[Entry]) -> Iterator[str]:
+    """A line about matrices whose rows end in a group of 16, half of what MLX on a GPU multiplies at a time."""
+    rows = sorted({e.shape[-1] for e in entries if isinstance(e.format, MicroFormat) and e.shape[-1] % PIECE})
+    if rows:
+        yield (
+            f"rows of {', '.join(map(str, rows))} are no multiple of {PIECE}, the step of MLX's matrix product on a "
+            "GPU: right on a CPU, not tried there"
+        )
+
+
 def _version() -> str:
     return metadata.version("smolexport")
 
@@ -153,14 +168,13 @@ def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     strings = {key.removeprefix("header."): value for key, _, value in plan.metadata if key.startswith("header.")}
     shards = shards_of(arrays_of(plan.entries), strings)
     total = sum(s.nbytes for s in shards) + sum(c.nbytes for c in plan.companions)
-    check_target(path, total, force=force, replaceable=recognises)
+    check_target(path, total, force=force, replaceable=replaceable)
     names = [*(shard.name for shard in shards), *(companion.name for companion in plan.companions)]
-    with atomic_folder(path, force=force) as folder, ExitStack() as stack:
+    with atomic_folder(path, replaceable=replaceable if force else None) as folder, ExitStack() as stack:
         for companion in plan.companions:
             target = folder / companion.name
             target.parent.mkdir(exist_ok=True)
-            content = companion.content
-            target.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+            target.write_bytes(companion.read())
         files = []
         for shard in shards:
             file = stack.enter_context((folder / shard.name).open("wb"))

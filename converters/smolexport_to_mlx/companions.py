@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from smolexport.tokenizer.files import MAX_BYTES, read_json, show
 from smolexport_to_mlx.card import front_matter
 from smolexport_to_mlx.config import config_eos, eos_ids
 
-__all__ = ["companions", "notes"]
+__all__ = ["TEMPLATES", "companions", "is_companion", "notes"]
 
 TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+TEMPLATES = "additional_chat_templates"
 COPIED = (
     "tokenizer.json",
     SPECIAL,
@@ -37,7 +39,9 @@ COPIED = (
     TOKENIZER,
     GENERATION,
 )
-PATTERNS = ("additional_chat_templates/*.jinja", "LICENSE*")
+PATTERNS = (f"{TEMPLATES}/*.jinja", "LICENSE*")
+# Read and checked before anything is written, so these may lie anywhere; of the others nobody knows what they are.
+UNDERSTOOD = frozenset({"tokenizer.json", TOKENIZER, SPECIAL, GENERATION, "chat_template.json"})
 MAX_SMALL = 64 << 20  # of every file but tokenizer.json; a vocab.json of 250,000 tokens is about 5 MB
 KNOWN_CLASS, NEW_CLASS = "PreTrainedTokenizerFast", "TokenizersBackend"
 
@@ -46,7 +50,9 @@ def companions(model: Model) -> tuple[Companion, ...]:
     """The files that go into the folder beside weights, config.json and README.md, sorted by name.
 
     Args:
-        model: the source; a link to a file counts as the file, as in the cache of a hub download.
+        model: the source; a link counts as the file when it stays inside the folder or inside the cache of a hub
+            download.  Any other link is followed only to the JSON files of a tokenizer: a folder is published, and
+            nothing gets into it that was not in the checkpoint.
 
     Raises:
         CheckpointError: a file cannot be read or is far larger than such a file ever is.
@@ -75,7 +81,7 @@ class Gathered:
 
 def _gather(model: Model) -> Gathered:
     found, lines = _copies(model.folder)
-    for made, line in (_tokenizer_config(model, found), _template(model, found), _generation_config(model, found)):
+    for made, line in (_tokenizer_config(model, found), _template(model), _generation_config(model, found)):
         if made is not None:
             found[made.name] = made
         lines += [line] if line else []
@@ -95,9 +101,26 @@ def _copies(folder: Path) -> tuple[dict[str, Companion], list[str]]:
         if not path.is_file():
             lines.append(f"{name} is no regular file and is left out")
             continue
+        if name not in UNDERSTOOD and not _stays(path, folder):
+            lines.append(f"{name} is a link out of the checkpoint and is left out")
+            continue
         _check_size(path, MAX_BYTES if name == "tokenizer.json" else MAX_SMALL)
         found[name] = Companion(name, path)
     return found, lines
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    """Whether `path`, links followed, is in `folder` or among the files of the hub download that `folder` shows."""
+    target, home = path.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return any(target.is_relative_to(place) for place in homes)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file at the path `name` in a folder may be one of these."""
+    return name in COPIED or any(
+        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in PATTERNS
+    )
 
 
 def _check_size(path: Path, limit: int) -> None:
@@ -147,10 +170,10 @@ def _special_texts(model: Model) -> dict[str, Any]:
     return {key: spec.tokens[index] for key, index in ids.items() if index is not None}
 
 
-def _template(model: Model, found: dict[str, Companion]) -> Made:
+def _template(model: Model) -> Made:
     """chat_template.jinja where the default template stands elsewhere alone; named ones stay where they are."""
     spec = model.tokenizer
-    if TEMPLATE in found or spec.chat_template is None or spec.chat_templates:
+    if (model.folder / TEMPLATE).is_file() or spec.chat_template is None or spec.chat_templates:
         return None, ""
     return Companion(TEMPLATE, spec.chat_template.encode("utf-8")), ""
 

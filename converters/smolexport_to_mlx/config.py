@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from smolexport.model import DTYPES as CLAIMS
 from smolexport.model import Model
 from smolexport.rope import Linear, Llama3, Rope, Yarn
 from smolexport.spec import ModelSpec
@@ -18,7 +19,7 @@ from smolexport_to_mlx.architectures import ROWS, rope_of
 
 __all__ = ["DTYPES", "compose", "config_eos", "eos_ids", "quantization_object"]
 
-DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES: Mapping[str, str] = {dtype: name for name, dtype in CLAIMS.items()}
 # Keys of a source that name places, ask for code, or that some reader of the folder would act upon although the
 # checkpoint's architecture does not: Phi-3's original_max_position_embeddings, mlx-lm's rope_traditional …
 DROPPED = frozenset(

@@ -102,7 +102,9 @@ def shards_of(arrays: Iterable[Array], metadata: Mapping[str, str], limit: int |
 def _shard(name: str, arrays: list[Array], metadata: Mapping[str, str]) -> Shard:
     """Wide types first, so that every array is aligned to its type; then by name, so that equal inputs agree."""
     ordered = sorted(arrays, key=lambda array: (-SIZES[array.dtype], array.name))
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    # Half a surrogate pair, as a file name that is no UTF-8 becomes in Python, is legal JSON that few readers take.
+    strings = {key: value.encode("utf-8", "replace").decode() for key, value in metadata.items()}
+    entries: dict[str, object] = {"__metadata__": strings}
     starts, total = [], 0
     for array in ordered:
         starts.append(total)

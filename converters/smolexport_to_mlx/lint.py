@@ -14,10 +14,12 @@ from typing import Any
 from smolexport.arch import load_spec
 from smolexport.checkpoint import read_json
 from smolexport.errors import CheckpointError, ConfigError, FileFormatError
+from smolexport.quant import affine, microscale
 from smolexport.spec import ModelSpec
 from smolexport.tokenizer.files import show
 from smolexport_to_mlx.config import DTYPES
 from smolexport_to_mlx.container import INDEX, StoredArray, read_header
+from smolexport_to_mlx.schemes import PIECE, is_whole_pieces
 
 __all__ = ["lint"]
 
@@ -25,10 +27,8 @@ FLOATS = frozenset(DTYPES)
 KEYS = ("group_size", "bits", "mode")
 # mode -> (group sizes, bits) that every reader has
 MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "affine": ((32, 64, 128), (2, 3, 4, 5, 6, 8)),
-    "mxfp4": ((32,), (4,)),
-    "nvfp4": ((16,), (4,)),
-    "mxfp8": ((32,), (8,)),
+    "affine": (affine.GROUPS, affine.BITS),
+    **{mode: ((group,), (bits,)) for mode, (bits, group) in microscale.MODES.items()},
 }
 
 
@@ -181,6 +181,8 @@ def _modules(spec: ModelSpec, tensors: Mapping[str, StoredArray], table: Table) 
         elif scales is not None and matrix:
             entry = table.get(path, table.get("", False))
             yield from (f"{path}: {reason}" for reason in _packed(tensor.shape, found, scales, biases, entry))
+            if not is_whole_pieces(tensor):
+                yield f"{path}: MLX on a CPU cannot unpack its rows of {tensor.shape[-1]}, no whole pieces of {PIECE}"
         elif found.dtype not in FLOATS or found.shape != tensor.shape or scales is not None or biases is not None:
             there = f"{found.dtype} {list(found.shape)}" + (" with scales or biases" if scales or biases else "")
             yield f"tensor {tensor.source} is {there}, it should be float {list(tensor.shape)}"

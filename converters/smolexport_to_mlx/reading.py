@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 from smolexport.checkpoint import read_json
 from smolexport.errors import CheckpointError, FileFormatError, UsageError
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, RowFormat
+from smolexport.quant.microscale import MODES
 from smolexport.spec import Role, Tensor
 from smolexport_to_mlx.container import StoredArray, read_arrays
-from smolexport_to_mlx.schemes import DTYPES, MICRO
+from smolexport_to_mlx.schemes import DTYPES
 
 __all__ = ["Folder", "StoredRows", "read_folder", "weights"]
 
 CONFIG = "config.json"
-FLOATS: Mapping[str, str] = {dtype: name for name, dtype in DTYPES.items()}
 ROLES: Mapping[str, Role] = {role.value: role for role in Role}
 
 
@@ -41,12 +42,12 @@ class StoredRows:
         return sum(part.nbytes for part in self.parts)
 
     def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows [start, stop) as [rows, columns], decoded; a vector is one row.
+        """Rows [start, stop) as [rows, columns], decoded; a vector is one row, further axes count as rows.
 
         Raises:
             FileFormatError: a file vanished or became shorter.
         """
-        rows, columns = self.shape if len(self.shape) == 2 else (1, self.shape[0])
+        rows, columns = prod(self.shape[:-1]), self.shape[-1]
         stop = rows if stop is None else stop
         widths = [part.nbytes for part in self.form.parts(columns)]
         data = np.empty((stop - start, sum(widths)), np.uint8)
@@ -69,81 +70,91 @@ def _read(part: StoredArray, skip: int, count: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder's headers: config.json, the strings of the first weight file, and every tensor."""
+    """A folder's headers, of whatever architecture.
+
+    Attributes:
+        path: the folder.
+        config: config.json.
+        metadata: the strings of the first weight file.
+        stored: array name -> the tensor that it makes up, with the scales and biases of its module if it is packed.
+        others: arrays that are neither floats nor part of a quantized module.
+    """
 
     path: Path
     config: Mapping[str, Any]
     metadata: Mapping[str, str]
-    tensors: Mapping[Tensor, StoredRows]
+    stored: Mapping[str, StoredRows]
+    others: tuple[StoredArray, ...]
 
 
 def weights(path: Path) -> Mapping[Tensor, StoredRows]:
-    """The tensors of the folder `path`; raises FileFormatError when it is damaged or holds something unknown."""
-    return read_folder(path).tensors
+    """The tensors of the folder `path`, in the terms of a checkpoint.
+
+    Raises:
+        FileFormatError: damaged, or an array that is no part of a module known here.
+    """
+    folder = read_folder(path)
+    tensors = {_tensor(name, stored): stored for name, stored in folder.stored.items()}
+    for array in folder.others:
+        raise FileFormatError(
+            f"{array.path}: the array {array.name}, {array.dtype} {list(array.shape)}, belongs to no known module"
+        )
+    return tensors
 
 
 def read_folder(path: Path) -> Folder:
     """Read config.json and the headers of `path`; no weight is read.
 
     Raises:
-        FileFormatError: damaged, or an array that is no part of a known module.
+        FileFormatError: damaged, or a quantized module whose arrays do not fit together.
     """
     try:
         config = read_json(path / CONFIG, "the folder is no MLX folder")
     except CheckpointError as error:
         raise FileFormatError(str(error)) from error
     arrays, metadata = read_arrays(path)
-    tensors: dict[Tensor, StoredRows] = {}
-    left = dict(arrays)
-    for name in arrays:
-        if name.endswith((".scales", ".biases")):
-            continue
+    packed = {name[:-7] for name in arrays if name.endswith(".scales") and f"{name[:-7]}.weight" in arrays}
+    parts = {f"{module}.{part}" for module in packed for part in ("scales", "biases")}
+    stored, others = dict[str, StoredRows](), list[StoredArray]()
+    for name, array in arrays.items():
         module, _, part = name.rpartition(".")
-        array = left.pop(name)
-        scales, biases = left.pop(f"{module}.scales", None), left.pop(f"{module}.biases", None)
-        stored = _stored(array, scales, biases, _setting(config, module)) if part == "weight" else _plain(array)
-        if part != "weight" and (scales or biases):
-            raise FileFormatError(f"{array.path}: {module} has scales but no weight")
-        tensors[_tensor(array, part, stored.shape)] = stored
-    if left:
-        name = min(left)
-        raise FileFormatError(f"{left[name].path}: the array {name} belongs to no module")
-    return Folder(path, config, metadata, tensors)
+        if part == "weight" and module in packed:
+            found = (array, arrays[f"{module}.scales"], arrays.get(f"{module}.biases"))
+            stored[name] = _packed(*found, _setting(config, module))
+        elif array.dtype in DTYPES.values() and array.shape and all(array.shape) and name not in parts:
+            stored[name] = StoredRows(FORMATS[array.dtype.lower()], array.shape, (array,))
+        elif name not in parts:
+            others.append(array)
+    return Folder(path, config, metadata, stored, tuple(others))
 
 
-def _tensor(array: StoredArray, part: str, shape: tuple[int, ...]) -> Tensor:
-    module = array.name.removesuffix(f".{part}")
+def _tensor(name: str, stored: StoredRows) -> Tensor:
+    module, _, part = name.rpartition(".")
     words = module.split(".")
     layer = next((int(word) for word in words if word.isdecimal() and len(word) < 6), None)
     role = ROLES.get(module if layer is None else ".".join("{}" if word == str(layer) else word for word in words))
-    if role is None or part not in ("weight", "bias"):
-        raise FileFormatError(f"{array.path}: the array {array.name} is no part of a known module")
-    return Tensor(role, layer, part, shape)
+    if role is None or part not in ("weight", "bias") or len(stored.shape) > 2:
+        raise FileFormatError(
+            f"{stored.parts[0].path}: the array {name} {list(stored.shape)} is no part of a known module"
+        )
+    return Tensor(role, layer, part, stored.shape)
 
 
-def _plain(array: StoredArray) -> StoredRows:
-    if array.dtype not in FLOATS or not 1 <= len(array.shape) <= 2 or not all(array.shape):
-        raise FileFormatError(f"{array.path}: the array {array.name} is {array.dtype} {list(array.shape)}, not floats")
-    return StoredRows(FORMATS[FLOATS[array.dtype]], array.shape, (array,))
-
-
-def _stored(
-    array: StoredArray, scales: StoredArray | None, biases: StoredArray | None, setting: Mapping[str, Any]
+def _packed(
+    array: StoredArray, scales: StoredArray, biases: StoredArray | None, setting: Mapping[str, Any]
 ) -> StoredRows:
-    if scales is None and biases is None:
-        return _plain(array)
-    if scales is None or any(len(a.shape) != 2 or not all(a.shape) for a in (array, scales)):
+    """A quantized matrix, or a stack of them."""
+    if any(len(a.shape) < 2 or not all(a.shape) for a in (array, scales)):
         raise FileFormatError(f"{array.path}: {array.name} and its scales do not make up a quantized matrix")
     form = _format(array, scales, setting)
     parts = tuple(a for a in (array, scales, biases) if a is not None)
-    shape = (array.shape[0], scales.shape[1] * form.block)
-    for found, due in zip(parts, form.parts(shape[1]), strict=False):
-        if (found.dtype, found.shape) != (due.dtype, (shape[0], due.columns)) or len(parts) != len(
-            form.parts(shape[1])
-        ):
+    shape = (*array.shape[:-1], scales.shape[-1] * form.block)
+    wanted = form.parts(shape[-1])
+    for found, due in zip(parts, wanted, strict=False):
+        if (found.dtype, found.shape) != (due.dtype, (*shape[:-1], due.columns)) or len(parts) != len(wanted):
             raise FileFormatError(
                 f"{found.path}: the array {found.name} is {found.dtype} {list(found.shape)}, "
-                f"{form.name} asks for {due.dtype} {[shape[0], due.columns]}"
+                f"{form.name} asks for {due.dtype} {[*shape[:-1], due.columns]}"
             )
     return StoredRows(form, shape, parts)
 
@@ -166,7 +177,7 @@ def _format(array: StoredArray, scales: StoredArray, setting: Mapping[str, Any])
             return AffineFormat(bits, group, dtype)
         except UsageError as error:
             raise FileFormatError(f"{array.path}: {array.name}: {error}") from error
-    micro = next((m for m, due in MICRO.items() if m == mode and due == (bits, group)), None)
+    micro = next((m for m, due in MODES.items() if m == mode and due == (bits, group)), None)
     if micro:
         return MicroFormat(micro, "F32")
     raise FileFormatError(

@@ -7,26 +7,36 @@ smaller group that fits, and the plan says so.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from smolexport import portable
-from smolexport.errors import UsageError
+from smolexport.converter import named_scheme
 from smolexport.portable import Storage
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, PortableFormat, RowFormat
+from smolexport.quant.affine import BITS, GROUPS
+from smolexport.quant.microscale import MODES, Mode
 from smolexport.spec import ModelSpec, Role, Tensor
 
-__all__ = ["DTYPES", "MICRO", "SCHEMES", "Affine", "Choice", "Dtype", "Encoder", "Scheme", "find_scheme", "setting_of"]
+__all__ = [
+    "DTYPES",
+    "PIECE",
+    "SCHEMES",
+    "Affine",
+    "Choice",
+    "Dtype",
+    "Encoder",
+    "Scheme",
+    "find_scheme",
+    "is_whole_pieces",
+    "setting_of",
+]
 
 Dtype = Literal["F32", "F16", "BF16"]
 Encoder = Literal["mlx", "recode", "search"]
-Mode = Literal["mxfp4", "nvfp4", "mxfp8"]
+PIECE = 32  # elements that MLX on a CPU packs at a time, when the groups are smaller
 DTYPES: Mapping[str, Dtype] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-GROUPS = (128, 64, 32)
-BITS = (2, 3, 4, 5, 6, 8)
-MICRO: Mapping[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits, group
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class Portable:
         }  # fmt: skip
         form = formats[portable.storage_of(tensor, self.name)]
         wanted = formats[portable.wanted_of(tensor, self.name)]
-        return Choice(form, None if form is wanted or form == wanted else wanted)
+        return Choice(form, None if form == wanted else wanted)
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class Affine:
         wanted = AffineFormat(bits, self.group, dtype, encoder)
         if not fitting:
             return Choice(plain, wanted)
-        form = AffineFormat(bits, fitting[0], dtype, encoder)
+        form = AffineFormat(bits, max(fitting), dtype, encoder)
         return Choice(form, None if form == wanted else wanted)
 
 
@@ -148,11 +158,21 @@ class Micro:
         return MicroFormat(self.name, "BF16")
 
     def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
-        """The mode for matrices whose rows are whole groups, floats for the rest."""
+        """The mode for matrices whose rows are whole groups and that MLX can play then, floats for the rest."""
         plain, form = FORMATS[dtype.lower()], MicroFormat(self.name, dtype)
         if len(tensor.shape) == 1:
             return Choice(plain)
-        return Choice(form) if form.fits(tensor.shape[-1]) else Choice(plain, form)
+        fits = form.fits(tensor.shape[-1]) and is_whole_pieces(tensor)
+        return Choice(form) if fits else Choice(plain, form)
+
+
+def is_whole_pieces(tensor: Tensor) -> bool:
+    """Whether MLX on a CPU could work with a matrix in groups of 16: there it packs and unpacks 32 elements at a time.
+
+    A linear layer is packed as a whole when a folder is loaded, of an embedding any number of rows is unpacked.
+    """
+    rows = 1 if tensor.role is Role.EMBED else tensor.shape[0]
+    return rows * tensor.shape[-1] % PIECE == 0
 
 
 def more_bits(tensor: Tensor, layers: int) -> bool:
@@ -173,7 +193,7 @@ def setting_of(form: RowFormat) -> dict[str, Any] | Literal[False]:
         case PortableFormat(bits=bits):
             return {"group_size": portable.BLOCK, "bits": bits, "mode": "affine"}
         case MicroFormat(mode=mode):
-            bits, group = MICRO[mode]
+            bits, group = MODES[mode]
             return {"group_size": group, "bits": bits, "mode": mode}
     return False
 
@@ -221,10 +241,4 @@ def find_scheme(name: str) -> Scheme:
     Raises:
         UsageError: unknown; names the known ones.
     """
-    key = name.lower().replace("-", "_")
-    key = ALIASES.get(key, key)
-    if key not in SCHEMES:
-        near = difflib.get_close_matches(key, [*SCHEMES, *ALIASES], 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UsageError(f"--quant {name}: MLX has no such scheme; {hint}known: {', '.join(SCHEMES)}")
-    return SCHEMES[key]
+    return named_scheme(name, SCHEMES, ALIASES, "MLX")

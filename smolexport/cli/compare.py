@@ -17,6 +17,7 @@ from smolexport.cli.options import (
     RuntimeOptions,
     Threads,
     Token,
+    given_path,
     parse_settings,
     print_json,
     read_words,
@@ -30,13 +31,22 @@ __all__ = ["command", "run", "show"]
 
 PARITY_MISSED = 1
 
+Files = Annotated[list[Path], typer.Argument(parser=given_path, help="Exported files or folders of that checkpoint.")]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        metavar="PATH",
+        parser=given_path,
+        help="UTF-8 text to score; default: the demo's held-out text.",
+    ),
+]
+
 
 def command(
     checkpoint: Checkpoint,
-    files: Annotated[list[Path], typer.Argument(help="Exported files or folders of that checkpoint.")],
-    text: Annotated[
-        Path | None, typer.Option("--text", help="UTF-8 text to score; default: the demo's held-out text.")
-    ] = None,
+    files: Files,
+    text: Text = None,
     max_kld: Annotated[float | None, typer.Option("--max-kld", min=0, help="Fail above this mean KLD.")] = None,
     min_top1: Annotated[
         float | None, typer.Option("--min-top1", min=0, max=1, help="Fail below this top-1 agreement (0 to 1).")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolexport.cli.options import Json, Threads, print_json, say
+from smolexport.cli.options import Json, Threads, given_path, print_json, say
 
 if TYPE_CHECKING:
     from smolexport.parity.results import Comparison
@@ -23,7 +23,12 @@ LIMITS = {"int8": (0.001, 0.98), "int4": (0.03, 0.88), "q4_k_m": (0.01, 0.92)}
 
 def command(
     path: Annotated[bool, typer.Option("--path", help="Only print the folder of the embedded checkpoint.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the exported files in this folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", parser=given_path, help="Keep the exported files in this folder."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files there.")] = False,
     threads: Threads = None,
     json: Json = False,
@@ -49,21 +54,31 @@ def command(
             kept = f"in {out}" if out else "into a temporary folder (keep them with -o FOLDER)"
             say(f"exported {kept}; to play and compare all files install the runtimes:\n  " + "\n  ".join(lacking))
         if not playable:
+            verdicts = _unequal(marks)
             if json:
-                print_json({"candidates": [], "fingerprints": marks, "missing": lacking, "passed": None})
-            return
-        result = _compare(playable, threads, quiet=json)
-        verdicts = _verdicts(result, marks)
-        if json:
-            from smolexport.parity.report import to_json
-
-            print_json({**to_json(result), "fingerprints": marks, "missing": lacking, "passed": not verdicts})
+                passed = False if verdicts else None  # without a runtime the main thing was not tested
+                print_json({"candidates": [], "fingerprints": marks, "missing": lacking, "passed": passed})
+            else:
+                _show_fingerprints(marks)
         else:
-            _show(result, playable, marks, threads)
+            verdicts = _play(playable, marks, lacking, threads, json)
         for line in verdicts:
             say(line)
     if verdicts:
         raise typer.Exit(1)
+
+
+def _play(files: list[Path], marks: dict[str, str], lacking: list[str], threads: int | None, json: bool) -> list[str]:
+    """Compare and show; returns what is wrong."""
+    result = _compare(files, threads, quiet=json)
+    verdicts = [*_too_far(result), *_unequal(marks)]
+    if json:
+        from smolexport.parity.report import to_json
+
+        print_json({**to_json(result), "fingerprints": marks, "missing": lacking, "passed": not verdicts})
+    else:
+        _show(result, files, marks, threads)
+    return verdicts
 
 
 def _export(folder: Path, threads: int | None, *, force: bool) -> list[Path]:
@@ -110,8 +125,8 @@ def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparis
     return run(base, candidates, demo_text(), settings=settings, thresholds=Thresholds(), quiet=quiet)
 
 
-def _verdicts(result: Comparison, marks: dict[str, str]) -> list[str]:
-    """One line per file that is further from bf16 than its scheme should be, or differs from its siblings."""
+def _too_far(result: Comparison) -> list[str]:
+    """One line per file that is further from bf16 than its scheme should be."""
     lines = []
     for candidate in result.candidates:
         kld, top1 = LIMITS[candidate.model.scheme]
@@ -121,10 +136,16 @@ def _verdicts(result: Comparison, marks: dict[str, str]) -> list[str]:
                 f"{candidate.model.path.name}: KLD {found.kld.mean.value:.5f} (at most {kld}), "
                 f"top-1 {found.top1.value:.3f} (at least {top1})"
             )
-    for scheme in PORTABLE:
-        if len({mark for name, mark in marks.items() if scheme in name}) > 1:
-            lines.append(f"{scheme}: the formats hold different weights")
     return lines
+
+
+def _unequal(marks: dict[str, str]) -> list[str]:
+    """One line per portable scheme whose files hold different weights."""
+    return [
+        f"{scheme}: the formats hold different weights"
+        for scheme in PORTABLE
+        if len({mark for name, mark in marks.items() if scheme in name}) > 1
+    ]
 
 
 def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads: int | None) -> None:
@@ -135,10 +156,14 @@ def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads:
     # So small a model repeats itself when it is greedy; the same seed shows all files making the same draws.
     sampling = Sampling(temperature=0.7, min_p=0.05, repetition_penalty=1.1, seed=1)
     show(result, json=False)
-    typer.echo("weights fingerprints (equal where the weights are):")
-    for name, mark in marks.items():
-        typer.echo(f"  {mark}  {name}")
+    _show_fingerprints(marks)
     for path in files:
         with runtime_for(path).open(path, threads=threads) as session:
             story = generate(session, PROMPT, sampling=sampling, max_tokens=60).text.strip()
         typer.echo(f"\n{path.name} continues {PROMPT!r}:\n{story}")
+
+
+def _show_fingerprints(marks: dict[str, str]) -> None:
+    typer.echo("weights fingerprints (equal where the weights are):")
+    for name, mark in marks.items():
+        typer.echo(f"  {mark}  {name}")

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolexport.cli.options import Checkpoint, IgnoreConfig, Json, Revision, Threads, Token, print_json
+from smolexport.cli.options import (
+    Checkpoint,
+    IgnoreConfig,
+    Json,
+    Revision,
+    Threads,
+    Token,
+    given_path,
+    given_word,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from smolexport.convert import Job
@@ -18,9 +28,12 @@ __all__ = ["command"]
 def command(
     checkpoint: Checkpoint,
     quant: Annotated[
-        str, typer.Option("--quant", "-q", metavar="SCHEME", help="A scheme that all formats have.")
+        str,
+        typer.Option("--quant", "-q", metavar="SCHEME", callback=given_word, help="A scheme that all formats have."),
     ] = "int4",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the outputs; made when missing.")] = Path(),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=given_path, help="Folder for the outputs; made when missing.")
+    ] = Path(),
     formats: Annotated[
         str | None, typer.Option("--formats", metavar="A,B", help="Only these formats; default: every installed one.")
     ] = None,
@@ -72,6 +85,6 @@ def _show_plans(jobs: list[Job], json: bool) -> None:
     from smolexport.cli.export import facts
 
     if json:
-        print_json([facts(job) for job in jobs])
+        print_json([facts(job, tensors=True) for job in jobs])
     else:
         typer.echo("\n\n".join(job.plan.render() for job in jobs))

@@ -16,6 +16,8 @@ from smolexport.cli.options import (
     Revision,
     Threads,
     Token,
+    given_path,
+    given_word,
     parse_settings,
     print_json,
     progress_bar,
@@ -26,6 +28,24 @@ if TYPE_CHECKING:
     from smolexport.convert import Export, Job
 
 __all__ = ["command_for", "facts", "help_of", "write_jobs"]
+
+
+Quant = Annotated[
+    str | None,
+    typer.Option(
+        "--quant",
+        "-q",
+        metavar="SCHEME",
+        callback=given_word,
+        help="Scheme, e.g. q8_0; `smolexport list` shows them.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="PATH", parser=given_path, help="Output file, or a folder for the default name."
+    ),
+]
 
 
 def help_of(target: str) -> str:
@@ -42,13 +62,8 @@ def command_for(target: str) -> Callable[..., None]:
 
     def command(
         checkpoint: Checkpoint,
-        quant: Annotated[
-            str | None,
-            typer.Option("--quant", "-q", metavar="SCHEME", help="Scheme, e.g. q8_0; `smolexport list` shows them."),
-        ] = None,
-        out: Annotated[
-            Path | None, typer.Option("--out", "-o", help="Output file, or a folder for the default name.")
-        ] = None,
+        quant: Quant = None,
+        out: Out = None,
         name: Annotated[str | None, typer.Option("--name", help="What the file calls the model.")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")] = False,
         strict: Annotated[
@@ -87,8 +102,8 @@ def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Exp
     from smolexport.output import leftovers
 
     for job in jobs:
-        for file in leftovers(job.path):
-            say(f"note: {file} is left from an export that was killed; it can be deleted")
+        for line in leftovers(job.path):
+            say(f"note: {line}")
         say(job.plan.summary())
     checkpoint = jobs[0].checkpoint
     if checkpoint:
@@ -104,23 +119,13 @@ def _show_plan(job: Job, json: bool) -> None:
     if not json:
         typer.echo(job.plan.render())
         return
-    tensors = [
-        {
-            "name": e.name,
-            "shape": list(e.shape),
-            "format": e.format.name,
-            "bytes": e.nbytes,
-            "wanted": e.wanted.name if e.wanted else None,
-        }
-        for e in job.plan.entries
-    ]
-    print_json({**facts(job), "tensors": tensors})
+    print_json(facts(job, tensors=True))
 
 
-def facts(job: Job) -> dict[str, object]:
-    """A job as JSON."""
+def facts(job: Job, *, tensors: bool = False) -> dict[str, object]:
+    """A job as JSON; with `tensors`, each of them too."""
     plan = job.plan
-    return {
+    found: dict[str, object] = {
         "path": str(job.path),
         "format": plan.target,
         "architecture": plan.architecture,
@@ -132,3 +137,15 @@ def facts(job: Job) -> dict[str, object]:
         "fallbacks": len(plan.fallbacks),
         "notes": [*plan.fallback_lines(), *plan.notes],
     }
+    if tensors:
+        found["tensors"] = [
+            {
+                "name": e.name,
+                "shape": list(e.shape),
+                "format": e.format.name,
+                "bytes": e.nbytes,
+                "wanted": e.wanted.name if e.wanted else None,
+            }
+            for e in plan.entries
+        ]
+    return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolexport.cli.options import Json, Threads, print_json, progress_bar, say
+from smolexport.cli.options import Json, Threads, given_path, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from smolexport.converter import Converter
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+MAX_DEPTH = 16  # of lists and objects in metadata; a config.json has three or four
+MAX_SHOWN = 120  # characters of one value in text
+
 
 def command(
-    file: Annotated[Path, typer.Argument(help="An exported file or folder.")],
+    file: Annotated[Path, typer.Argument(parser=given_path, help="An exported file or folder.")],
     tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
     fingerprint: Annotated[
         bool, typer.Option("--fingerprint/--no-fingerprint", help="Decode and hash all weights.")
@@ -29,17 +32,32 @@ def command(
     """Show metadata, tensors, their formats, the bits per weight and the weights fingerprint of an exported file.
 
     Two files have the same fingerprint exactly when all their decoded weights are equal, whatever their formats.
-    --no-fingerprint reads the header only.
+    --no-fingerprint reads the header only.  What some reader of the format would refuse or misread is noted.
     """
     from smolexport.plugins import converter_for
 
     module = converter_for(file)
     found = module.describe(file)
+    findings = _findings(module, file)
     mark = _fingerprint(module, found, threads) if fingerprint else None
     if json:
-        print_json(_as_json(found, tensors) | ({"fingerprint": mark} if fingerprint else {}))
+        facts = _as_json(found, tensors) | {"findings": findings}
+        print_json(facts | ({"fingerprint": mark} if fingerprint else {}))
     else:
         typer.echo(_as_text(found, tensors, mark))
+
+
+def _findings(module: Converter, file: Path) -> list[str]:
+    """What the format's own check finds, each also as a note; what stops the check is a finding itself."""
+    from smolexport.errors import FileFormatError
+
+    try:
+        findings = module.lint(file)
+    except FileFormatError as error:
+        findings = [str(error)]
+    for line in findings:
+        say(f"note: {' '.join(line.splitlines())}")
+    return findings
 
 
 def _fingerprint(module: Converter, found: Description, threads: int | None) -> str | None:
@@ -79,11 +97,15 @@ def _as_json(d: Description, tensors: bool) -> dict[str, Any]:
     return facts
 
 
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: lists for arrays, text for what is no number."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """`value` as JSON can hold it: lists for arrays, text for what is no number, "..." for what lies too deep."""
     value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, dict)) and depth == MAX_DEPTH:
+        return "..."
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [_plain(v, depth + 1) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v, depth + 1) for k, v in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -122,6 +144,12 @@ def _short(value: Any) -> str:
     if isinstance(value, str):
         return repr(value) if len(value) <= 60 else f"{value[:57]!r}... ({len(value)} characters)"
     if isinstance(value, list) or hasattr(value, "tolist"):
-        head = ", ".join(repr(_plain(v)) for v in value[:4])
+        head = ", ".join(_cut(repr(_plain(v))) for v in value[:4])
         return f"[{head}{', ...' if len(value) > 4 else ''}] ({len(value)} values)"
+    if isinstance(value, dict):
+        return f"{_cut(str(_plain(value)))} ({len(value)} keys)"
     return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

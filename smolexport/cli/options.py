@@ -18,6 +18,8 @@ __all__ = [
     "RuntimeOptions",
     "Threads",
     "Token",
+    "given_path",
+    "given_word",
     "parse_settings",
     "print_json",
     "progress_bar",
@@ -53,16 +55,34 @@ FormatOptions = Annotated[
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """`KEY=VALUE` words as keyword arguments: numbers, true and false, otherwise text; raises UsageError."""
+    """`KEY=VALUE` words as keyword arguments: numbers, true and false, otherwise text.
+
+    Raises:
+        UsageError: another form, or one key with two values.
+    """
     from smolexport.errors import UsageError
 
-    found: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"--set {setting}: should have the form KEY=VALUE")
-        found[key] = _value(value)
-    return found
+        first = given.setdefault(key, value)
+        if first != value:
+            raise UsageError(f"--set {key}: is given twice, as {first} and as {value}")
+    return {key: _value(word) for key, word in given.items()}
+
+
+def given_path(word: str) -> Path:
+    """`word` as a path, for `parser=`: "" is a variable that was never set, not the current folder."""
+    return Path(given_word(word) or "")
+
+
+def given_word(word: str | None) -> str | None:
+    """`word` itself, for `callback=`; raises what the option parser reports when it is empty."""
+    if word == "":
+        raise typer.BadParameter("is empty")
+    return word
 
 
 def _value(word: str) -> bool | int | float | str:
@@ -97,10 +117,13 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON on stdout."""
+    """`value` as indented JSON on stdout; where that is not UTF-8, all but ASCII as JSON's own escapes."""
+    import codecs
     import json
+    import sys
 
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    unicode = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False))
 
 
 @contextlib.contextmanager

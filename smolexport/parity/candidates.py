@@ -46,21 +46,20 @@ def exported(paths: Sequence[Path], options: Mapping[str, Any] | None = None) ->
         options: further options of the runtimes' `open`; each goes to those that know it.
 
     Raises:
-        FileFormatError: no such file, damaged, or of no known format.
+        FileFormatError: no such file, damaged, a checkpoint, or of no known format.
         UsageError: an option that none of the runtimes knows, or a value that it does not take.
         MissingDependencyError: a runtime is not installed.
     """
+    formats = [plugins.converter_for(path) for path in paths]
     runtimes = [plugins.runtime_for(path) for path in paths]
-    known = [plugins.known_options(runtime.open) for runtime in runtimes]
+    known = {runtime.NAME: plugins.known_options(runtime.open) for runtime in runtimes}
     for key in options or {}:
-        if not any(key in names for names in known):
-            some = sorted(set().union(*known))
-            owners = ", ".join(dict.fromkeys(runtime.NAME for runtime in runtimes))
-            raise UsageError(f"--set {key}: {owners} has no such option; it has {', '.join(some) or 'none'}")
+        if not any(key in names for names in known.values()):
+            raise UsageError(f"--set {key}: {_what_there_is(known)}")
     found = []
-    for path, runtime, names in zip(paths, runtimes, known, strict=True):
-        own = {key: value for key, value in (options or {}).items() if key in names}
-        about = plugins.converter_for(path).describe(path)
+    for path, module, runtime in zip(paths, formats, runtimes, strict=True):
+        own = {key: value for key, value in (options or {}).items() if key in known[runtime.NAME]}
+        about = module.describe(path)
         found.append(
             Candidate(
                 path=path,
@@ -73,3 +72,12 @@ def exported(paths: Sequence[Path], options: Mapping[str, Any] | None = None) ->
             )
         )
     return found
+
+
+def _what_there_is(known: Mapping[str, Sequence[str]]) -> str:
+    """Names of options, by runtime, in words."""
+    if len(known) == 1:
+        [(owner, names)] = known.items()
+        return f"{owner} has no such option; it has {', '.join(names) or 'none'}"
+    each = "; ".join(f"{owner} has {', '.join(names) or 'none'}" for owner, names in known.items())
+    return f"none of the runtimes has such an option; {each}"

@@ -8,6 +8,7 @@ mxfp8    E4M3, 8 bits     2^e (E8M0)                32
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +20,11 @@ from smolexport.quant.affine import DTYPES
 from smolexport.quant.formats import Part
 from smolexport.quant.parted import PartedFormat
 
-__all__ = ["MicroFormat"]
+__all__ = ["MODES", "MicroFormat", "Mode"]
 
-MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits of an element, elements of a group
+Mode = Literal["mxfp4", "nvfp4", "mxfp8"]
+# bits of an element, elements of a group
+MODES: Mapping[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class MicroFormat(PartedFormat):
             it, as in MLX.
     """
 
-    mode: Literal["mxfp4", "nvfp4", "mxfp8"]
+    mode: Mode
     dtype: Literal["F16", "BF16", "F32"]
 
     def __post_init__(self) -> None:
@@ -61,15 +64,6 @@ class MicroFormat(PartedFormat):
     def block(self) -> int:
         """The group."""
         return self.group
-
-    def fits(self, columns: int) -> bool:
-        """Whether a row is whole pieces of 32 elements: a group, or a pair of them for nvfp4."""
-        return columns > 0 and columns % 32 == 0
-
-    def check_fit(self, columns: int) -> None:
-        """Raise UsageError unless a row of `columns` elements `fits`."""
-        if not self.fits(columns):
-            raise UsageError(f"{self.name}: rows of {columns} elements are not whole pieces of 32")
 
     def parts(self, columns: int) -> tuple[Part, ...]:
         """Elements and scales."""

@@ -48,10 +48,13 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
         f32: NDArray[Any], u16: NDArray[Any], kind: int, dtype: int, columns: int, out: NDArray[Any]
     ) -> None:
         buffer, scales = np.empty(TILE, np.float32), np.zeros((2, TILE // group), np.float32)
+        codes = np.empty(TILE * bits // 8, np.uint8)
         places = np.empty((2, TILE // group), np.int64)
         per_row, group_bytes = columns // group, group * bits // 8
         row_bytes = per_row * (group_bytes + 1)
         groups = out.size // row_bytes * per_row
+        # A vector holds two groups of 16.  Where rows have an odd number of them, the two may go to different rows.
+        apart = group < WIDTH and per_row % 2 == 1
         for first in range(0, groups, TILE // group):
             here = places[:, : min(TILE // group, groups - first)]
             find_places(first, per_row, row_bytes, group_bytes, 1, here)
@@ -60,14 +63,21 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
             find_scales(tile, group, top, dtype, scales)
             for i in range(here.shape[1]):
                 out[here[1, i]] = np.uint8(np.int64(scales[1, i]))
-            # Two groups of 16 make a vector, and a row has an even number of them.
             for e in range(0, tile.size, WIDTH):
                 i = e // group
                 scale = splat_halves(scales[0, i], scales[0, i + WIDTH // group - 1])
                 x = load(tile, e) / scale
                 if group < WIDTH:
                     x = round_lanes(where(scale > splat(ZERO), x, splat(ZERO)), dtype)
-                store_codes(out, here[0, i], e2m1_bits(x) if bits == 4 else e4m3_bits(x), bits)
+                code = e2m1_bits(x) if bits == 4 else e4m3_bits(x)
+                if apart:
+                    store_codes(codes, i * group_bytes, code, bits)
+                else:
+                    store_codes(out, here[0, i], code, bits)
+            if apart:
+                for i in range(here.shape[1]):
+                    for byte in range(group_bytes):
+                        out[here[0, i] + byte] = codes[i * group_bytes + byte]
 
     return encode_microscale
 
@@ -129,14 +139,20 @@ def decoder(bits: int, group: int) -> Callable[..., None]:
         """Element * scale."""
         per_row, group_bytes = columns // group, group * bits // 8
         row_bytes, table = per_row * (group_bytes + 1), scale_table(group)
+        codes, values = np.zeros(WIDTH, np.uint8), np.empty(WIDTH, np.float32)
         for row in range(data.size // row_bytes):
             start = row * row_bytes
             scales = start + per_row * group_bytes
-            for e in range(0, columns, WIDTH):
+            for e in range(0, columns - WIDTH + 1, WIDTH):
                 i = scales + e // group
                 scale = splat_halves(table[data[i]], table[data[i + WIDTH // group - 1]])
                 code = load_codes(data, start + e * bits // 8, bits)
                 store(out, row * columns + e, (e2m1_value(code) if bits == 4 else e4m3_value(code)) * scale)
+            if columns % WIDTH:  # a last group of 16, half a vector
+                codes[:group_bytes] = data[scales - group_bytes : scales]
+                scale = splat(table[data[scales + per_row - 1]])
+                store(values, 0, e2m1_value(load_codes(codes, 0, bits)) * scale)
+                out[(row + 1) * columns - group : (row + 1) * columns] = values[:group]
 
     return decode_microscale
 

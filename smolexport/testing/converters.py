@@ -157,6 +157,7 @@ class ConverterTests:
         assert found.weights == plan.weights
         assert found.bits_per_weight == pytest.approx(plan.bits_per_weight)
         assert found.bytes == sum(f.stat().st_size for f in files) >= plan.nbytes
+        assert self.converter.lint(path) == []
 
     def test_existing_output_is_kept_without_force(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """A second write is refused and changes nothing."""

@@ -18,3 +18,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export("gguf", tiny, tmp_path_factory.mktemp("exported") / "tiny-q8_0.gguf", quant="q8_0").path
+
+
+@pytest.fixture(scope="session")
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export("mlx", tiny, tmp_path_factory.mktemp("folder") / "tiny-q8-mlx", quant="q8").path

@@ -11,7 +11,7 @@ import pytest
 from smolexport.cli.app import build
 from tests.cli.commands import assert_refused, call, run
 
-COMMANDS = ("gguf", "compare", "generate", "inspect", "list", "demo")
+COMMANDS = ("gguf", "mlx", "all", "compare", "generate", "inspect", "list", "demo")
 
 
 def parameters(command: str) -> list[Any]:
@@ -61,12 +61,27 @@ def test_json_everywhere(command: str) -> None:
         (["gguf", "x", "--threads", "0"], "'--threads'"),
         (["gguf", "x", "--threads", "many"], "'--threads'"),
         (["gguf", "x", "--quant"], "requires an argument"),
+        (["gguf", "x", "--quant", ""], "'--quant' / '-q': is empty"),
+        (["gguf", "x", "-o", ""], "'--out' / '-o': is empty"),
+        (["mlx", "x", "-o", ""], "'--out' / '-o': is empty"),
+        (["demo", "-o", ""], "'--out' / '-o': is empty"),
+        (["gguf", ""], "the name of the checkpoint is empty"),
+        (["mlx", ""], "the name of the checkpoint is empty"),
+        (["all", ""], "the name of the checkpoint is empty"),
+        (["generate", "", "Once"], "the name of the checkpoint is empty"),
+        (["compare", "", "x.gguf"], "the name of the checkpoint is empty"),
+        (["compare", "demo", ""], "is empty"),
+        (["compare", "demo", "x.gguf", "--text", ""], "'--text': is empty"),
+        (["inspect", ""], "is empty"),
+        (["mlx", "x", "--set", "dtype=f16", "--set", "dtype=f32"], "--set dtype: is given twice, as f16 and as f32"),
         (["gguf", "x", "--quant", "q4"], "--quant q4: GGUF has no such scheme; did you mean 'q4_"),
         (["list", "onxx"], "no converter for the format 'onxx'; installed: gguf"),
         (["compare", "x"], "Missing argument"),
         (["inspect"], "Missing argument"),
         (["inspect", "nothing.gguf"], "nothing.gguf: no such file"),
         (["generate", "nothing.gguf", "Once"], "nothing.gguf: no such file"),
+        (["inspect", "nothing-mlx"], "nothing-mlx: no such folder"),
+        (["generate", "nothing-mlx", "Once"], "nothing-mlx: no such folder"),
         (["generate", "x"], "Missing argument"),
         (["compare", "nothing", "nothing.gguf"], "nothing: no such folder"),
         (["compare", "x", "y", "--min-top1", "2"], "'--min-top1'"),

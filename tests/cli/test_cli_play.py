@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from smolexport import plugins
-from smolexport.errors import FileFormatError
+from smolexport.cli import demo as command
+from smolexport.cli.options import parse_settings
+from smolexport.errors import FileFormatError, UsageError
 from smolexport.face import generate
 from tests.cli.commands import assert_refused, call, run
 
@@ -114,6 +116,12 @@ SETTINGS = [
 ]
 
 
+def test_a_setting_twice() -> None:
+    assert parse_settings(["a=1", "b=x", "a=1"]) == {"a": 1, "b": "x"}
+    with pytest.raises(UsageError, match=r"^--set a: is given twice, as 1 and as 2$"):
+        parse_settings(["a=1", "b=x", "a=2"])
+
+
 @needs_runtimes
 @pytest.mark.parametrize(("setting", "said"), SETTINGS)
 def test_settings_of_the_wrong_kind(setting: str, said: str, exported: Path) -> None:
@@ -124,6 +132,20 @@ def test_settings_of_the_wrong_kind(setting: str, said: str, exported: Path) -> 
 def test_settings_that_only_python_can_give(tiny: Path) -> None:
     outcome = call("generate", tiny, "Once", "--set", "weights=x")
     assert_refused(outcome, "--set weights: torch has no such option; it has dtype")
+
+
+@needs_runtimes
+def test_a_setting_that_no_runtime_has(tiny: Path, exported: Path, folder: Path) -> None:
+    two = call("compare", tiny, exported, folder, "--set", "nothere=1")
+    each = "llama.cpp has kv_type, flash_attention, batch, gpu_layers; mlx has dtype"
+    assert_refused(two, f"--set nothere: none of the runtimes has such an option; {each}")
+    one = call("compare", tiny, folder, folder, "--set", "nothere=1")
+    assert_refused(one, "--set nothere: mlx has no such option; it has dtype")
+
+
+@needs_runtimes
+def test_a_checkpoint_among_the_files(tiny: Path, exported: Path) -> None:
+    assert_refused(call("compare", tiny, exported, tiny), f"{tiny}: is a checkpoint, not an exported file; export it")
 
 
 @needs_runtimes
@@ -171,6 +193,31 @@ def test_compare_refuses_text_that_is_none(tiny: Path, exported: Path, tmp_path:
     assert_refused(call("compare", tiny, exported, "--text", tmp_path / "binary"), "is not UTF-8 text")
     assert_refused(call("compare", tiny, exported, "--text", tmp_path / "nothing"), "No such file")
     assert_refused(call("compare", tiny, exported, "--text", tmp_path / "short", *FEW), "token")
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_demo_without_a_runtime(equal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be played; that the formats hold the same weights is shown, and checked, all the same."""
+    monkeypatch.setattr(plugins, "missing", lambda name: f"needs {name}: pip install {name}")
+    if not equal:
+        honest = command._fingerprints
+
+        def odd(files: list[Path]) -> dict[str, str]:
+            return {name: "0" * 32 if name == "demo-int4-mlx" else mark for name, mark in honest(files).items()}
+
+        monkeypatch.setattr(command, "_fingerprints", odd)
+    outcome = call("demo", "-o", tmp_path / "out")
+    assert outcome.code == (0 if equal else 1), outcome.err
+    assert ("int4: the formats hold different weights" in outcome.err) is not equal
+    assert "int8: the formats" not in outcome.err
+    assert "pip install torch" in outcome.err
+    marks = dict(reversed(line.split()) for line in outcome.out.splitlines()[1:])
+    assert set(marks) == {path.name for path in (tmp_path / "out").iterdir()}
+    assert (marks["demo-int4.gguf"] == marks["demo-int4-mlx"]) is equal
+    facts = json.loads(call("demo", "--json", "-o", tmp_path / "out", "--force").out)
+    assert facts["fingerprints"] == marks
+    assert (facts["candidates"], facts["passed"]) == ([], None if equal else False)
+    assert len(facts["missing"]) == 3
 
 
 def test_path_of_the_demo(demo: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from smolexport_to_gguf.container import header_bytes, padding, read_gguf
 from tests.cli.commands import assert_refused, call
 
 MEMORY = 50 << 20
-U32, STRING, ARRAY = 4, 8, 9
+U32, BOOL, STRING, ARRAY = 4, 7, 8, 9
+FILE_TYPE = "general.file_type"
 
 
 def text(value: str | bytes) -> bytes:
@@ -198,10 +200,143 @@ def test_text_that_is_no_utf8(tmp_path: Path) -> None:
 
 
 def test_metadata_of_other_kinds_than_expected(tmp_path: Path) -> None:
-    """A name that is a number and an architecture that is a list are shown, not believed."""
+    """A name that is a number and an architecture that is a list are shown with the rest, and not believed."""
     path = tmp_path / "x.gguf"
-    keys = [key("general.name", U32, bytes(4)), key("general.architecture", ARRAY, struct.pack("<IQ", STRING, 0)),
-            key("general.file_type", STRING, text("x"))]  # fmt: skip
-    path.write_bytes(file(keys, [info()]))
-    facts = json.loads(call("inspect", "--json", path).out)
-    assert (facts["name"], facts["architecture"], facts["scheme"]) == ("0", "[]", "file type x")
+    numbers = struct.pack("<IQII", U32, 2, 1, 2)
+    for kind, raw in ((ARRAY, numbers), (ARRAY, struct.pack("<IQ", STRING, 0)), (U32, bytes(4)), (BOOL, b"\x01")):
+        keys = [key(name, kind, raw) for name in ("general.name", "general.architecture", "smolexport.scheme")]
+        wrong = [key("general.file_type", ARRAY if kind == U32 else kind, numbers if kind == U32 else raw)]
+        path.write_bytes(file([*keys, *wrong], [info()]))
+        outcome = call("inspect", "--json", path)
+        assert outcome.code == 0, outcome.err
+        facts = json.loads(outcome.out)
+        assert (facts["name"], facts["architecture"], facts["scheme"]) == ("x", "?", "?")
+        assert set(facts["metadata"]) == {"general.name", "general.architecture", "smolexport.scheme", FILE_TYPE}
+        assert facts["findings"] == ["general.architecture is missing or no text; llama.cpp loads no such file"]
+        assert facts["fingerprint"] is None
+        told = call("inspect", path)
+        assert (told.code, told.out.splitlines()[0]) == (0, f"{path}: gguf ?, ?, 'x'")
+        assert f"note: {facts['findings'][0]}\n" in told.err
+        assert "no weights fingerprint" in told.err
+
+
+LENGTH, ROPE, HEADS, WIDTH = (
+    f"llama.{name}"
+    for name in ("attention.key_length", "rope.dimension_count", "attention.head_count", "embedding_length")
+)
+# Keys that tell how long a head is, and that length or why the file is refused.
+LENGTHS: list[tuple[dict[str, object], int | str]] = [
+    ({LENGTH: 4}, 4),
+    ({LENGTH: 4, ROPE: 2}, 4),
+    ({ROPE: 2}, 2),
+    ({HEADS: 2, WIDTH: 8}, 4),
+    ({LENGTH: 3}, "attention.key_length) is 3, no whole pairs"),
+    ({LENGTH: 3, ROPE: 2, HEADS: 2, WIDTH: 8}, "attention.key_length) is 3, no whole pairs"),
+    ({LENGTH: 0}, "attention.key_length) is 0, no whole pairs"),
+    ({LENGTH: [4, 4]}, "attention.key_length) is no whole number"),
+    ({ROPE: 5}, "rope.dimension_count) is 5, no whole pairs"),
+    ({HEADS: 2, WIDTH: 6}, "embedding_length / llama.attention.head_count) is 3, no whole pairs"),
+    ({HEADS: 3, WIDTH: 8}, "does not tell the length of a head"),
+    ({HEADS: 0, WIDTH: 8}, "does not tell the length of a head"),
+    ({HEADS: [2, 2], WIDTH: 8}, "does not tell the length of a head"),
+    ({}, "does not tell the length of a head"),
+]
+
+
+@pytest.mark.parametrize(("told", "expected"), LENGTHS)
+def test_the_length_of_a_head(told: dict[str, object], expected: int | str, tmp_path: Path) -> None:
+    """Query and key rows go back to their places head by head: a length that is wrong moves them, and says nothing."""
+    keys = [(name, "[u32]" if isinstance(value, list) else "u32", value) for name, value in told.items()]
+    start = [("general.architecture", "string", "llama"), ("llama.block_count", "u32", 1)]
+    path, name = tmp_path / "x.gguf", "blk.0.attn_q.weight"
+    values = np.arange(8, dtype="<f4")
+    path.write_bytes(header_bytes([*start, *keys], [(name, (8, 1), FORMATS["f32"])]) + values.tobytes())
+    if isinstance(expected, str):
+        with pytest.raises(FileFormatError, match=f"{re.escape(expected)}.*; the file is damaged"):
+            smolexport_to_gguf.weights(path)
+        assert f"no weights fingerprint: {path}: " in call("inspect", path).err
+    else:
+        [stored] = smolexport_to_gguf.weights(path).values()
+        heads = values.reshape(-1, expected // 2, 2)  # pairs beside each other; the checkpoint has halves
+        np.testing.assert_array_equal(stored.read_rows().ravel(), heads.transpose(0, 2, 1).ravel())
+
+
+def test_an_odd_head_where_no_row_moves(tmp_path: Path) -> None:
+    start = [("general.architecture", "string", "qwen2"), ("qwen2.block_count", "u32", 1)]
+    path, values = tmp_path / "x.gguf", np.arange(6, dtype="<f4")
+    odd = [*start, ("qwen2.attention.key_length", "u32", 3)]
+    path.write_bytes(header_bytes(odd, [("blk.0.attn_q.weight", (6, 1), FORMATS["f32"])]) + values.tobytes())
+    [stored] = smolexport_to_gguf.weights(path).values()
+    np.testing.assert_array_equal(stored.read_rows().ravel(), values)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ([], "general.architecture is missing"),
+        ([("general.architecture", "[u32]", [1])], "general.architecture is missing or no text"),
+        ([("general.architecture", "string", "gpt5")], "architecture 'gpt5' is not known; known: llama, smollm3"),
+        ([("general.architecture", "string", "qwen2")], "qwen2.block_count is missing or no whole number"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "bool", True)], "no whole number"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "[u32]", [1, 2])], "no whole number"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "i32", -1)], "block_count is -1"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "u32", 9999)], "block_count is 9999"),
+    ],
+)
+def test_weights_of_a_file_that_does_not_say_what_it_is(
+    keys: list[tuple[str, str, object]], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(header_bytes(keys, []) + bytes(32))
+    with pytest.raises(FileFormatError, match=re.escape(said)):
+        smolexport_to_gguf.weights(path)
+
+
+def test_lint_names_what_llama_cpp_refuses(tmp_path: Path) -> None:
+    path, f32, llama = tmp_path / "x.gguf", FORMATS["f32"], ("general.architecture", "string", "llama")
+    tokens = ("tokenizer.ggml.tokens", "[string]", ["a", "b"])
+
+    def findings(keys: list[tuple[str, str, object]], name: str = "token_embd.weight") -> list[str]:
+        path.write_bytes(header_bytes(keys, [(name, (3, 1), f32)]) + bytes(32))
+        return smolexport_to_gguf.lint(path)
+
+    assert findings([llama]) == []
+    assert findings([llama], "n" * 63) == []
+    assert findings([llama, tokens], "output.weight") == []
+    assert findings([llama, tokens, ("tokenizer.ggml.model", "string", "none")]) == []
+    [long] = findings([llama], "n" * 64)
+    assert "n... has more than 63 bytes" in long
+    [unequal] = findings([llama, tokens])
+    assert unequal == "tokenizer.ggml.tokens holds 2 tokens, token_embd.weight has 3 rows; llama.cpp refuses that"
+    assert f"note: {unequal}\n" in call("inspect", path).err
+    path.write_bytes(b"GGUF")
+    with pytest.raises(FileFormatError, match="is not a GGUF file"):
+        smolexport_to_gguf.lint(path)
+
+
+def test_llama_cpp_refuses_what_lint_names(tmp_path: Path) -> None:
+    """The linter's claims, put to the library; and a sound file has none."""
+    pytest.importorskip("llama_cpp")
+    from smolexport.errors import SmolexportError
+    from smolexport_on_llamacpp import open as play
+    from tests.cli.commands import tiny_checkpoint
+
+    sound = tmp_path / "sound.gguf"
+    assert call("gguf", tiny_checkpoint(tmp_path), "-q", "f16", "-o", sound).code == 0
+    assert smolexport_to_gguf.lint(sound) == []
+    found = read_gguf(sound)
+    rows = [(t.name, t.shape, t.format) for t in found.tensors.values()]
+    data = sound.read_bytes()[min(t.offset for t in found.tensors.values()) :]
+    kinds = [(name, kind, value) for name, (kind, value) in found.metadata.items()]
+    fewer = [(n, k, v[:-1] if n.startswith("tokenizer.ggml.tok") and k[0] == "[" else v) for n, k, v in kinds]
+    nameless = [(n, k, v) for n, k, v in kinds if n != "general.architecture"]
+    renamed = [(name if number else name + "n" * 64, shape, form) for number, (name, shape, form) in enumerate(rows)]
+    for metadata, tensors, findings in ((kinds, rows, 0), (fewer, rows, 1), (nameless, rows, 1), (kinds, renamed, 1)):
+        path = tmp_path / "x.gguf"
+        path.write_bytes(header_bytes(metadata, tensors) + data)
+        assert len(smolexport_to_gguf.lint(path)) == findings
+        if findings:
+            with pytest.raises(SmolexportError):
+                play(path, threads=1)
+        else:
+            play(path, threads=1).close()

@@ -12,6 +12,7 @@ import pytest
 
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_mlx.card import card, front_matter
+from tests.children import python
 from tests.converters.mlx_models import open_model
 
 
@@ -140,3 +141,19 @@ def test_a_readme_that_is_none(source: Path) -> None:
     assert front_matter(source) == {}
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+def test_yaml_is_loaded_only_to_be_parsed(source: Path) -> None:
+    """It is several MB; without front matter there is nothing to parse."""
+    code = """
+import sys
+from pathlib import Path
+from smolexport_to_mlx.card import front_matter
+found = front_matter(Path(sys.argv[1]))
+print(found, "yaml" in sys.modules)
+"""
+    assert python(code, str(source)).strip() == "{} False"
+    (source / "README.md").write_text("# A model\n")
+    assert python(code, str(source)).strip() == "{} False"
+    (source / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert python(code, str(source)).strip() == "{'license': 'mit'} True"

@@ -18,6 +18,7 @@ from smolexport.testing.checkpoints import CHAT_TEMPLATE, write_checkpoint, writ
 from smolexport_to_mlx.companions import companions, notes
 from smolexport_to_mlx.config import compose
 from tests.converters.mlx_models import open_model
+from tests.mlx_for_tests import mlx_lm, needs_mlx
 from tests.tokenizers_for_tests import characters_document, real_folder
 from tests.tokenizers_for_tests import save as save_tokenizer
 
@@ -88,14 +89,69 @@ def test_published_tokenizers_need_no_change(tmp_path: Path, name: str) -> None:
 
 
 def test_links_of_a_download_count_as_files(source: Path, tmp_path: Path) -> None:
-    blob = tmp_path / "blobs" / "0123abc"
-    blob.parent.mkdir()
-    (source / "tokenizer.json").rename(blob)
-    (source / "tokenizer.json").symlink_to(os.path.relpath(blob, source))
+    """Every file a link into the cache's blobs, as the hub's library lays them; the snapshot may be linked itself."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123abc"
+    blobs.mkdir(parents=True)
+    for name, raw in OPTIONAL.items():
+        (source / name).write_bytes(raw)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_bytes(b"{{ tools }}")
+    (source / "chat_template.jinja").write_bytes(b"{{ messages }}")
+    expected = found_in(source)
+    for number, path in enumerate(sorted(p for p in source.rglob("*") if p.is_file())):
+        link, blob = snapshot / path.relative_to(source), blobs / f"{number:040x}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (tmp_path / "short").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "short"):
+        assert found_in(folder) == expected
+    assert set(expected) >= {*OPTIONAL, "tokenizer.json", "chat_template.jinja"}
+
+
+def test_links_within_the_checkpoint_count_as_files(source: Path) -> None:
+    (source / "legal").mkdir()
+    (source / "legal" / "text").write_bytes(b"do as you like")
+    (source / "LICENSE").symlink_to(source / "legal" / "text")
     (source / "vocab.json").symlink_to("nowhere")
     made = found_in(source)
-    assert made["tokenizer.json"] == blob.read_bytes()
+    assert made["LICENSE"] == b"do as you like"
     assert "vocab.json" not in made
+
+
+LEFT_OUT = ("LICENSE", "LICENSE.md", "merges.txt", "chat_template.jinja", "vocab.json", "added_tokens.json",
+            "additional_chat_templates/x.jinja")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_links_out_of_the_checkpoint_are_not_published(source: Path, tmp_path: Path, name: str) -> None:
+    """Neither the file nor, for a template, what the tokenizer's reader made of it."""
+    secret = tmp_path / "blobs" / "key"  # a folder of that name is no cache by itself
+    secret.parent.mkdir()
+    secret.write_text('{"secret": 1}')
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).symlink_to(secret)
+    model = open_model(source)
+    files = companions(model)
+    assert name not in {file.name for file in files}
+    assert all(b"secret" not in raw for raw in content_of(files).values())
+    assert f"{name} is a link out of the checkpoint and is left out" in notes(model)
+
+
+def test_a_linked_folder_of_templates_is_not_published(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "x.jinja").write_text("secret")
+    (source / "additional_chat_templates").symlink_to(tmp_path / "private")
+    assert "additional_chat_templates/x.jinja" not in found_in(source)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_tokenizer_may_be_linked_from_elsewhere(source: Path, tmp_path: Path, name: str) -> None:
+    """What has been read and understood as a tokenizer's file is one."""
+    (source / "generation_config.json").write_text(json.dumps(GENERATION))
+    (source / name).rename(tmp_path / name)
+    (source / name).symlink_to(tmp_path / name)
+    assert found_in(source)[name] == (tmp_path / name).read_bytes()
 
 
 def test_a_template_gets_its_second_place(source: Path) -> None:
@@ -227,17 +283,15 @@ def test_stop_tokens_that_mlx_misses_are_named(
         assert made == (source / "generation_config.json").read_bytes()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
+@needs_mlx
 @pytest.mark.parametrize(("generation", "config", "expected"), STOPS)
 def test_mlx_stops_where_the_notes_say(
     source: Path, tmp_path: Path, generation: Any, config: Any, expected: str | None
 ) -> None:
     """mlx-lm's own tokenizer on the folder: its stop tokens are the checkpoint's, less those in a note."""
-    from mlx_lm.utils import load_config, load_tokenizer
-
-    model = forgetful(source, generation, config)
+    utils, model = mlx_lm("utils"), forgetful(source, generation, config)
     folder = write_folder(model, tmp_path / "out")
-    tokenizer = load_tokenizer(folder, eos_token_ids=load_config(folder).get("eos_token_id"))
+    tokenizer = utils.load_tokenizer(folder, eos_token_ids=utils.load_config(folder).get("eos_token_id"))
     missing = set(model.tokenizer.stop_tokens) - tokenizer.eos_token_ids
     assert missing == {i for i in (2, 9) if expected and "mlx-lm" in expected and f" {i} (" in expected}
 

@@ -21,6 +21,7 @@ from smolexport_to_mlx.architectures import ROWS, check, notes, rope_of
 from smolexport_to_mlx.config import compose, eos_ids, quantization_object
 from tests.converters.mlx_models import FAMILIES, model_of, tiny_model
 from tests.core.published_configs import PUBLISHED
+from tests.mlx_for_tests import mlx_lm, needs_mlx
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
@@ -39,7 +40,6 @@ SCALINGS: dict[str, dict[str, Any] | None] = {
     "yarn, no factor": {"rope_type": "yarn", "original_max_position_embeddings": 64, "factor": None},
     "yarn, factor 1": {**YARN, "factor": 1.0},
 }
-needs_mlx = pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
 )
@@ -47,9 +47,7 @@ needs_transformers = pytest.mark.skipif(
 
 def mlx_model(config: dict[str, Any]) -> Any:
     """mlx-lm's own model for a config; its weights are never computed."""
-    from mlx_lm.utils import _get_classes
-
-    made, arguments = _get_classes(json.loads(json.dumps(config)))
+    made, arguments = mlx_lm("utils")._get_classes(json.loads(json.dumps(config)))
     return made(arguments.from_dict(config))
 
 

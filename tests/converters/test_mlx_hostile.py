@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import smolexport
+import smolexport_to_mlx
 from smolexport.errors import FileFormatError, OutputError, SmolexportError, TensorError, UsageError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.cli.commands import START, assert_refused, call, environment, tiny_checkpoint
@@ -65,7 +66,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "none of the known formats"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "should hold a JSON object"),
-    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "none of the known formats"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "is a checkpoint, not an exported file"),
     "no quantization": (lambda f: configure(f, quantization=None), "mode 'affine' with None bits"),
     "bits that are text": (
         lambda f: configure(f, quantization={"bits": "4", "group_size": 32}), "mode 'affine' with '4' bits"),
@@ -75,17 +76,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: configure(f, quantization={"bits": 4, "group_size": 32, "mode": "magic"}), "mode 'magic'"),
     "nvfp4 over affine scales": (
         lambda f: configure(f, quantization={"bits": 4, "group_size": 16, "mode": "nvfp4"}), "nvfp4 asks for"),
-    "a stranger's array": (
-        lambda f: rewrite(f / "model.safetensors", lambda h: h.update({"what.weight": h.pop("model.norm.weight")})),
-        "no part of a known module"),
-    "scales without weight": (
-        lambda f: rewrite(f / "model.safetensors", lambda h: h.update({"a.scales": h.pop(f"{UP}.weight")})),
-        "belongs to no module"),
-    "a layer of many digits": (
-        lambda f: rewrite(
-            f / "model.safetensors",
-            lambda h: h.update({f"model.layers.{'9' * 5000}.input_layernorm.weight": h.pop("model.norm.weight")})),
-        "no part of a known module"),
     "weights as float8": (
         lambda f: rewrite(f / "model.safetensors", lambda h: h[f"{UP}.weight"].update(dtype="I32")), "asks for U32"),
     "the same array in two files": (
@@ -99,6 +89,31 @@ def test_damaged_folders(damage: str, folder: Path) -> None:
     change(folder)
     outcome = call("inspect", folder)
     assert_refused(outcome, said)
+
+
+STRANGERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a stranger's array": lambda h: h.update({"what.weight": h.pop("model.norm.weight")}),
+    "scales without weight": lambda h: h.update({"a.scales": h.pop(f"{UP}.weight")}),
+    "biases without scales": lambda h: h.update({f"{UP}.factors": h.pop(f"{UP}.scales")}),
+    "a layer of many digits": lambda h: h.update(
+        {f"model.layers.{'9' * 5000}.input_layernorm.weight": h.pop("model.norm.weight")}),
+    "codes where numbers belong": lambda h: h["model.norm.weight"].update(dtype="I16"),
+    "a third axis": lambda h: h["model.norm.weight"].update(shape=[8, 8, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_strange_modules_are_shown_and_not_decoded(stranger: str, folder: Path) -> None:
+    """`inspect` lists what is there; only what needs the model's own tensors refuses."""
+    before = smolexport.inspect(folder)
+    rewrite(folder / "model.safetensors", STRANGERS[stranger])
+    found = smolexport.inspect(folder)
+    assert sum(row.nbytes for row in found.tensors) == sum(row.nbytes for row in before.tensors)
+    outcome = call("inspect", folder)
+    assert outcome.code == 0
+    assert "note: no weights fingerprint" in outcome.err
+    with pytest.raises(FileFormatError, match=r"no part of a known module|belongs to no known module"):
+        smolexport.fingerprint(folder)
 
 
 def test_folders_cut_anywhere_or_with_any_byte_changed(folder: Path) -> None:
@@ -123,8 +138,6 @@ def test_folders_cut_anywhere_or_with_any_byte_changed(folder: Path) -> None:
 
 
 def test_weights_that_are_cut_off_after_the_header_was_read(folder: Path) -> None:
-    import smolexport_to_mlx
-
     stored = smolexport_to_mlx.weights(folder)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:4000])
@@ -196,47 +209,6 @@ def test_a_group_that_does_not_divide_falls_back_aloud_or_is_refused(tmp_path: P
     assert lint(tmp_path / "x") == []
     refused = call("mlx", source, "-q", "q4_g128", "-o", tmp_path / "y", "--strict")
     assert_refused(refused, "--strict: q4_g128 does not fit", "rows of 172")
-
-
-def test_what_stands_at_the_target(tiny: Path, exported: Path, tmp_path: Path) -> None:
-    """Only an earlier export is ever replaced, and only with --force."""
-    (tmp_path / "file").write_text("precious")
-    (tmp_path / "things").mkdir()
-    (tmp_path / "things" / "letter").write_text("precious")
-    (tmp_path / "link").symlink_to(tmp_path / "things")
-    shutil.copytree(exported, tmp_path / "earlier")
-    (tmp_path / "empty").mkdir()
-    assert_refused(call("mlx", tiny, "-o", tmp_path / "file", "--force"), "is no folder")
-    assert_refused(call("mlx", tiny, "-o", tmp_path / "earlier"), "earlier: exists already; pass --force")
-    assert_refused(call("mlx", tiny, "-o", tmp_path / "missing" / "x"), "missing: no such folder")
-    before = (tmp_path / "earlier" / "config.json").read_bytes()
-    done = call("mlx", tiny, "-q", "q8", "-o", tmp_path / "earlier", "--force")
-    assert done.out == f"{tmp_path / 'earlier'}\n"
-    assert (tmp_path / "earlier" / "config.json").read_bytes() != before
-    inside = call("mlx", tiny, "-o", tmp_path / "things")
-    assert inside.out.startswith(str(tmp_path / "things"))
-    assert (tmp_path / "things" / "letter").read_text() == "precious"
-    assert (tmp_path / "file").read_text() == "precious"
-    import smolexport_to_mlx
-    from smolexport.output import check_target
-
-    for place in ("things", "link"):
-        with pytest.raises(OutputError):
-            check_target(tmp_path / place, 1, force=True, replaceable=smolexport_to_mlx.recognises)
-    check_target(tmp_path / "empty", 1, replaceable=smolexport_to_mlx.recognises)
-
-
-def test_a_checkpoint_is_never_replaced_by_its_own_export(tmp_path: Path) -> None:
-    source = tiny_checkpoint(tmp_path)
-    before = {p.name: p.read_bytes() for p in source.iterdir()}
-    from smolexport.convert import prepare, write
-
-    job = prepare("mlx", source, tmp_path / "elsewhere")
-    from dataclasses import replace
-
-    with pytest.raises(OutputError, match="other things in it"):
-        write(replace(job, path=source), force=True)
-    assert {p.name: p.read_bytes() for p in source.iterdir()} == before
 
 
 def test_too_little_space(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

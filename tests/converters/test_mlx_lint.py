@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from math import prod
@@ -18,12 +17,12 @@ from smolexport_to_mlx.config import compose, quantization_object
 from smolexport_to_mlx.lint import MODES, lint
 from tests.converters.mlx_models import FAMILIES, tiny_model
 from tests.damage import join, split
+from tests.mlx_for_tests import mlx_lm, needs_mlx
 
 Q4 = {"group_size": 32, "bits": 4, "mode": "affine"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DOWN = "model.layers.0.mlp.down_proj"
 Headers = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype, shape
-needs_mlx = pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
 
 
 def packed(path: str, shape: tuple[int, ...], form: dict[str, Any]) -> Headers:
@@ -109,9 +108,7 @@ def test_every_format_passes(tmp_path: Path, mode: str, group: int, bits: int) -
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_mlx_loads_what_passes(tmp_path: Path, model_type: str) -> None:
     """Strictly, with the bits of each module as its entry says."""
-    from mlx_lm.utils import load_model
-
-    model, config = load_model(sound(tmp_path / "q", model_type, Q4, MIXED), lazy=True, strict=True)
+    model, config = mlx_lm("utils").load_model(sound(tmp_path / "q", model_type, Q4, MIXED), lazy=True, strict=True)
     assert config["quantization"]["bits"] == 4
     layer = model.layers[0]
     assert (layer.mlp.down_proj.bits, layer.mlp.up_proj.bits) == (6, 4)
@@ -121,15 +118,14 @@ def test_mlx_loads_what_passes(tmp_path: Path, model_type: str) -> None:
 @needs_mlx
 def test_what_mlx_lm_writes_itself_is_not_good_enough_for_swift(tmp_path: Path) -> None:
     """A folder of its own with a silently skipped module: mlx-lm plays it, the linter names what phones miss."""
-    from mlx_lm.utils import quantize_model, save_config, save_model
-
     from tests.converters.test_mlx_config import mlx_model
 
+    utils = mlx_lm("utils")
     source = dict(tiny_model(tmp_path / "source", "llama", old_style=False).config)
-    model, config = quantize_model(mlx_model(source), source, 64, 4)
+    model, config = utils.quantize_model(mlx_model(source), source, 64, 4)
     folder = tmp_path / "theirs"
-    save_model(folder, model)
-    save_config(config, folder / "config.json")
+    utils.save_model(folder, model)
+    utils.save_config(config, folder / "config.json")
     found = "\n".join(lint(folder))
     assert "rope_theta is None at top level and 10000.0 in rope_parameters" in found
     assert f"{DOWN} stays float in a quantized folder without being named" in found
@@ -262,12 +258,10 @@ def test_each_flaw_is_named(tmp_path: Path, flaw: str) -> None:
 @needs_mlx
 @pytest.mark.parametrize("flaw", ["wrong bits", "norm missing", "stray tensor", "wrong mode", "untied without head"])
 def test_mlx_stumbles_over_the_grave_ones(tmp_path: Path, flaw: str) -> None:
-    from mlx_lm.utils import load_model
-
     folder = sound(tmp_path / "q", "llama", Q4, MIXED)
     FLAWS[flaw][0](folder)
     with pytest.raises(ValueError, match=r"[Mm]issing|parameters|[Ee]xpected|shape"):
-        load_model(folder, lazy=True, strict=True)
+        mlx_lm("utils").load_model(folder, lazy=True, strict=True)
 
 
 def nested(depth: int) -> str:

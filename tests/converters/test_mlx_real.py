@@ -12,6 +12,7 @@ from smolexport.convert import export_all
 from smolexport.demo import demo_text
 from smolexport.parity.results import CandidateResult, Settings
 from tests.benchmarks import export_memory, mlx_convert
+from tests.mlx_for_tests import mlx_lm
 
 TWIN = Path(__file__).resolve().parents[1] / "fixtures" / "smollm3_twin"
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
@@ -35,8 +36,9 @@ def trained(request: pytest.FixtureRequest, demo: Path, tmp_path: Path) -> tuple
 
 def played(trained: tuple[Path, str], quant: str, out: Path) -> dict[str, CandidateResult]:
     """The results of all formats, by format."""
-    for library in ("torch", "llama_cpp", "mlx_lm"):
+    for library in ("torch", "llama_cpp"):
         pytest.importorskip(library)
+    mlx_lm()
     folder, text = trained
     paths = [done.path for done in export_all(folder, out, quant=quant)]
     settings = Settings(repetitions=0, memory=False, greedy_tokens=0, threads=1, max_windows=4)
@@ -62,8 +64,8 @@ def test_int4_is_the_same_in_both_runtimes(trained: tuple[Path, str], tmp_path: 
 
 def test_search_is_nearer_to_the_model_than_mlx(demo: Path, tmp_path: Path) -> None:
     """In the same format, at the same bytes."""
-    for library in ("torch", "mlx_lm"):
-        pytest.importorskip(library)
+    pytest.importorskip("torch")
+    mlx_lm()
     encoders = ("mlx", "search")
     paths = [
         smolexport.export("mlx", demo, tmp_path / how, quant="q4_g32", options={"encoder": how}).path
@@ -89,8 +91,12 @@ def test_peak_memory_does_not_grow_with_the_model(shared: Path, tmp_path: Path) 
 
 
 def test_the_135m_shape_beside_mlx_lm(shared: Path, tmp_path: Path) -> None:
-    """Every array equal at a published shape, at half the CPU time and a third of the memory or less."""
-    pytest.importorskip("mlx_lm")
+    """Every array equal at a published shape, for less than 0.6 of the CPU time and of the memory.
+
+    Far more at the size of 1.7B, where less of it is starting up; the benchmark prints both.
+    """
+    mlx_lm()
     found = mlx_convert.measure("SmolLM2-135M", "q4", shared / "smollm2-tokenizer", tmp_path, repetitions=1)
     assert found["differing"] == []
+    assert found["ratio"]["cpu"] < 0.6
     assert found["ratio"]["rss"] < 0.6

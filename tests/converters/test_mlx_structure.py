@@ -21,6 +21,7 @@ from smolexport.errors import UnsupportedError
 from smolexport.generation import generate
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.converters.test_gguf_structure import LLAMA3, YARN
+from tests.mlx_for_tests import mlx_lm
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -56,7 +57,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def play_both(checkpoint: Path, folder: Path, count: int = 96) -> float:
     """Relative error of MLX on `folder` against torch f32 on the weights decoded from it."""
     pytest.importorskip("torch")
-    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    mlx_lm()
     import smolexport_on_mlx as mlx
     import smolexport_on_torch as torch
 
@@ -137,16 +138,16 @@ def test_mlx_lm_itself_generates_what_our_loop_does(
     model_type: str, tied: bool, tokenizer: Path, tmp_path: Path
 ) -> None:
     """`mlx_lm.load` takes the folder as it is; its greedy tokens are ours, in float32 on both sides."""
-    mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
     import smolexport_on_mlx
 
+    library = mlx_lm()
     folder = write_checkpoint(
         tmp_path / "model", model_type, dtype="f32", seed=13, tokenizer=tokenizer, tie_word_embeddings=tied
     )
     out = export("mlx", folder, tmp_path / "out", quant="q4_g32").path
-    model, theirs = mlx_lm.load(str(out))
+    model, theirs = library.load(str(out))
     prompt = theirs.encode("Once upon a time")
-    expected = [int(r.token) for r in mlx_lm.stream_generate(model, theirs, prompt, max_tokens=24)]
+    expected = [int(r.token) for r in library.stream_generate(model, theirs, prompt, max_tokens=24)]
     with smolexport_on_mlx.open(out) as session:
         assert session.codec.encode("Once upon a time") == prompt
         tokens = list(generate(session, "Once upon a time", max_tokens=24).tokens)

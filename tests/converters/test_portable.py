@@ -13,7 +13,7 @@ import smolexport
 from smolexport import plugins, portable
 from smolexport.checkpoint import open_checkpoint
 from smolexport.convert import export_all, prepare_all
-from smolexport.errors import UsageError
+from smolexport.errors import OutputError, UsageError
 from smolexport.quant import FORMATS
 from smolexport.spec import Role
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
@@ -152,3 +152,64 @@ def test_a_scheme_that_one_format_lacks(tokenizer: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     [done] = export_all(folder, tmp_path, quant="q4_k_s", targets=["gguf"])
     assert done.path.suffix == ".gguf"
+
+
+@pytest.mark.parametrize("targets", [[], ["gguf", "gguf"], ["mlx", "gguf", "mlx"]])
+def test_each_format_is_named_once(targets: list[str], tokenizer: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)
+    with pytest.raises(UsageError, match="name each format once"):
+        export_all(folder, tmp_path / "out", targets=targets)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_appears_when_one_output_cannot_reach_the_disk(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All outputs are flushed before the first one gets its name."""
+    from smolexport.sink import Sink
+
+    flush = Sink.flush
+    flushed: list[Path] = []
+
+    def failing(self: Sink) -> None:
+        flush(self)
+        flushed.append(self.paths[0])
+        if len(flushed) == 2:
+            raise OutputError(f"{self.paths[0]}: No space left on device; nothing was written")
+
+    folder = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)
+    monkeypatch.setattr(Sink, "flush", failing)
+    with pytest.raises(OutputError, match="No space left"):
+        export_all(folder, tmp_path / "out")
+    assert len(flushed) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_space_for_all_outputs_is_summed(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    folder = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)
+    jobs = prepare_all(folder, tmp_path)
+    sizes = [job.plan.nbytes + sum(c.nbytes for c in job.plan.companions) for job in jobs]
+
+    class Usage:
+        free = sum(sizes) - 1
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
+    from smolexport.convert import write_all
+
+    with pytest.raises(OutputError, match="MB are needed"):
+        write_all(jobs)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_small_file_that_vanishes_meanwhile(tokenizer: Path, tmp_path: Path) -> None:
+    from smolexport.convert import prepare, write
+    from smolexport.errors import CheckpointError
+
+    folder = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)
+    job = prepare("mlx", folder, tmp_path / "x")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: No such file .*; it was there when the export began"):
+        write(job)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -146,6 +146,13 @@ def test_finding_folders_first(folder: Path, tmp_path: Path, monkeypatch: pytest
     assert find_checkpoint(folder) == folder
 
 
+def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match="the name of the checkpoint is empty"):
+        find_checkpoint("")
+    assert find_checkpoint(".") == Path()
+
+
 def test_the_word_demo(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_checkpoint("demo") == demo

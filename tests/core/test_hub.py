@@ -197,3 +197,30 @@ def test_other_errors_than_exceptions_pass(hub: Hub) -> None:
     hub.before_download = stop
     with pytest.raises(KeyboardInterrupt):
         find_checkpoint("owner/name")
+
+
+def test_a_dtype_that_only_the_weights_tell(hub: Hub) -> None:
+    """A config that claims none: the plan from the hub is that of the same folder on the disk."""
+    from smolexport.testing.checkpoints import write_checkpoint
+
+    size = json.loads((hub.repository / "config.json").read_text())["vocab_size"]
+    write_checkpoint(hub.repository, "llama", dtype="f32", vocab_size=size)
+    config = json.loads((hub.repository / "config.json").read_text())
+    del config["torch_dtype"]
+    (hub.repository / "config.json").write_text(json.dumps(config))
+    remote = convert.prepare("mlx", "owner/name", quant="q8_g32", name="x")
+    local = convert.prepare("mlx", hub.repository, quant="q8_g32", name="x")
+    assert remote.plan.entries == local.plan.entries
+    assert remote.plan.nbytes == local.plan.nbytes
+
+
+def test_all_formats_are_refused_before_the_weights_too(hub: Hub) -> None:
+    (Path("file")).write_text("x")
+    for out, said in (("no/such", "no such folder"), ("file", "is no folder")):
+        assert_refused(call("all", "owner/name", "-o", out), said)
+    assert hub.asked == []
+    assert_refused(call("all", "owner/name", "-q", "q4_k_m"), "MLX has no such scheme")
+    assert hub.asked == []
+    assert call("all", "owner/name", "-o", "out").code == 0
+    assert len(hub.asked) == 2
+    assert "base_model: owner/name" in (Path("out") / "name-int4-mlx" / "README.md").read_text()

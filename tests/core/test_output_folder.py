@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from smolexport.errors import OutputError
-from smolexport.output import atomic_folder, check_target, leftovers, made_folder
+from smolexport.output import atomic_folder, check_parent, check_target, leftovers, made_folder, refuse_own_source
 from smolexport.sink import Place, Sink
 
 
@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
 
 
 def fill(path: Path, *, force: bool = False, fail: BaseException | None = None) -> None:
-    with atomic_folder(path, force=force) as folder:
+    with atomic_folder(path, replaceable=(lambda _: True) if force else None) as folder:
         (folder / "inner").mkdir()
         (folder / "inner" / "a").write_text("new")
         assert not (path / "inner").exists()
@@ -55,24 +55,48 @@ def test_an_earlier_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert names(tmp_path / "x") == ["inner"]
 
 
-def test_the_earlier_folder_stays_when_the_new_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the moment between the two renamings."""
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt(), MemoryError()])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_the_earlier_folder_stays_when_the_new_one_fails(
+    moment: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it fails, or somebody presses Ctrl-C, between the two renamings."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "old").write_text("old")
-    with pytest.raises(ValueError, match="stop"):
-        fill(tmp_path / "x", force=True, fail=ValueError("stop"))
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
+        if self.name == "x" and moment == "after":
+            rename(self, target)
+            raise error
         if self.suffix == ".partial":
-            raise OSError(5, "Input/output error")
+            raise error
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OutputError, match="Input/output error; nothing was written"):
+    with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
         fill(tmp_path / "x", force=True)
     assert names(tmp_path) == ["x"]
     assert (tmp_path / "x" / "old").read_text() == "old"
+
+
+def test_what_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    """Minutes lie between the first look and the renaming: `replaceable` is asked again, links are never followed."""
+    (tmp_path / "elsewhere").mkdir()
+
+    def late(what: str) -> None:
+        with atomic_folder(tmp_path / what, replaceable=lambda path: not (path / "thesis").exists()):
+            if what == "link":
+                (tmp_path / what).symlink_to("elsewhere")
+            else:
+                (tmp_path / what).mkdir()
+                (tmp_path / what / "thesis").write_text("precious")
+
+    for what in ("folder", "link"):
+        with pytest.raises(OutputError):
+            late(what)
+    assert names(tmp_path) == ["elsewhere", "folder", "link"]
+    assert (tmp_path / "folder" / "thesis").read_text() == "precious"
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
@@ -94,8 +118,46 @@ def test_leftovers_are_judged_by_the_last_write_inside(tmp_path: Path) -> None:
     os.utime(left, (old, old))
     assert leftovers(tmp_path / "x") == []
     os.utime(left / "file", (old, old))
-    assert leftovers(tmp_path / "x") == [left]
+    assert leftovers(tmp_path / "x") == [f"{left} is left from an export that was killed; it can be deleted"]
     assert leftovers(tmp_path / "y") == []
+    aside = left.rename(left.with_suffix(".replaced"))
+    assert leftovers(tmp_path / "x") == [
+        f"{aside} is an earlier output that an export had set aside when it was killed; rename or delete it"
+    ]
+
+
+def test_what_is_read_from_or_stood_in_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "a" / "checkpoint"
+    source.mkdir(parents=True)
+    (source / "model.safetensors").write_text("weights")
+    (source / "x.gguf").write_text("ours")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path / "here")
+    for target, said in (
+        (source, "checkpoint"), (tmp_path / "a", "checkpoint"), (tmp_path / "link", "checkpoint"),
+        (Path(), "working folder"), (Path(".."), "checkpoint"), (tmp_path / "here", "working folder"),
+    ):  # fmt: skip
+        with pytest.raises(OutputError, match=f"is or holds the {said}"):
+            refuse_own_source(target, source, folder=True, ours=lambda _: True)
+    refuse_own_source(source / "out", source, folder=True, ours=lambda _: True)
+
+    def ours(path: Path) -> bool:
+        return path.suffix == ".gguf"
+
+    with pytest.raises(OutputError, match="is a file of the checkpoint itself"):
+        refuse_own_source(source / "model.safetensors", source, folder=False, ours=ours)
+    for fine in (source / "x.gguf", source / "new.gguf", tmp_path / "model.safetensors"):
+        refuse_own_source(fine, source, folder=False, ours=ours)
+
+
+def test_parents(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    check_parent(tmp_path)
+    check_parent(tmp_path / "new")
+    for path, said in (("file", "is no folder"), ("no/such", "no such folder"), ("x" * 300, "too long")):
+        with pytest.raises(OutputError, match=said):
+            check_parent(tmp_path / path)
 
 
 def test_targets(tmp_path: Path) -> None:

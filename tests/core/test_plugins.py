@@ -13,7 +13,8 @@ import pytest
 
 from smolexport import plugins
 from smolexport.errors import FileFormatError, MissingDependencyError, SmolexportError, UsageError
-from tests.cli.commands import call, tiny_checkpoint
+from smolexport.parity.candidates import exported
+from tests.cli.commands import assert_refused, call, tiny_checkpoint
 
 
 @pytest.fixture
@@ -36,6 +37,10 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             return path.is_file() and path.read_bytes()[:7] == b"NOTHING"
         def describe(path):
             raise NotImplementedError
+        def lint(path):
+            return []
+        def replaceable(path):
+            return recognises(path)
         """)
     )
     (site / "smolexport_on_nothing.py").write_text(
@@ -95,8 +100,56 @@ def test_files_are_recognised_by_content(tmp_path: Path) -> None:
         plugins.converter_for(tmp_path / "model.gguf")
     with pytest.raises(FileFormatError, match="no such file"):
         plugins.converter_for(tmp_path / "nothing")
+    with pytest.raises(FileFormatError, match=r"nothing-mlx: no such folder$"):
+        plugins.converter_for(tmp_path / "nothing-mlx")
     with pytest.raises(SmolexportError, match="none of the known formats"):
         plugins.runtime_for(tmp_path)
+
+
+def test_a_checkpoint_is_told_from_an_exported_file(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    said = "is a checkpoint, not an exported file; export it first, e.g. smolexport all"
+    with pytest.raises(FileFormatError, match=said):
+        plugins.converter_for(folder)
+    assert_refused(call("inspect", folder), folder, said)
+    with pytest.raises(FileFormatError, match=said):
+        exported([folder])
+
+
+@pytest.mark.parametrize(
+    ("model", "is_file"),
+    [
+        ("missing-mlx", True),
+        ("here/missing-mlx", True),
+        ("here/missing-mlx/", True),
+        ("far/away/missing-mlx", True),
+        ("./missing-mlx", True),
+        ("missing.gguf", True),
+        ("owner/missing.gguf", True),
+        ("owner/name-mlx", False),
+        ("owner/name-1.5b", False),
+        ("owner/-mlx", False),
+        ("here/-mlx", False),
+        ("owner/name", False),
+        ("here", False),
+    ],
+)
+def test_what_is_missing_and_what_may_be_on_the_hub(
+    model: str, is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name like that of an exported folder is one, unless it could be a hub id: owner/name, and no folder owner."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked: list[str | Path] = []
+
+    def found(source: str | Path) -> Path:
+        asked.append(source)
+        return tmp_path
+
+    monkeypatch.setattr("smolexport.checkpoint.find_checkpoint", found)
+    with pytest.raises(FileFormatError, match="none of the known" if not is_file else "no such f"):
+        plugins.locate(model)
+    assert asked == ([] if is_file else [model])
 
 
 def test_a_checkpoint_folder_plays_on_torch(tmp_path: Path) -> None:

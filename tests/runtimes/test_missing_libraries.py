@@ -30,6 +30,8 @@ def run(code: str) -> str:
         ("smolexport_on_torch", "torch", "pip install torch transformers"),
         ("smolexport_on_torch", "transformers", "pip install torch transformers"),
         ("smolexport_on_llamacpp", "llama_cpp", "pip install llama-cpp-python"),
+        ("smolexport_on_mlx", "mlx", "pip install 'mlx[cpu]' mlx-lm"),
+        ("smolexport_on_mlx", "mlx_lm", "pip install 'mlx[cpu]' mlx-lm"),
     ],
 )
 def test_the_line_that_installs_it(adapter: str, library: str, line: str, tmp_path: Path) -> None:
@@ -51,14 +53,14 @@ except MissingDependencyError as error:
     assert len(told.splitlines()) == 1
 
 
-@pytest.mark.parametrize("adapter", ["smolexport_on_torch", "smolexport_on_llamacpp"])
+@pytest.mark.parametrize("adapter", ["smolexport_on_torch", "smolexport_on_llamacpp", "smolexport_on_mlx"])
 def test_importing_an_adapter_loads_nothing_heavy(adapter: str) -> None:
     loaded = run(f"import sys, {adapter}; print(*sys.modules)").split()
     assert adapter in loaded
-    assert not {"torch", "transformers", "llama_cpp"} & set(loaded)
+    assert not {"torch", "transformers", "llama_cpp", "mlx", "mlx_lm"} & set(loaded)
 
 
 def test_generating_needs_numpy_only() -> None:
     loaded = run("import sys, smolexport.generation; print(*sys.modules)").split()
-    heavy = {"torch", "transformers", "llama_cpp", "numba", "tokenizers", "huggingface_hub", "gguf", "psutil"}
+    heavy = {"torch", "transformers", "llama_cpp", "mlx", "mlx_lm", "numba", "tokenizers", "huggingface_hub", "psutil"}
     assert not heavy & set(loaded)

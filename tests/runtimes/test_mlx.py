@@ -18,15 +18,14 @@ from smolexport.generation import generate
 from smolexport.runtime import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
+from tests import mlx_for_tests
 from tests.children import python
 
 mx = pytest.importorskip("mlx.core", reason="the mlx extra is not installed")
 
 import smolexport_on_mlx  # noqa: E402
 
-with smolexport_on_mlx._file_limits_kept():
-    mlx_lm = pytest.importorskip("mlx_lm", reason="the mlx extra is not installed")
-
+mlx_lm = mlx_for_tests.mlx_lm()
 FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 320, 48)]
 ON_CPU = pytest.mark.skipif(mx.default_device().type != mx.cpu, reason="about MLX's CPU backend")
@@ -238,8 +237,7 @@ def test_sessions_move_between_threads(checkpoint: Path) -> None:
 
 
 def test_greedy_equals_mlx_lm(checkpoint: Path) -> None:
-    from mlx_lm.generate import generate_step
-
+    generate_step = mlx_for_tests.mlx_lm("generate").generate_step
     model, _ = mlx_lm.utils.load_model(checkpoint)
     model.set_dtype(mx.float32)
     theirs = [int(token) for token, _ in generate_step(mx.array(IDS), model, max_tokens=16)]

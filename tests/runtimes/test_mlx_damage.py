@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from smolexport.arch import load_spec
 from smolexport.errors import CheckpointError, FileFormatError, SmolexportError, UnsupportedError, UsageError
 from smolexport.testing.checkpoints import random_tensors, write_checkpoint, write_safetensors
+from tests import mlx_for_tests
 from tests.damage import join, split
 
 mx = pytest.importorskip("mlx.core", reason="the mlx extra is not installed")
@@ -154,13 +155,11 @@ def test_folders_that_mlx_lm_cannot_name(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_a_state_that_cannot_be_rewound(tmp_path: Path) -> None:
-    with smolexport_on_mlx._file_limits_kept():
-        mlx_lm = pytest.importorskip("mlx_lm", reason="the mlx extra is not installed")
-        mamba = pytest.importorskip("mlx_lm.models.mamba")
+    utils, mamba = mlx_for_tests.mlx_lm("utils"), mlx_for_tests.mlx_lm("models.mamba")
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "state_size": 8, "num_hidden_layers": 1}
     switches = {"conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4}
     config = {"model_type": "mamba", **sizes, **switches, "tie_word_embeddings": True}
-    mlx_lm.utils.save_model(tmp_path, mamba.Model(mamba.ModelArgs(**config)))
+    utils.save_model(tmp_path, mamba.Model(mamba.ModelArgs(**config)))
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedError, match="rewound"):
         smolexport_on_mlx.open(tmp_path)

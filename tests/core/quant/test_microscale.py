@@ -107,7 +107,9 @@ def test_where_mlx_writes_infinities(dtype: Any) -> None:
 def problems(draw: st.DrawFn) -> NDArray[Any]:
     """Rows whose groups of 16 differ in size, some with few distinct values."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    count, columns = draw(st.integers(1, 70)), 32 * draw(st.integers(1, 9))
+    # An odd number of groups of 16 in a row is for nvfp4 alone, and MLX takes it in an even number of rows.
+    count, columns = draw(st.integers(1, 70)), 16 * draw(st.integers(1, 18))
+    count += count % 2 if columns % 32 else 0
     size = (10.0 ** rng.uniform(draw(st.integers(-12, -2)), 3, (count, columns // 16))).repeat(16, axis=1)
     noise = rng.standard_normal((count, columns))
     if draw(st.booleans()):
@@ -121,9 +123,47 @@ def problems(draw: st.DrawFn) -> NDArray[Any]:
 @settings(max_examples=60, deadline=None)
 def test_equals_mlx_on_random_problems(weights: NDArray[Any], mode: Any) -> None:
     dtype = next(name for name, kind in libmlx.DTYPES.items() if weights.dtype == kind)
-    found = MicroFormat(mode, dtype).encode(weights)  # type: ignore[arg-type]
-    # MLX reshapes to whole words of all rows together, so it wants no more than we do.
-    assert np.array_equal(found, libmlx.quantize(weights, mode=mode))
+    form = MicroFormat("nvfp4" if weights.shape[1] % 32 else mode, dtype)  # type: ignore[arg-type]
+    found, wanted = form.encode(weights), libmlx.quantize(weights, mode=form.mode)
+    assert np.array_equal(found, wanted)
+    columns = weights.shape[1]
+    assert libmlx.same_bits(form.decode(found, columns), libmlx.dequantize(wanted, form.parts(columns), mode=form.mode))
+
+
+@pytest.mark.parametrize("dtype", libmlx.DTYPES)
+@pytest.mark.parametrize("columns", [16, 48, 80, 112, 1040, 2064, 4144])
+def test_nvfp4_rows_of_an_odd_number_of_groups(columns: int, dtype: Any) -> None:
+    """Rows longer and shorter than a kernel's tile, and tiles that end inside a pair of groups."""
+    form = MicroFormat("nvfp4", dtype)
+    assert form.parts(columns) == (Part("weight", "U32", columns // 8), Part("scales", "U8", columns // 16))
+    for count in (2, 10, 46):
+        weights = rows.gauss(np.random.default_rng(columns + count), (count, columns)).astype(libmlx.DTYPES[dtype])
+        found, wanted = form.encode(weights), libmlx.quantize(weights, mode="nvfp4")
+        assert np.array_equal(found, wanted)
+        decoded = form.decode(found, columns)
+        assert libmlx.same_bits(decoded, libmlx.dequantize(wanted, form.parts(columns), mode="nvfp4"))
+        # Rows stand for themselves, so an odd number of them is the same bytes.
+        odd = np.ascontiguousarray(weights[1:])
+        assert np.array_equal(form.encode(odd), found[1:])
+        assert libmlx.same_bits(form.decode(np.ascontiguousarray(found[1:]), columns), decoded[1:])
+
+
+def test_nothing_is_written_beyond_an_odd_row() -> None:
+    form, weights = MicroFormat("nvfp4", "F32"), rows.gauss(np.random.default_rng(3), (3, 48))
+    guarded = np.full((5, form.row_bytes(48)), 0xAA, np.uint8)
+    form.encode(weights, out=guarded[1:4])
+    assert np.array_equal(guarded[1:4], form.encode(weights))
+    assert (guarded[[0, 4]] == 0xAA).all()
+
+
+def test_what_mlx_takes_of_rows_of_an_odd_number_of_groups() -> None:
+    """Whole groups in each row, and 32 elements in all."""
+    for shape, taken in (((2, 48), True), ((3, 48), False), ((1, 16), False), ((3, 64), True), ((2, 40), False)):
+        if taken:
+            assert len(libmlx.quantize(np.ones(shape, np.float32), mode="nvfp4")) == shape[0]
+        else:
+            with pytest.raises(ValueError, match=r"reshape|divisible"):
+                libmlx.quantize(np.ones(shape, np.float32), mode="nvfp4")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -181,10 +221,11 @@ def test_bad_arguments() -> None:
         with pytest.raises(UsageError, match=r"micro-scaled floats: .* must be one of"):
             MicroFormat(*bad)  # type: ignore[arg-type]
     form = MicroFormat("nvfp4", "F16")
-    for columns in (0, 16, 48, 65):
+    for columns in (0, 8, 40, 65):
         assert not form.fits(columns)
-        with pytest.raises(UsageError, match=f"nvfp4: rows of {columns} elements are not whole pieces of 32"):
+        with pytest.raises(UsageError, match=f"nvfp4: rows of {columns} elements are not whole groups of 16"):
             form.encode(np.zeros((2, columns), np.float32))
+    assert not MicroFormat("mxfp4", "F16").fits(48)
     good = np.zeros((2, 64), np.float32)
     with pytest.raises(UsageError, match="nvfp4: expected C-contiguous float32"):
         form.encode(good.astype(np.float64))
