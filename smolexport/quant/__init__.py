@@ -12,7 +12,7 @@ search.py      scale searches, one group per lane               q6_k.py     q6_k
 superblock.py  what the k formats share
 ```
 
-Formats whose rows keep codes and scales apart, as MLX stores them:
+Formats whose rows keep codes and scales apart, as MLX and, in the last line, ONNX Runtime store them:
 
 ```
 parted.py      what they share             affine.py, affine_kernels.py    affine groups, 2 to 8 bits
@@ -20,6 +20,7 @@ rowparts.py    places in a row, floats     affine_grids.py                 scale
 bitstream.py   codes as a bit stream       affine_search.py                better ones
 lane_floats.py small floats in lanes       microscale*.py                  mxfp4 nvfp4 mxfp8
                                            portable*.py                    q4_0 and q8_0 as affine groups
+                           nbits*.py                       MatMulNBits, 4 and 8 bits; q4_0 and q8_0 so
 ```
 """
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 from smolexport.quant.affine import AffineFormat
 from smolexport.quant.formats import FORMATS, BlockFormat, Part, RowFormat, first_nonfinite
 from smolexport.quant.microscale import MicroFormat
+from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.quant.portable import PortableFormat
 
 __all__ = [
@@ -35,8 +37,10 @@ __all__ = [
     "AffineFormat",
     "BlockFormat",
     "MicroFormat",
+    "NBits",
     "Part",
     "PortableFormat",
+    "PortableNBits",
     "RowFormat",
     "first_nonfinite",
 ]
