@@ -6,18 +6,18 @@ nothing that the spec knows is left to a default.  Facts: mlx-lm 0.32.2, mlx-swi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from smolexport.companions import config_eos, writable
 from smolexport.model import DTYPES as CLAIMS
 from smolexport.model import Model
 from smolexport.rope import Linear, Llama3, Rope, Yarn
 from smolexport.spec import ModelSpec
 from smolexport_to_mlx.architectures import ROWS, rope_of
 
-__all__ = ["DTYPES", "compose", "config_eos", "eos_ids", "quantization_object"]
+__all__ = ["DTYPES", "compose", "quantization_object"]
 
 DTYPES: Mapping[str, str] = {dtype: name for name, dtype in CLAIMS.items()}
 # Keys of a source that name places, ask for code, or that some reader of the folder would act upon although the
@@ -41,7 +41,7 @@ def compose(model: Model, quantization: Mapping[str, Any] | None, dtype: str) ->
     config = {
         key: value
         for key, value in model.config.items()
-        if key not in DROPPED and not key.startswith("quantization") and _writable(key, value)
+        if key not in DROPPED and not key.startswith("quantization") and writable(key, value)
     }
     config |= _sizes(spec) | _layers(spec, config) | _rope(rope_of(spec))
     config["eos_token_id"] = config_eos(model)
@@ -51,15 +51,6 @@ def compose(model: Model, quantization: Mapping[str, Any] | None, dtype: str) ->
     if quantization is not None:
         config["quantization"] = config["quantization_config"] = dict(quantization)
     return dict(sorted(config.items()))
-
-
-def _writable(key: str, value: Any) -> bool:
-    """Whether they are JSON for every reader: Python's own also takes NaN, Infinity and half a surrogate pair."""
-    try:
-        json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
@@ -142,21 +133,6 @@ def _mscale(scaling: Yarn) -> float:
     mscale_all_dim, which is 0 here.  transformers reads `attention_factor` and then neither of the two.
     """
     return 10 * (scaling.attention_factor - 1) / math.log(scaling.factor) if scaling.factor > 1 else 1.0
-
-
-def config_eos(model: Model) -> int | list[int] | None:
-    """`eos_token_id` of the config.json that is written: the source's, else every token that ends a generation."""
-    own: int | list[int] | None = model.config.get("eos_token_id")
-    return eos_ids(model) if own is None or own == [] else own
-
-
-def eos_ids(model: Model) -> int | list[int] | None:
-    """Every token that ends a generation, config.json's first; a number when it is one, None when there is none."""
-    own = model.config.get("eos_token_id")
-    listed = own if isinstance(own, list) else [own, model.tokenizer.eos]
-    ids = [index for index in (*listed, *sorted(model.tokenizer.stop_tokens)) if type(index) is int and index >= 0]
-    unique = list(dict.fromkeys(ids))
-    return unique if len(unique) > 1 else unique[0] if unique else None
 
 
 def quantization_object(

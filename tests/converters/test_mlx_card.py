@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from smolexport.card import front_matter
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from smolexport_to_mlx.card import card, front_matter
+from smolexport_to_mlx.card import card
 from tests.children import python
 from tests.converters.mlx_models import open_model
 
@@ -148,7 +149,7 @@ def test_yaml_is_loaded_only_to_be_parsed(source: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from smolexport_to_mlx.card import front_matter
+from smolexport.card import front_matter
 found = front_matter(Path(sys.argv[1]))
 print(found, "yaml" in sys.modules)
 """

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from smolexport.arch import load_spec
+from smolexport.companions import eos_ids
 from smolexport.model import Model
 from smolexport.rope import Linear, Llama3, Rope, Yarn
 from smolexport.spec import Layer, ModelSpec
 from smolexport_to_mlx.architectures import ROWS, check, notes, rope_of
-from smolexport_to_mlx.config import compose, eos_ids, quantization_object
+from smolexport_to_mlx.config import compose, quantization_object
 from tests.converters.mlx_models import FAMILIES, model_of, tiny_model
 from tests.core.published_configs import PUBLISHED
 from tests.mlx_for_tests import mlx_lm, needs_mlx

@@ -1,0 +1,172 @@
+"""The small files beside an output that is a folder: tokenizer, chat templates, generation config, licence.
+
+They are copied byte for byte; what a target's readers need otherwise is its converter's to put right.  A folder is
+published, so nothing gets into it that was not in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from smolexport.errors import CheckpointError
+from smolexport.model import Model
+from smolexport.plan import Companion
+from smolexport.tokenizer.files import MAX_BYTES, read_json
+
+__all__ = [
+    "GENERATION",
+    "NEW_CLASS",
+    "SPECIAL",
+    "TEMPLATE",
+    "TEMPLATES",
+    "TOKENIZER",
+    "config_eos",
+    "content",
+    "copies",
+    "eos_ids",
+    "generation_config",
+    "is_companion",
+    "json_bytes",
+    "renamed_class",
+    "special_texts",
+    "writable",
+]
+
+TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+TEMPLATES = "additional_chat_templates"
+COPIED = (
+    "tokenizer.json",
+    SPECIAL,
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    TEMPLATE,
+    TOKENIZER,
+    GENERATION,
+)
+PATTERNS = (f"{TEMPLATES}/*.jinja", "LICENSE*")
+# Read and checked before anything is written, so these may lie anywhere; of the others nobody knows what they are.
+UNDERSTOOD = frozenset({"tokenizer.json", TOKENIZER, SPECIAL, GENERATION, "chat_template.json"})
+MAX_SMALL = 64 << 20  # of every file but tokenizer.json; a vocab.json of 250,000 tokens is about 5 MB
+NEW_CLASS = "TokenizersBackend"  # what transformers 5 writes; readers that do not know it fail or guess
+
+
+def copies(folder: Path) -> tuple[dict[str, Companion], list[str]]:
+    """The files of `folder` that are copied, by name, and a line about each that is left out.
+
+    A link counts as the file when it stays inside the folder or inside the cache of a hub download.  Any other link is
+    followed only to the JSON files of a tokenizer.
+
+    Raises:
+        CheckpointError: a file cannot be read or is far larger than such a file ever is.
+    """
+    names = {name for name in COPIED if (folder / name).exists()}
+    for pattern in PATTERNS:
+        names |= {path.relative_to(folder).as_posix() for path in folder.glob(pattern)}
+    found, lines = {}, []
+    for name in sorted(names):
+        path = folder / name
+        if not path.is_file():
+            lines.append(f"{name} is no regular file and is left out")
+            continue
+        if name not in UNDERSTOOD and not _stays(path, folder):
+            lines.append(f"{name} is a link out of the checkpoint and is left out")
+            continue
+        _check_size(path, MAX_BYTES if name == "tokenizer.json" else MAX_SMALL)
+        found[name] = Companion(name, path)
+    return found, lines
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    """Whether `path`, links followed, is in `folder` or among the files of the hub download that `folder` shows."""
+    target, home = path.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return any(target.is_relative_to(place) for place in homes)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file at the path `name` in a folder may be one of these."""
+    return name in COPIED or any(
+        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in PATTERNS
+    )
+
+
+def _check_size(path: Path, limit: int) -> None:
+    try:
+        size = path.stat().st_size
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if size > limit:
+        raise CheckpointError(f"{path}: {size:,} bytes, more than such a file ever needs; is it the right file?")
+
+
+def renamed_class(path: Path, config: dict[str, Any], name: str) -> bytes:
+    """The file `path`, which holds `config`, with `name` as its tokenizer_class in place of `NEW_CLASS`.
+
+    Written anew only where the text is ambiguous.
+    """
+    wanted = {**config, "tokenizer_class": name}
+    text = path.read_bytes().decode("utf-8")
+    swapped, count = re.subn(rf'("tokenizer_class"\s*:\s*)"{NEW_CLASS}"', rf'\1"{name}"', text)
+    return swapped.encode() if count == 1 and json.loads(swapped) == wanted else json_bytes(wanted)
+
+
+def special_texts(model: Model) -> dict[str, Any]:
+    """The special tokens for a tokenizer_config.json that does not exist."""
+    spec = model.tokenizer
+    ids = {"bos_token": spec.bos, "eos_token": spec.eos, "pad_token": spec.pad, "unk_token": spec.unk}
+    return {key: spec.tokens[index] for key, index in ids.items() if index is not None}
+
+
+def generation_config(model: Model, found: dict[str, Companion]) -> tuple[Companion | None, str]:
+    """A generation_config.json where `found` has none, and the line about it."""
+    if GENERATION in found:
+        return None, ""
+    spec = model.tokenizer
+    ids = {"bos_token_id": spec.bos, "eos_token_id": eos_ids(model), "pad_token_id": spec.pad}
+    content = {key: value for key, value in ids.items() if value is not None}
+    line = f"{GENERATION} is missing; one with the ids of the special tokens was added"
+    return Companion(GENERATION, json_bytes(content)), line
+
+
+def content(found: dict[str, Companion], name: str) -> dict[str, Any]:
+    """The JSON object in the file `name`; empty when there is none.  Raises TokenizerError for a damaged one."""
+    source = found[name].content if name in found else b"{}"
+    return read_json(source) if isinstance(source, Path) else dict(json.loads(source))
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """`value` as the text of a file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def writable(key: str, value: Any) -> bool:
+    """Whether they are JSON for every reader: Python's own also takes NaN, Infinity and half a surrogate pair."""
+    try:
+        json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def config_eos(model: Model) -> int | list[int] | None:
+    """`eos_token_id` of the config.json that is written: the source's, else every token that ends a generation."""
+    own: int | list[int] | None = model.config.get("eos_token_id")
+    return eos_ids(model) if own is None or own == [] else own
+
+
+def eos_ids(model: Model) -> int | list[int] | None:
+    """Every token that ends a generation, config.json's first; a number when it is one, None when there is none."""
+    own = model.config.get("eos_token_id")
+    listed = own if isinstance(own, list) else [own, model.tokenizer.eos]
+    ids = [index for index in (*listed, *sorted(model.tokenizer.stop_tokens)) if type(index) is int and index >= 0]
+    unique = list(dict.fromkeys(ids))
+    return unique if len(unique) > 1 else unique[0] if unique else None
