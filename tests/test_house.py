@@ -32,6 +32,8 @@ FLOORS = (
     ("smolexport.converter", 3),
     ("smolexport.stream", 3),
     ("smolexport.model", 3),
+    ("smolexport.companions", 3),
+    ("smolexport.card", 3),
     ("smolexport.portable", 2),
     ("smolexport.sink", 2),
     ("smolexport.weights", 2),
@@ -100,8 +102,10 @@ ADAPTERS = sorted(set(modules()) - set(CORE))
 
 def test_there_is_a_house() -> None:
     assert len(CORE) > 50
-    assert {"smolexport_to_gguf", "smolexport_to_mlx"} <= set(ADAPTERS)
-    assert {"smolexport_on_torch", "smolexport_on_llamacpp", "smolexport_on_mlx"} <= set(ADAPTERS)
+    assert {"smolexport_to_gguf", "smolexport_to_mlx", "smolexport_to_onnx"} <= set(ADAPTERS)
+    assert {"smolexport_on_torch", "smolexport_on_llamacpp", "smolexport_on_mlx", "smolexport_on_onnxruntime"} <= set(
+        ADAPTERS
+    )
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -209,15 +213,16 @@ def test_converting_needs_no_runtime(tmp_path: Path) -> None:
     code = BLOCK.format(blocked=HEAVY) + (
         "import smolexport, sys\n"
         "try:\n    import mlx\nexcept ImportError:\n    pass\nelse:\n    sys.exit('the wall has a hole')\n"
-        "for target, quant in (('gguf', 'q8_0'), ('gguf', 'q4_k'), ('mlx', 'q4'), ('mlx', 'mxfp4')):\n"
+        "made = (('gguf', 'q8_0'), ('gguf', 'q4_k'), ('mlx', 'q4'), ('mlx', 'mxfp4'), ('onnx', 'int4'))\n"
+        "for target, quant in made:\n"
         "    done = smolexport.export(target, sys.argv[1], f'{sys.argv[2]}{target}-{quant}', quant=quant)\n"
         "    print(smolexport.inspect(done.path).scheme)\n"
         "for done in smolexport.export_all(sys.argv[1], sys.argv[2] + 'all'):\n"
         "    print(smolexport.inspect(done.path).format, smolexport.fingerprint(done.path))\n"
     )
-    *schemes, gguf, mark, mlx, same = python(code, str(folder), str(tmp_path / "x-")).split()
-    assert schemes == ["q8_0", "q4_k_m", "q4", "mxfp4"]
-    assert (gguf, mlx, mark) == ("gguf", "mlx", same)
+    *schemes, gguf, mark, mlx, same, onnx, again = python(code, str(folder), str(tmp_path / "x-")).split()
+    assert schemes == ["q8_0", "q4_k_m", "q4", "mxfp4", "int4"]
+    assert (gguf, mlx, onnx, mark, again) == ("gguf", "mlx", "onnx", same, same)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +244,9 @@ def test_nothing_tells_where_it_was_made() -> None:
     pattern = re.compile(r"/wo[r]k/|/ro[o]t/|/ho[m]e/\w+/|\bissue #?\d+\b|\bTO[D]O\b|\bFIX[M]E\b|\bXX[X]\b")
     texts = [p for p in ROOT.rglob("*") if p.suffix in {".py", ".md", ".toml", ".txt", ".jsonl"}]
     texts += [ROOT / "Makefile", ROOT / ".ci" / "run"]
-    own = [p for p in texts if not any(part.startswith(".v") or part == "build" for part in p.parts[len(ROOT.parts) :])]
+    foreign = ("build", "node_modules")
+    parts = [(p, p.parts[len(ROOT.parts) :]) for p in texts]
+    own = [p for p, names in parts if not any(name.startswith(".v") or name in foreign for name in names)]
     assert len(own) > 100
     for path in own:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

@@ -10,7 +10,7 @@ import pytest
 from smolexport import fingerprint, inspect, plugins
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
 
-INT4 = ["tiny-int4-mlx", "tiny-int4.gguf"]
+INT4 = ["tiny-int4-mlx", "tiny-int4-onnx", "tiny-int4.gguf"]
 
 
 def names(folder: Path) -> list[str]:
@@ -32,12 +32,12 @@ def test_by_default_int4_in_every_format_here(tiny: Path, tmp_path: Path, monkey
 
 def test_the_folder_is_made(tiny: Path, tmp_path: Path) -> None:
     outcome = call("all", tiny, "-q", "int8", "-o", tmp_path / "out", "--name", "x")
-    assert sorted(outcome.out.splitlines()) == [f"{tmp_path}/out/x-int8-mlx", f"{tmp_path}/out/x-int8.gguf"]
+    assert sorted(outcome.out.splitlines()) == [f"{tmp_path}/out/x-int8{end}" for end in ("-mlx", "-onnx", ".gguf")]
     assert {inspect(line).name for line in outcome.out.splitlines()} == {"x"}
 
 
 def test_some_formats(tiny: Path, tmp_path: Path) -> None:
-    for word, made in (("mlx", [INT4[0]]), ("gguf", [INT4[1]]), (" mlx, gguf ", INT4)):
+    for word, made in (("mlx", [INT4[0]]), ("gguf", [INT4[2]]), (" mlx, gguf ", [INT4[0], INT4[2]])):
         folder = tmp_path / word.strip()
         folder.mkdir()
         assert call("all", tiny, "-o", folder, "--formats", word).code == 0
@@ -65,7 +65,7 @@ def test_json(tiny: Path, tmp_path: Path) -> None:
 def test_dry_run(tiny: Path, tmp_path: Path) -> None:
     outcome = call("all", tiny, "-o", tmp_path / "out", "--dry-run")
     assert (outcome.code, outcome.err) == (0, "")
-    assert [outcome.out.count(f"{name} int4 (llama): 20 tensors") for name in plugins.converters()] == [1, 1]
+    assert [outcome.out.count(f"{name} int4 (llama): 20 tensors") for name in plugins.converters()] == [1, 1, 1]
     rows = json.loads(call("all", tiny, "-o", tmp_path / "out", "--dry-run", "--json").out)
     assert names(tmp_path) == []
     for row in rows:

@@ -96,7 +96,8 @@ def test_floats_have_the_fingerprint_of_the_checkpoint(tokenizer: Path, tmp_path
     folder = write_checkpoint(tmp_path / "model", "smollm3", seed=4, tokenizer=tokenizer)
     own = fingerprint(open_checkpoint(folder).stored, threads=2)
     for target in plugins.converters():
-        done = smolexport.export(target, folder, tmp_path / target, quant="bf16")
+        quant = "bf16" if "bf16" in plugins.converter(target).SCHEMES else "f32"
+        done = smolexport.export(target, folder, tmp_path / target, quant=quant)
         assert smolexport.fingerprint(done.path) == own
 
 

@@ -1,0 +1,277 @@
+"""The graph of a decoder, from `ModelSpec` and `Layer` alone.
+
+Facts about the operators: `docs/ContribOperators.md` of ONNX Runtime 1.31 and runs of it.
+
+Notation: b = batch, s = tokens of this call, t = tokens so far with these, h = hidden_size, v = vocab_size,
+q, k = numbers of query and key heads, d = head_dim.  Activations are [b, s, …].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from smolexport.rope import Rope
+from smolexport.spec import Layer, ModelSpec, Role
+from smolexport_to_onnx.container import GATE_UP, QKV, Layout
+from smolexport_to_onnx.messages import MICROSOFT, Attribute, Graph, Initializer, Node, Port
+from smolexport_to_onnx.schemes import Dtype, nbits_of
+
+__all__ = ["Settings", "build", "rotated_apart"]
+
+LAST = (1 << 63) - 1
+ROTARY_UNIT = 16  # GroupQueryAttention rotates heads of whole multiples of this
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the graph's author may choose.
+
+    Attributes:
+        dtype: float type of activations and caches.
+        accuracy_level: of MatMulNBits: 4 = activations are rounded to 8 bits per block, 0 = they are not.
+        logits: of all positions of a call, or of the last one.
+    """
+
+    dtype: Dtype
+    accuracy_level: int = 4
+    logits: Literal["all", "last"] = "all"
+
+
+@dataclass
+class Builder:
+    """A graph that grows: nodes in order of execution, small constants, and names for both."""
+
+    layout: Layout
+    settings: Settings
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, Initializer] = field(default_factory=dict)
+
+    def add(
+        self,
+        op: str,
+        scope: str,
+        *inputs: str,
+        outputs: tuple[str, ...] = (),
+        domain: str = "",
+        **attributes: Attribute,
+    ) -> str:
+        """Append an operator; returns its first output, named after the scope unless `outputs` says otherwise."""
+        name = f"{scope}/{op}"
+        made = outputs or (f"{name}/output_0",)
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        self.nodes.append(Node(op, inputs, made, name, domain, attributes))
+        return made[0]
+
+    def integers(self, *values: int, scalar: bool = False) -> str:
+        """The name of a constant of int64."""
+        name = f"{'scalar' if scalar else 'list'}.{'.'.join(map(str, values))}"
+        shape = () if scalar else (len(values),)
+        self.constants[name] = Initializer(name, "I64", shape, np.array(values, "<i8").tobytes())
+        return name
+
+    def number(self, value: float) -> str:
+        """The name of a constant of the activations' type."""
+        name, kind = f"number.{value:g}", "<f4" if self.settings.dtype == "F32" else "<f2"
+        self.constants[name] = Initializer(name, self.settings.dtype, (), np.array(value, kind).tobytes())
+        return name
+
+    def linear(self, module: str, scope: str, x: str) -> str:
+        """`x` [b, s, columns] times the transposed matrix of `module`, plus its bias; [b, s, rows]."""
+        matrix = self.layout.modules[f"{module}.weight"]
+        form = nbits_of(matrix.format)
+        if (
+            form is None
+        ):  # transposed once, when a session begins: FusedMatMul, which spares that, is not on every device
+            y = self.add("MatMul", scope, x, self.add("Transpose", scope, matrix.name, perm=(1, 0)))
+        else:
+            zeros = "" if form.symmetric else f"{module}.zero_points"
+            y = self.add(
+                "MatMulNBits", scope, x, f"{module}.B", f"{module}.scales", zeros, domain=MICROSOFT,
+                K=matrix.columns or 0, N=matrix.rows, bits=form.bits, block_size=form.group,
+                accuracy_level=self.settings.accuracy_level,
+            )  # fmt: skip
+        bias = f"{module}.bias"
+        return self.add("Add", scope, y, bias) if bias in self.layout.modules else y
+
+    def embedding(self, module: str, ids: str) -> str:
+        """The rows of `module` at `ids` [b, s]; [b, s, h].  Packed ones by basic operators, which every runtime has."""
+        scope, form = "/model/embed_tokens", nbits_of(self.layout.modules[f"{module}.weight"].format)
+        if form is None:
+            return self.add("Gather", scope, f"{module}.weight", ids, axis=0)
+        codes = self.add("Gather", scope, f"{module}.B", ids, axis=0)  # [b, s, blocks, bytes]: a byte a code
+        kind = {"F32": 1, "F16": 10}[self.settings.dtype]
+        centred = self.add("Sub", scope, self.add("Cast", scope, codes, to=kind), self.number(128.0))
+        scales = self.add("Gather", f"{scope}/scales", f"{module}.scales", ids, axis=0)
+        scales = self.add("Unsqueeze", f"{scope}/scales", scales, self.integers(-1))
+        return self.add("Reshape", scope, self.add("Mul", scope, centred, scales), self.integers(0, 0, -1))
+
+
+def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping[str, str]) -> Graph:
+    """The graph of `spec` over the arrays of `layout`."""
+    b = Builder(layout, settings)
+    lengths = _lengths(b, spec)
+    embed = Role.EMBED.value
+    hidden = b.embedding(embed, "input_ids")
+    name, epsilon = "model.layers.0.input_layernorm.weight", spec.norm_eps
+    normed = b.add(
+        "SimplifiedLayerNormalization", "/model/layers.0/input_layernorm", hidden, name,
+        axis=-1, epsilon=epsilon, stash_type=1,
+    )  # fmt: skip
+    for number, layer in enumerate(spec.layers):
+        scope = f"/model/layers.{number}"
+        after = f"model.layers.{number + 1}.input_layernorm" if number + 1 < len(spec.layers) else "model.norm"
+        attended = _attention(b, spec, layer, number, normed, lengths)
+        norm = f"model.layers.{number}.post_attention_layernorm"
+        normed, hidden = _skip_norm(b, f"{scope}/post_attention_layernorm", hidden, attended, norm, epsilon)
+        fed = _feed_forward(b, spec, number, normed)
+        normed, hidden = _skip_norm(b, f"/{after.replace('.', '/', 1)}", hidden, fed, after, epsilon)
+    _head(b, embed if spec.tied else Role.HEAD.value, normed)
+    return Graph(
+        tuple(b.nodes),
+        (*layout.initializers(), *b.constants.values()),
+        _inputs(spec, settings.dtype),
+        _outputs(spec, settings),
+        metadata,
+        ("smolexport", metadata.get("smolexport.version", "")),
+    )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Names of what attention is told: t - 1 of each sequence [b], t, and the first position of this call [1]."""
+
+    last: str
+    total: str
+    start: str = ""
+
+
+def _lengths(b: Builder, spec: ModelSpec) -> Lengths:
+    scope = "/model/attn_mask"
+    summed = b.add("ReduceSum", scope, "attention_mask", b.integers(1), keepdims=0)
+    last = b.add("Cast", f"{scope}/last", b.add("Sub", scope, summed, b.integers(1)), to=6)
+    shape = b.add("Shape", scope, "attention_mask", start=1, end=2)  # [t]
+    total = b.add("Squeeze", scope, b.add("Cast", f"{scope}/total", shape, to=6), b.integers(0))
+    if not rotated_apart(spec):
+        return Lengths(last, total)
+    here = b.add("Shape", f"{scope}/here", "input_ids", start=1, end=2)
+    return Lengths(last, total, b.add("Sub", f"{scope}/start", shape, here))
+
+
+def rotated_apart(spec: ModelSpec) -> bool:
+    """Whether rotary embeddings need an operator of their own."""
+    return spec.head_dim % ROTARY_UNIT != 0
+
+
+def _attention(b: Builder, spec: ModelSpec, layer: Layer, number: int, x: str, lengths: Lengths) -> str:
+    """Attention and its output projection; `x` and the result [b, s, h]."""
+    scope, base = f"/model/layers.{number}/attn", f"model.layers.{number}.self_attn"
+    packed = b.linear(QKV.format(number), f"{scope}/qkv_proj", x)
+    query, key, value = packed, "", ""
+    tables: tuple[str, ...] = ()
+    apart = layer.rope is not None and rotated_apart(spec)
+    if spec.qk_norm or apart:
+        query, key, value = _split(b, spec, scope, packed)
+    if spec.qk_norm:
+        query = _head_norm(b, f"{scope}/q_norm", query, f"{base}.q_norm.weight", spec)
+        key = _head_norm(b, f"{scope}/k_norm", key, f"{base}.k_norm.weight", spec)
+    if layer.rope is not None:
+        tables = _tables(b, layer.rope)
+    if apart:
+        query, key = (
+            b.add("RotaryEmbedding", f"{scope}/{part}_rotary", rows, lengths.start, *tables, domain=MICROSOFT)
+            for part, rows in (("q", query), ("k", key))
+        )
+        tables = ()
+    past = (f"past_key_values.{number}.key", f"past_key_values.{number}.value")
+    attended = b.add(
+        "GroupQueryAttention", scope, query, key, value, *past, lengths.last, lengths.total, *tables,
+        outputs=(f"{scope}/output_0", f"present.{number}.key", f"present.{number}.value"), domain=MICROSOFT,
+        num_heads=spec.num_attention_heads, kv_num_heads=spec.num_key_value_heads,
+        scale=float(spec.head_dim**-0.5), do_rotary=int(bool(tables)), rotary_interleaved=0, local_window_size=-1,
+    )  # fmt: skip
+    return b.linear(f"{base}.o_proj", f"{scope}/o_proj", attended)
+
+
+def _split(b: Builder, spec: ModelSpec, scope: str, packed: str) -> tuple[str, str, str]:
+    """Queries [b, s, q d], keys and values [b, s, k d]."""
+    names = (f"{scope}/query", f"{scope}/key", f"{scope}/value")
+    heads = (spec.num_attention_heads, spec.num_key_value_heads, spec.num_key_value_heads)
+    b.add("Split", scope, packed, b.integers(*(n * spec.head_dim for n in heads)), outputs=names, axis=-1)
+    return names
+
+
+def _head_norm(b: Builder, scope: str, x: str, weight: str, spec: ModelSpec) -> str:
+    """RMS normalisation of every head of `x` [b, s, heads d]."""
+    heads = b.add("Reshape", f"{scope}/heads", x, b.integers(0, 0, -1, spec.head_dim))
+    normed = b.add("SimplifiedLayerNormalization", scope, heads, weight, axis=-1, epsilon=spec.norm_eps, stash_type=1)
+    return b.add("Reshape", scope, normed, b.integers(0, 0, -1))
+
+
+def _tables(b: Builder, rope: Rope) -> tuple[str, str]:
+    """Names of the cosines and sines of `rope`."""
+    cos, sin = (table.name for table in b.layout.tables if table.rope == rope)
+    return cos, sin
+
+
+def _feed_forward(b: Builder, spec: ModelSpec, number: int, x: str) -> str:
+    """down(silu(gate(x)) up(x)); `x` and the result [b, s, h]."""
+    scope, base = f"/model/layers.{number}/mlp", f"model.layers.{number}.mlp"
+    gate, up = f"{scope}/gate", f"{scope}/up"
+    packed = b.linear(GATE_UP.format(number), f"{scope}/gate_up_proj", x)
+    size = spec.intermediate_size
+    b.add("Split", scope, packed, b.integers(size, size), outputs=(gate, up), axis=-1)
+    active = b.add("Mul", f"{scope}/act", gate, b.add("Sigmoid", scope, gate))
+    return b.linear(f"{base}.down_proj", f"{scope}/down_proj", b.add("Mul", scope, active, up))
+
+
+def _skip_norm(b: Builder, scope: str, hidden: str, added: str, norm: str, epsilon: float) -> tuple[str, str]:
+    """hidden + added, normalised and as it is."""
+    normed, total = f"{scope}/output_0", f"{scope}/output_3"
+    b.add(
+        "SkipSimplifiedLayerNormalization", scope, hidden, added, f"{norm}.weight",
+        outputs=(normed, "", "", total), domain=MICROSOFT, epsilon=epsilon,
+    )  # fmt: skip
+    return normed, total
+
+
+def _head(b: Builder, module: str, x: str) -> None:
+    """Logits, always float32."""
+    scope = "/lm_head"
+    if b.settings.logits == "last":
+        x = b.add("Slice", scope, x, b.integers(-1), b.integers(LAST), b.integers(1))
+    logits = b.linear(module, scope, x)
+    last = b.nodes[-1]
+    if b.settings.dtype == "F32":
+        b.nodes[-1] = Node(last.op, last.inputs, ("logits",), last.name, last.domain, last.attributes)
+    else:
+        b.add("Cast", scope, logits, outputs=("logits",), to=1)
+
+
+def _caches(spec: ModelSpec, dtype: Dtype, prefix: str, length: str) -> list[Port]:
+    shape = ("batch_size", spec.num_key_value_heads, length, spec.head_dim)
+    return [
+        Port(f"{prefix}.{number}.{part}", dtype, shape)
+        for number in range(len(spec.layers))
+        for part in ("key", "value")
+    ]
+
+
+def _inputs(spec: ModelSpec, dtype: Dtype) -> tuple[Port, ...]:
+    return (
+        Port("input_ids", "I64", ("batch_size", "sequence_length")),
+        Port("attention_mask", "I64", ("batch_size", "total_sequence_length")),
+        *_caches(spec, dtype, "past_key_values", "past_sequence_length"),
+    )
+
+
+def _outputs(spec: ModelSpec, settings: Settings) -> tuple[Port, ...]:
+    length: int | str = 1 if settings.logits == "last" else "sequence_length"
+    return (
+        Port("logits", "F32", ("batch_size", length, spec.vocab_size)),
+        *_caches(spec, settings.dtype, "present", "total_sequence_length"),
+    )

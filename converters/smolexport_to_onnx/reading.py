@@ -1,0 +1,318 @@
+"""The weights of an ONNX folder in the checkpoint's own terms.
+
+Which bytes are a quantized matrix is read off the graph: MatMulNBits says it in its attributes, and a matrix that is
+only gathered from has a byte a code.  External data is only ever looked for beside the graph, under a plain name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.checkpoint import read_json
+from smolexport.errors import CheckpointError, FileFormatError, UsageError
+from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant.nbits import NBits, PortableNBits
+from smolexport.spec import Role, Tensor
+from smolexport_to_onnx.container import GATE_UP, QKV
+from smolexport_to_onnx.messages import SIZES, External, Graph, Initializer, Node, read_graph
+from smolexport_to_onnx.schemes import SCHEMES, STEMS, Portable
+
+__all__ = [
+    "GENAI",
+    "SCHEME_KEY",
+    "Model",
+    "StoredArray",
+    "StoredRows",
+    "graph_paths",
+    "primary_graph",
+    "read_model",
+    "weights",
+]
+
+GENAI, SCHEME_KEY = "genai_config.json", "smolexport.scheme"
+FLOATS = ("F32", "F16", "BF16")
+ROLES: Mapping[str, Role] = {role.value: role for role in Role}
+SPLITS: Mapping[str, tuple[Role, ...]] = {QKV: (Role.Q, Role.K, Role.V), GATE_UP: (Role.GATE, Role.UP)}
+ROTATING = {"GroupQueryAttention": slice(7, 9), "RotaryEmbedding": slice(2, 4)}  # where the tables are
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of external data: where it lies and what it is."""
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a matrix, or elements of a vector, from number `first` on: the arrays and the format they make up."""
+
+    form: RowFormat
+    shape: tuple[int, ...]
+    parts: tuple[StoredArray, ...]
+    first: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return prod(self.shape[:-1]) * sum(part.nbytes for part in self.form.parts(self.shape[-1]))
+
+    def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows [start, stop) as [rows, columns], decoded; a vector is one row.
+
+        Raises:
+            FileFormatError: a file vanished or became shorter.
+        """
+        rows, columns = prod(self.shape[:-1]), self.shape[-1]
+        stop = rows if stop is None else stop
+        widths = [part.nbytes for part in self.form.parts(columns)]
+        data = np.empty((stop - start, sum(widths)), np.uint8)
+        at = 0
+        for part, width in zip(self.parts, widths, strict=True):
+            skip = self.first * (width if len(self.shape) == 2 else width // columns)
+            read = _read(part, skip + start * width, (stop - start) * width)
+            data[:, at : at + width] = read.reshape(-1, width)
+            at += width
+        return self.form.decode(data, columns)
+
+
+def _read(part: StoredArray, skip: int, count: int) -> NDArray[np.uint8]:
+    try:
+        raw = np.fromfile(part.path, np.uint8, count, offset=part.offset + skip)
+    except OSError as error:
+        raise FileFormatError(f"{part.path}: {error.strerror or error}") from error
+    if raw.size != count:
+        raise FileFormatError(f"{part.path}: ends inside the array {part.name}")
+    return raw
+
+
+@dataclass(frozen=True)
+class Model:
+    """A graph and the arrays beside it, of whatever architecture.
+
+    Attributes:
+        path: the graph's file.
+        graph: what it says.
+        stored: module name with its part -> the matrix or vector.
+        tables: rotary tables.
+        others: arrays that are neither.
+    """
+
+    path: Path
+    graph: Graph
+    stored: Mapping[str, StoredRows]
+    tables: tuple[StoredArray, ...]
+    others: tuple[StoredArray, ...]
+
+
+def graph_paths(folder: Path) -> list[Path]:
+    """The graphs in `folder`, in the order of preference; raises OSError."""
+    order = list(STEMS.values())
+    found = [path for place in (folder / "onnx", folder) for path in place.glob("*.onnx")]
+    return sorted(found, key=lambda path: (path.stem not in order, order.index(path.stem) if path.stem in order else 0))
+
+
+def primary_graph(path: Path) -> Path:
+    """The graph that the folder `path` is read and played by: the one that genai_config.json names; a file itself.
+
+    Raises:
+        FileFormatError: there is none.
+    """
+    try:
+        if path.is_file():
+            return path
+        paths = graph_paths(path)
+    except OSError as error:
+        raise FileFormatError(f"{path}: {error.strerror or error}") from error
+    if not paths:
+        raise FileFormatError(f"{path}: no *.onnx in it; the folder is no ONNX folder")
+    named = _named(path)
+    return next((found for found in paths if found.relative_to(path).as_posix() == named), paths[0])
+
+
+def _named(folder: Path) -> object:
+    """What genai_config.json calls the decoder's file; None where there is no such file."""
+    if not (folder / GENAI).is_file():
+        return None
+    try:
+        model = read_json(folder / GENAI).get("model")
+    except CheckpointError as error:
+        raise FileFormatError(str(error)) from error
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    return decoder.get("filename") if isinstance(decoder, dict) else None
+
+
+def weights(path: Path) -> Mapping[Tensor, StoredRows]:
+    """The tensors of the folder `path`, or of one graph in it, in the terms of a checkpoint.
+
+    Raises:
+        FileFormatError: damaged, or an array that is no part of a module known here.
+    """
+    model = read_model(primary_graph(path))
+    for array in model.others:
+        raise FileFormatError(
+            f"{model.path}: the array {array.name}, {array.dtype} {list(array.shape)}, belongs to no known module"
+        )
+    heads = dict(_heads(model.graph))
+    tensors: dict[Tensor, StoredRows] = {}
+    for name, stored in model.stored.items():
+        tensors |= _tensors(model.path, name, stored, heads)
+    return tensors
+
+
+def read_model(path: Path) -> Model:
+    """Read the graph `path`; of the weights only that they are there.
+
+    Raises:
+        FileFormatError: damaged, an array outside the file that holds it, or a quantized matrix whose arrays do not
+            fit together.
+    """
+    graph = read_graph(path)
+    arrays: dict[str, StoredArray] = {}
+    for initializer in graph.initializers:
+        if initializer.name in arrays:
+            raise FileFormatError(f"{path}: the array {initializer.name} stands in it twice")
+        if isinstance(initializer.content, External):
+            arrays[initializer.name] = _array(path, initializer, initializer.content)
+    products = {node.inputs[1]: node for node in graph.nodes if node.op == "MatMulNBits" and len(node.inputs) > 2}
+    tables = {name for node in graph.nodes for name in node.inputs[ROTATING.get(node.op, slice(0))]}
+    stored, used = dict[str, StoredRows](), tables & arrays.keys()
+    for name in arrays:
+        parts = _parts_of(name, arrays, products.get(name))
+        if parts:
+            stored[f"{name.removesuffix('.B')}.weight"] = _packed(
+                path, parts, products.get(name), graph.metadata.get(SCHEME_KEY, "")
+            )
+            used |= {part.name for part in parts}
+    for name, array in arrays.items():
+        if name not in used and array.dtype in FLOATS and len(array.shape) in (1, 2) and all(array.shape):
+            stored[name] = StoredRows(FORMATS[array.dtype.lower()], array.shape, (array,))
+            used.add(name)
+    order = {name: number for number, name in enumerate(arrays)}
+    ordered = dict(sorted(stored.items(), key=lambda item: order[item[1].parts[0].name]))
+    others = tuple(array for name, array in arrays.items() if name not in used)
+    return Model(path, graph, ordered, tuple(arrays[name] for name in arrays if name in tables), others)
+
+
+def _array(path: Path, initializer: Initializer, place: External) -> StoredArray:
+    """Where the initializer lies; raises FileFormatError when that is not beside the graph."""
+    name, location = initializer.name, place.location
+    if not location or location in (".", "..") or any(c in location for c in "/\\:\0"):
+        raise FileFormatError(f"{path}: {name} lies in {location[:80]!r}, which is no file beside the graph")
+    beside = path.parent / location
+    nbytes = initializer.nbytes if initializer.dtype in SIZES else place.length
+    if place.length not in (0, nbytes):
+        raise FileFormatError(
+            f"{path}: {name} {list(initializer.shape)} should have {nbytes} bytes, has {place.length}"
+        )
+    try:
+        size = beside.stat().st_size if beside.is_file() else None
+    except OSError as error:
+        raise FileFormatError(f"{beside}: {error.strerror or error}") from error
+    if size is None:
+        raise FileFormatError(f"{beside}: not found, but {path.name} names it; weights and graph belong together")
+    if place.offset + nbytes > size:
+        raise FileFormatError(f"{beside}: ends inside the array {name}; the file is cut off")
+    return StoredArray(name, beside, initializer.dtype, initializer.shape, place.offset, nbytes)
+
+
+def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Node | None) -> tuple[StoredArray, ...]:
+    """Codes, scales and zero points of the matrix whose codes are called `name`; empty when it is no such array."""
+    if node is not None:
+        names = (name, *(other for other in node.inputs[2:4] if other))
+    elif name.endswith(".B"):
+        names = (name, f"{name[:-2]}.scales", f"{name[:-2]}.zero_points")
+        names = tuple(other for other in names if other in arrays)
+    else:
+        return ()
+    return tuple(arrays[other] for other in names if other in arrays) if len(names) > 1 else ()
+
+
+def _packed(path: Path, parts: tuple[StoredArray, ...], node: Node | None, scheme: str) -> StoredRows:
+    """A quantized matrix; raises FileFormatError when its arrays do not make one up."""
+    codes, scales = parts[0], parts[1] if len(parts) > 1 else parts[0]
+    bits, group, columns = _setting(codes, node)
+    rows = codes.shape[0] if codes.shape else 0
+    try:
+        if not all(codes.shape) or columns < 1 or group < 1:
+            raise UsageError(f"codes of the shape {list(codes.shape)} in blocks of {group}")
+        form = NBits(bits, group, scales.dtype, len(parts) < 3)  # type: ignore[arg-type]  # checked there
+        due = form.parts(columns)
+    except UsageError as error:
+        raise FileFormatError(f"{path}: {codes.name}: {error}") from error
+    found = [(part.dtype, part.nbytes) for part in parts]
+    if found != [(part.dtype, part.nbytes * rows) for part in due]:
+        raise FileFormatError(
+            f"{path}: the arrays of {codes.name} are {', '.join(f'{p.dtype} {list(p.shape)}' for p in parts)}, "
+            f"which make up no {form.name} of {rows} x {columns}"
+        )
+    return StoredRows(_portable(form, scheme) or form, (rows, columns), parts)
+
+
+def _portable(form: NBits, scheme: str) -> PortableNBits | None:
+    """The format under the name that it has in a plan: what `scheme` stores as blocks of a lattice."""
+    own = SCHEMES.get(scheme)
+    eight = own is not None and form.bits == 8
+    if form.group != 32 or form.symmetric or not (eight or isinstance(own, Portable)):
+        return None
+    return PortableNBits(form.bits, form.dtype)
+
+
+def _setting(codes: StoredArray, node: Node | None) -> tuple[int, int, int]:
+    """Bits, elements of a block, elements of a row."""
+    if node is not None:
+        bits, group, columns = (node.attributes.get(key) for key in ("bits", "block_size", "K"))
+        return bits if isinstance(bits, int) else 4, _integer(group), _integer(columns)
+    if len(codes.shape) != 3:
+        return 8, 0, 0
+    return 8, codes.shape[2], codes.shape[1] * codes.shape[2]
+
+
+def _integer(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _heads(graph: Graph) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Layer -> its numbers of query and key heads."""
+    attention = [node for node in graph.nodes if node.op == "GroupQueryAttention"]
+    for layer, node in enumerate(attention):
+        yield layer, (_integer(node.attributes.get("num_heads")), _integer(node.attributes.get("kv_num_heads")))
+
+
+def _tensors(
+    path: Path, name: str, stored: StoredRows, heads: Mapping[int, tuple[int, int]]
+) -> Iterator[tuple[Tensor, StoredRows]]:
+    """The tensors that the module `name` holds; raises FileFormatError when it is none that is known."""
+    module, _, part = name.rpartition(".")
+    words = module.split(".")
+    layer = next((int(word) for word in words if word.isdecimal() and len(word) < 6), None)
+    general = module if layer is None else ".".join("{}" if word == str(layer) else word for word in words)
+    roles = SPLITS.get(general) or (ROLES[general],) if general in {*SPLITS, *ROLES} else ()
+    shares = _shares(general, heads.get(-1 if layer is None else layer, (0, 0)))
+    rows = stored.shape[0]
+    if not roles or part not in ("weight", "bias") or min(shares) < 1 or rows % sum(shares):
+        raise FileFormatError(f"{path}: the array {name} {list(stored.shape)} is no part of a known module")
+    first = 0
+    for role, share in zip(roles, shares, strict=True):
+        own = rows // sum(shares) * share
+        shape = (own, *stored.shape[1:])
+        yield Tensor(role, layer, part, shape), replace(stored, shape=shape, first=first)
+        first += own
+
+
+def _shares(general: str, heads: tuple[int, int]) -> tuple[int, ...]:
+    """How the rows of a module are divided among its tensors."""
+    if general == QKV:
+        return heads[0], heads[1], heads[1]
+    return (1, 1) if general == GATE_UP else (1,)
