@@ -32,6 +32,7 @@ def run(code: str) -> str:
         ("smolexport_on_llamacpp", "llama_cpp", "pip install llama-cpp-python"),
         ("smolexport_on_mlx", "mlx", "pip install 'mlx[cpu]' mlx-lm"),
         ("smolexport_on_mlx", "mlx_lm", "pip install 'mlx[cpu]' mlx-lm"),
+        ("smolexport_on_onnxruntime", "onnxruntime", "pip install onnxruntime"),
     ],
 )
 def test_the_line_that_installs_it(adapter: str, library: str, line: str, tmp_path: Path) -> None:

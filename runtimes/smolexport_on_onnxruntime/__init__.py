@@ -1,0 +1,78 @@
+"""ONNX folders played by plain ONNX Runtime on the CPU, with key/value caches that are written in place.
+
+No library of custom operators is ever loaded, and nothing outside the folder is read.
+
+What the session sets, and why, by `tests/benchmarks/onnx_decode.py` on two cores that other programs used as well:
+
+* Threads without work sleep: with two threads, spinning cost between 5 % and more than half of the decoding speed.
+  `spinning=True` is for machines with cores to spare.
+* All else is ONNX Runtime's default.  Graph optimizations, the plan of a run's memory and the arena made no difference
+  beyond noise; weights are prepacked, without which 4 bits decode at 2 tokens/s instead of 130 (135M, one thread).
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolexport.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from smolexport_on_onnxruntime._session import OnnxSession
+
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+
+NAME = "onnxruntime"
+READS = "onnx"
+NEEDS = ("onnxruntime",)
+INSTALL = "pip install onnxruntime"
+
+
+def version() -> str:
+    """Version of ONNX Runtime, e.g. `onnxruntime 1.31.1`.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        return f"{NAME} {metadata.version(NAME)}"
+    except metadata.PackageNotFoundError as error:
+        raise _missing(error) from error
+
+
+def open(  # noqa: A001
+    path: Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    graph: str | None = None,
+    spinning: bool = False,
+) -> OnnxSession:
+    """Load one graph of the ONNX folder `path`.
+
+    Args:
+        path: folder with config.json, the graphs in onnx/ and, unless there is one graph only, genai_config.json.
+        threads: that compute; None: one per physical core.
+        context: most tokens held, for which memory is taken at once; None: the model's own, at most 4096.
+        graph: file name without its ending, e.g. `model_q4`, or a scheme, e.g. `int4`; None: the one that
+            genai_config.json names.
+        spinning: whether threads without work wait for it busily.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        UsageError: an option out of range, or a graph that the folder does not hold.
+        CheckpointError: config.json is missing or damaged.
+        FileFormatError: the graph is damaged, contradicts config.json, or reaches outside the folder.
+        UnsupportedError: a sound graph whose caches cannot be written in place, so that nothing could be rewound.
+    """
+    try:
+        from smolexport_on_onnxruntime._session import OnnxSession
+    except ImportError as error:
+        raise _missing(error) from error
+    return OnnxSession(Path(path), threads=threads, context=context, graph=graph, spinning=spinning)
+
+
+def _missing(error: Exception) -> MissingDependencyError:
+    reason = " ".join(str(error).split())
+    return MissingDependencyError(f"the ONNX runtime needs onnxruntime ({reason}): {INSTALL}")

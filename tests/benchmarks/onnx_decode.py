@@ -1,0 +1,229 @@
+"""Tokens per second of one ONNX folder in the ways that it can be run, at a published model's true shape.
+
+    python -m tests.benchmarks.onnx_decode SmolLM2-135M int4 --tokenizer FOLDER
+
+Writes a random bf16 checkpoint of that shape, exports it with `smolexport onnx`, and measures, each in a fresh process
+and all in turns, so that a slow moment of the machine meets every one:
+
+* `session`: our adapter, with one buffer for past and present;
+* `fresh`: the same with the outputs of a step bound as the inputs of the next;
+* `plain`: the same with `InferenceSession.run`, arrays in and out;
+* `genai`: the generator of onnxruntime-genai on our folder, where installed;
+* `builder`: the same on what onnxruntime-genai's own builder makes of the checkpoint, where it runs;
+* `torch`: the checkpoint in bf16.
+
+Prints medians over the turns for each number of threads, and their ratio to the first: tokens per second of the clock
+and, where other programs want the cores too, per second of CPU time, in which threads that spin count as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.export_memory import write_random
+from tests.core.published_configs import PUBLISHED
+
+WAYS = ("session", "fresh", "plain", "genai", "builder", "torch")
+Feed = Callable[[list[int]], object]
+"""Appends tokens and makes the logits of the last one at least."""
+
+
+def session(folder: Path, threads: int, context: int, spinning: bool) -> tuple[Feed, Callable[[], object]]:
+    import smolexport_on_onnxruntime
+
+    opened = smolexport_on_onnxruntime.open(folder, threads=threads, context=context, spinning=spinning)
+    return lambda ids: opened.append(ids, last_only=True), lambda: opened.rewind(0)
+
+
+def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> tuple[Feed, Callable[[], object]]:
+    """Without a shared buffer: outputs are made anew by each step."""
+    import onnxruntime as ort
+
+    from smolexport_on_onnxruntime import _folder, _load
+
+    sizes = _folder.config_sizes(folder)
+    inference = _load.load(_folder.choose_graph(folder, None), threads=threads, spinning=spinning)
+    names = [value.name for value in inference.get_inputs() if value.name.startswith("past")]
+    types = {value.name: _load.FLOATS[value.type] for value in inference.get_inputs() if value.name in names}
+    empty = {n: np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), types[n]) for n in names}
+    outputs = ["logits", *(name.replace("past_key_values", "present") for name in names)]
+    past: dict[str, Any] = {}
+    held = 0
+
+    def rewind() -> None:
+        nonlocal past, held
+        values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in empty.items()} if bound else dict(empty)
+        past, held = values, 0
+
+    def feed(ids: list[int]) -> object:
+        nonlocal past, held
+        held += len(ids)
+        inputs = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, held), np.int64)}
+        if not bound:
+            logits, *present = inference.run(outputs, {**inputs, **past})
+        else:
+            binding = inference.io_binding()
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, array)
+            for name, value in past.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                binding.bind_output(name, "cpu")
+            inference.run_with_iobinding(binding)
+            first, *present = binding.get_outputs()
+            logits = first.numpy()
+        past = dict(zip(names, present, strict=True))
+        return logits
+
+    rewind()
+    return feed, rewind
+
+
+def genai(folder: Path, threads: int, context: int, spinning: bool) -> tuple[Feed, Callable[[], object]]:
+    import onnxruntime_genai as og
+
+    config = og.Config(str(folder))
+    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": str(int(spinning))}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    model = og.Model(config)
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=context, do_sample=False, past_present_share_buffer=True)
+    generator = og.Generator(model, params)
+
+    def feed(ids: list[int]) -> object:
+        generator.append_tokens(np.array([ids], np.int32))
+        return generator.get_logits()
+
+    return feed, lambda: generator.rewind_to(0)
+
+
+def torch(checkpoint: Path, threads: int, context: int) -> tuple[Feed, Callable[[], object]]:
+    import smolexport_on_torch
+
+    opened = smolexport_on_torch.open(checkpoint, threads=threads, context=context)
+    return lambda ids: opened.append(ids, last_only=True), lambda: opened.rewind(0)
+
+
+def one(way: str, folder: Path, threads: int, spinning: bool, prompt: int, tokens: int) -> dict[str, float]:
+    """Tokens per second of a prompt and of the tokens after it, in this process."""
+    context = prompt + tokens
+    feed, rewind = {
+        "session": lambda: session(folder, threads, context, spinning),
+        "fresh": lambda: onnxruntime(folder, threads, spinning, bound=True),
+        "plain": lambda: onnxruntime(folder, threads, spinning, bound=False),
+        "genai": lambda: genai(folder, threads, context, spinning),
+        "builder": lambda: genai(folder, threads, context, spinning),
+        "torch": lambda: torch(folder, threads, context),
+    }[way]()
+    ids = [int(i) for i in np.random.default_rng(0).integers(0, 1000, context)]
+    feed(ids[:16])
+    feed(ids[16:17])
+    rewind()
+    marks = [clocks()]
+    feed(ids[:prompt])
+    marks.append(clocks())
+    for i in ids[prompt:]:
+        feed([i])
+    marks.append(clocks())
+    (prefill, prefill_cpu), (decode, decode_cpu) = marks[1] - marks[0], marks[2] - marks[1]
+    speeds = {"prefill": prompt / prefill, "decode": tokens / decode}
+    return {**speeds, "prefill_cpu": prompt / prefill_cpu, "decode_cpu": tokens / decode_cpu}
+
+
+def clocks() -> Any:
+    """Seconds of the wall and of this process, [2]."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def child(way: str, folder: Path, threads: int, spinning: bool, prompt: int, tokens: int) -> dict[str, float]:
+    """`one` in a fresh process."""
+    arguments = [way, str(folder), str(threads), str(int(spinning)), str(prompt), str(tokens)]
+    command = [sys.executable, "-m", "tests.benchmarks.onnx_decode", "--one", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def build(checkpoint: Path, folder: Path) -> bool:
+    """Let onnxruntime-genai's builder make an int4 folder of the checkpoint; whether it could."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(folder)]
+    options = ["-p", "int4", "-e", "cpu", "-c", str(folder.parent / "cache")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"the builder does not run here: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+    return not done.returncode
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """Median figures of every way, number of threads and kind of waiting."""
+    import smolexport
+
+    checkpoint = scratch / args.model
+    write_random(checkpoint, PUBLISHED[args.model], args.tokenizer)
+    ours = smolexport.export("onnx", checkpoint, scratch / "ours-onnx", quant=args.scheme).path
+    folders = {**dict.fromkeys(WAYS, ours), "torch": checkpoint, "builder": scratch / "theirs"}
+    ways = [way for way in args.ways if way != "builder" or build(checkpoint, folders["builder"])]
+    cases = [(w, t, s) for t in args.threads for w in ways for s in (False, True) if not s or (w != "torch" and t > 1)]
+    runs: dict[tuple[str, int, bool], list[dict[str, float]]] = {case: [] for case in cases}
+    for _ in range(args.repetitions):
+        for case in cases:
+            way, threads, spinning = case
+            runs[case].append(child(way, folders[way], threads, spinning, args.prompt, args.tokens))
+    rows = []
+    for (way, threads, spinning), figures in runs.items():
+        middle = {key: statistics.median(f[key] for f in figures) for key in figures[0]}
+        rows.append({"way": way, "threads": threads, "spinning": spinning, **middle})
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", choices=PUBLISHED, default="SmolLM2-135M")
+    parser.add_argument("scheme", nargs="?", default="int4")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--prompt", type=int, default=512, help="tokens fed at once")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens fed one by one after it")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; default: the demo's")
+    parser.add_argument("--scratch", type=Path, help="where the files go")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.tokenizer is None:
+        from smolexport.demo import demo_checkpoint
+
+        args.tokenizer = demo_checkpoint()
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        rows = measure(args, Path(scratch))
+    if args.json:
+        print(json.dumps(rows))
+        return
+    print(f"{args.model} {args.scheme}: tokens/s, medians of {args.repetitions}, {args.prompt} + {args.tokens} tokens")
+    keys = ("prefill", "decode", "prefill_cpu", "decode_cpu")
+    print(f"{'':>10}{'threads':>9}{'spinning':>10}" + "".join(f"{key:>13}{'ratio':>7}" for key in keys))
+    for r in rows:
+        first = next(f for f in rows if (f["threads"], f["way"], f["spinning"]) == (r["threads"], args.ways[0], False))
+        cells = "".join(f"{r[key]:>13.1f}{r[key] / first[key]:>7.2f}" for key in keys)
+        print(f"{r['way']:>10}{r['threads']:>9}{'yes' if r['spinning'] else 'no':>10}{cells}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        chosen, where, count, busily, *lengths = sys.argv[2:]
+        print(json.dumps(one(chosen, Path(where), int(count), busily == "1", *map(int, lengths))))
+    else:
+        main()
