@@ -5,21 +5,31 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c .ci/constraints.txt
 SAY_BUILD := echo "setting up $(VENV): the first time this compiles llama.cpp (llama-cpp-python), some 10 minutes on two cores"
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test lint format bench browser clean help
 
 help:
 	@echo "make demo    set up and run the main job on the embedded model, offline: export, play, compare"
 	@echo "make test    set up and pass the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the sources in the project's style"
+	@echo "make browser install what the web page needs from npm"
 	@echo "make bench   encoding speed against the C quantizer"
 	@echo "make clean   remove the environment and caches"
 
 demo: $(VENV)/.run
 	$(BIN)/smolexport demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest
+
+# What the web page and its tests need from npm; without npm those tests skip, saying so.
+browser:
+	@if command -v npm >/dev/null; then $(MAKE) -s examples/browser/node_modules/.installed; \
+	else echo "npm is not here: the tests of the web page will be skipped"; fi
+
+examples/browser/node_modules/.installed: examples/browser/package-lock.json
+	cd examples/browser && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,4 +56,4 @@ $(VENV)/.dev: pyproject.toml .ci/constraints.txt
 	@touch $@ $(VENV)/.run
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf examples/browser/node_modules $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""smolexport: small language models to quantized GGUF and MLX, each file held against the bf16 original.
+"""smolexport: small language models to quantized GGUF, MLX and ONNX, each file held against the bf16 original.
 
     import smolexport
 

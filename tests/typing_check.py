@@ -7,17 +7,21 @@ from pathlib import Path
 import smolexport
 import smolexport_on_llamacpp
 import smolexport_on_mlx
+import smolexport_on_onnxruntime
 import smolexport_on_torch
 import smolexport_to_gguf
 import smolexport_to_mlx
+import smolexport_to_onnx
 from smolexport.converter import Converter
 from smolexport.plan import Plan
 from smolexport.runtime import Runtime, Session
 
 gguf: Converter = smolexport_to_gguf
 mlx: Converter = smolexport_to_mlx
+onnx: Converter = smolexport_to_onnx
 llamacpp: Runtime = smolexport_on_llamacpp
 mlx_lm: Runtime = smolexport_on_mlx
+onnxruntime: Runtime = smolexport_on_onnxruntime
 torch: Runtime = smolexport_on_torch
 
 done: smolexport.Export = smolexport.export("gguf", "owner/name", quant="q8_0", strict=True, threads=2)

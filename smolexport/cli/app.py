@@ -17,6 +17,7 @@ held against the bf16 original.
 \b
 smolexport gguf HuggingFaceTB/SmolLM2-135M-Instruct --quant q8_0
 smolexport mlx HuggingFaceTB/SmolLM2-135M-Instruct --quant q4
+smolexport onnx HuggingFaceTB/SmolLM2-135M-Instruct --quant int4
 smolexport all HuggingFaceTB/SmolLM2-135M-Instruct --quant int4 -o out
 smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct out/*
 smolexport demo

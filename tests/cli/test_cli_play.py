@@ -15,8 +15,8 @@ from smolexport.face import generate
 from tests.cli.commands import assert_refused, call, run
 
 needs_runtimes = pytest.mark.skipif(
-    any(plugins.missing(name) for name in ("torch", "llamacpp", "mlx")),
-    reason="torch, llama.cpp or MLX is not installed",
+    any(plugins.missing(name) for name in ("torch", "llamacpp", "mlx", "onnxruntime")),
+    reason="a runtime is not installed",
 )
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from it " * 40
 FEW = ("--window", "64", "--max-windows", "2", "--greedy-tokens", "8", "--repetitions", "1", "--threads", "1")
@@ -217,7 +217,7 @@ def test_demo_without_a_runtime(equal: bool, tmp_path: Path, monkeypatch: pytest
     facts = json.loads(call("demo", "--json", "-o", tmp_path / "out", "--force").out)
     assert facts["fingerprints"] == marks
     assert (facts["candidates"], facts["passed"]) == ([], None if equal else False)
-    assert len(facts["missing"]) == 3
+    assert len(facts["missing"]) == len(plugins.runtimes())
 
 
 def test_path_of_the_demo(demo: Path) -> None:
@@ -231,12 +231,13 @@ def test_demo_keeps_its_files(demo: Path, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out)
     assert result["passed"] is True
-    assert [c["scheme"] for c in result["candidates"]] == ["int8", "int8", "int4", "int4", "q4_k_m"]
-    names = ["demo-int4-mlx", "demo-int4.gguf", "demo-int8-mlx", "demo-int8.gguf", "demo-q4_k_m.gguf"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert [c["scheme"] for c in result["candidates"]] == ["int8"] * 3 + ["int4"] * 3 + ["q4_k_m"]
+    names = [f"demo-{scheme}{end}" for scheme in ("int4", "int8") for end in ("-mlx", "-onnx", ".gguf")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*names, "demo-q4_k_m.gguf"]
     marks = result["fingerprints"]
-    assert marks["demo-int4-mlx"] == marks["demo-int4.gguf"]
-    assert marks["demo-int8-mlx"] == marks["demo-int8.gguf"]
+    assert marks["demo-int4-mlx"] == marks["demo-int4-onnx"] == marks["demo-int4.gguf"]
+    assert marks["demo-int8-mlx"] == marks["demo-int8-onnx"] == marks["demo-int8.gguf"]
     assert len(set(marks.values())) == 3
     kld = {Path(c["path"]).name: c["kld"]["mean"] for c in result["candidates"]}
     assert abs(kld["demo-int4-mlx"] / kld["demo-int4.gguf"] - 1) < 0.02
+    assert abs(kld["demo-int4-onnx"] / kld["demo-int4.gguf"] - 1) < 0.05

@@ -1,0 +1,98 @@
+"""Node.js, the example's npm packages and Chromium, for the tests that run the browser example for real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["EXAMPLE", "chat_page", "generated", "needs_chromium", "needs_node", "refused", "served"]
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
+DRIVER = Path(__file__).with_name("drive_page.mjs")
+SECONDS = 240  # for one run of node or Chromium, on a busy machine
+
+
+@cache
+def _no_node() -> str:
+    """Why node cannot run the example, or nothing."""
+    node = shutil.which("node")
+    if node is None:
+        return "Node.js is not installed"
+    found = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    version = re.match(r"v(\d+)", found)
+    if version is None or int(version[1]) < 20:
+        return f"Node.js {found} is older than 20"
+    if not (EXAMPLE / "node_modules" / "@huggingface" / "transformers").is_dir():
+        return "the npm packages of examples/browser are not installed: make browser"
+    return ""
+
+
+@cache
+def _chromium() -> str | None:
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+def _no_chromium() -> str:
+    if reason := _no_node():
+        return reason
+    if not (EXAMPLE / "node_modules" / "playwright-core").is_dir():
+        return "playwright-core is not installed in examples/browser: make browser"
+    return "" if _chromium() else "Chromium is not installed"
+
+
+needs_node = pytest.mark.skipif(bool(_no_node()), reason=_no_node())
+needs_chromium = pytest.mark.skipif(bool(_no_chromium()), reason=_no_chromium())
+
+
+def _node(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = ["node", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+
+
+def generated(folder: Path, **options: object) -> dict[str, Any]:
+    """What `generate.mjs` prints for an exported folder; options are its own, e.g. `dtype="q4", max_tokens=8`."""
+    flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    done = _node(EXAMPLE / "generate.mjs", folder, *flags)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def refused(script: str, *arguments: str | Path, code: int = 2) -> str:
+    """The one line on stderr with which a script of the example gives up, with this exit code."""
+    done = _node(EXAMPLE / script, *arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    [line] = done.stderr.splitlines()
+    return line
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[int]:
+    """The example's server for `folder`; gives the port it listens on."""
+    server = subprocess.Popen(
+        ["node", str(EXAMPLE / "server.mjs"), str(folder), "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        yield int(line.rsplit(":", 1)[1].strip().rstrip("/"))
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def chat_page(port: int, **job: object) -> dict[str, Any]:
+    """What the page showed in Chromium after doing `job`; see drive_page.mjs."""
+    done = _node(DRIVER, str(_chromium()), f"http://localhost:{port}/", json.dumps(job))
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
