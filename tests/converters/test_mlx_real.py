@@ -16,7 +16,6 @@ from tests.mlx_for_tests import mlx_lm
 
 TWIN = Path(__file__).resolve().parents[1] / "fixtures" / "smollm3_twin"
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
-MEMORY_LIMIT = 220e6
 MB = 1e6
 
 
@@ -82,10 +81,10 @@ def test_search_is_nearer_to_the_model_than_mlx(demo: Path, tmp_path: Path) -> N
 def test_peak_memory_does_not_grow_with_the_model(shared: Path, tmp_path: Path) -> None:
     """The 1.7B shape, to MLX and to all formats at once; neither needs an intermediate file."""
     tokenizer = shared / "smollm2-tokenizer"
-    for command, scheme, size in (("mlx", "q4", 963 * MB), ("all", "int4", 2138 * MB)):
+    for command, scheme, size, limit in (("mlx", "q4", 963 * MB, 200 * MB), ("all", "int4", 3292 * MB, 240 * MB)):
         (tmp_path / command).mkdir()
         figures = export_memory.measure("SmolLM2-1.7B", scheme, tokenizer, tmp_path / command, command=command)
-        assert figures["peak_rss"] < MEMORY_LIMIT
+        assert figures["peak_rss"] < limit
         assert figures["output"] == pytest.approx(size, rel=0.02)
         shutil.rmtree(tmp_path / command)
 
