@@ -35,7 +35,7 @@ def trained(request: pytest.FixtureRequest, demo: Path, tmp_path: Path) -> tuple
 
 def played(trained: tuple[Path, str], quant: str, out: Path) -> dict[str, CandidateResult]:
     """The results of all formats, by format."""
-    for library in ("torch", "llama_cpp"):
+    for library in ("torch", "llama_cpp", "onnxruntime"):
         pytest.importorskip(library)
     mlx_lm()
     folder, text = trained
@@ -47,18 +47,19 @@ def played(trained: tuple[Path, str], quant: str, out: Path) -> dict[str, Candid
 
 def test_int8_is_the_model(trained: tuple[Path, str], tmp_path: Path) -> None:
     results = played(trained, "int8", tmp_path / "out")
-    assert set(results) == {"gguf", "mlx"}
+    assert {"gguf", "mlx", "onnx"} <= set(results)
     for result in results.values():
         assert result.accuracy.kld.mean.value <= 0.002
         assert result.tokenizer_equal
 
 
-def test_int4_is_the_same_in_both_runtimes(trained: tuple[Path, str], tmp_path: Path) -> None:
-    """The same weights: what llama.cpp's 8-bit activations add is small beside what 4 bits cost."""
+def test_int4_is_the_same_in_all_runtimes(trained: tuple[Path, str], tmp_path: Path) -> None:
+    """The same weights: what 8-bit activations add, in llama.cpp and ONNX Runtime, is small beside what 4 bits cost."""
     results = played(trained, "int4", tmp_path / "out")
-    gguf, mlx = (results[name].accuracy.kld.mean.value for name in ("gguf", "mlx"))
+    gguf, mlx, onnx = (results[name].accuracy.kld.mean.value for name in ("gguf", "mlx", "onnx"))
     assert mlx > 0.001
     assert abs(gguf / mlx - 1) < 0.02
+    assert abs(onnx / gguf - 1) < 0.05
 
 
 def test_search_is_nearer_to_the_model_than_mlx(demo: Path, tmp_path: Path) -> None:
