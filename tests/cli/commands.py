@@ -23,6 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
 # A job started in the background of a shell inherits that Ctrl-C is ignored; a terminal's does not.
 TERMINAL = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+# As on a disk that fills: the first writes pass, a later one is refused.
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+from smolexport.cli import main
+main(sys.argv[1:])
+"""
 START = [sys.executable, "-c", f"{TERMINAL}; from smolexport.cli import main; main()"]
 
 

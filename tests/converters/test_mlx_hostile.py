@@ -21,7 +21,7 @@ import smolexport
 import smolexport_to_mlx
 from smolexport.errors import FileFormatError, OutputError, SmolexportError, TensorError, UsageError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from tests.cli.commands import START, assert_refused, call, environment, tiny_checkpoint
+from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
 from tests.damage import poke
 
 UP = "model.layers.0.mlp.up_proj"
@@ -218,15 +218,6 @@ def test_too_little_space(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
     assert_refused(call("mlx", tiny, "-o", tmp_path / "x"), "MB are needed, 0 MB are free")
     assert list(tmp_path.iterdir()) == []
-
-
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-from smolexport.cli import main
-main(sys.argv[1:])
-"""
 
 
 def test_a_disk_that_fills_while_writing(tiny: Path, tmp_path: Path) -> None:

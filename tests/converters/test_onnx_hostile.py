@@ -24,7 +24,7 @@ from smolexport.spec import Layer
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx.messages import External, Graph, Initializer, Node, decode, encode
 from smolexport_to_onnx.wire import WireError, fields
-from tests.cli.commands import START, assert_refused, call, environment, tiny_checkpoint
+from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
 from tests.damage import poke
 
 UP = "model.layers.0.mlp.up_proj"
@@ -380,15 +380,6 @@ def test_a_plan_for_another_place_is_no_danger_to_the_checkpoint(tmp_path: Path)
     with pytest.raises(OutputError, match="is or holds the checkpoint"):
         write(replace(job, path=source), force=True)
     assert {p.name: p.read_bytes() for p in source.iterdir()} == before
-
-
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-from smolexport.cli import main
-main(sys.argv[1:])
-"""
 
 
 def test_a_disk_that_fills_while_writing(tiny: Path, tmp_path: Path) -> None:

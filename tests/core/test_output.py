@@ -15,7 +15,7 @@ import pytest
 from smolexport.convert import prepare, write
 from smolexport.errors import OutputError
 from smolexport.output import atomic_file, check_target, leftovers
-from tests.cli.commands import START, assert_refused, call, environment, tiny_checkpoint
+from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
 
 
 class Usage(NamedTuple):
@@ -185,15 +185,6 @@ def test_too_little_space_is_seen_before_the_work(tiny: Path, tmp_path: Path, mo
     outcome = call("gguf", tiny, "-q", "f16", "-o", tmp_path / "x.gguf")
     assert_refused(outcome, tmp_path, "MB are needed, 0 MB are free")
     assert list(tmp_path.iterdir()) == []
-
-
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-from smolexport.cli import main
-main(sys.argv[1:])
-"""
 
 
 def test_a_disk_that_fills_while_writing(tiny: Path, tmp_path: Path) -> None:
