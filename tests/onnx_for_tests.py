@@ -24,8 +24,10 @@ def session(graph: Path) -> Any:
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def play(graph: Path, tokens: Sequence[int] | NDArray[Any], blocks: Sequence[int] = ()) -> NDArray[np.float32]:
-    """Logits [rows, v] of `tokens`, appended in blocks that end before the places in `blocks`."""
+def play(
+    graph: Path, tokens: Sequence[int] | NDArray[Any], blocks: Sequence[int] = (), keep: int | None = None
+) -> NDArray[np.float32]:
+    """Logits [rows, v] of `tokens`, appended in blocks that end before the places in `blocks`; None: `keep` not fed."""
     opened = session(graph)
     past = {i.name: i for i in opened.get_inputs() if i.name.startswith("past_key_values.")}
     caches: dict[str, NDArray[Any]] = {
@@ -36,6 +38,8 @@ def play(graph: Path, tokens: Sequence[int] | NDArray[Any], blocks: Sequence[int
     for part in np.split(np.asarray(tokens, np.int64), blocks):
         total += len(part)
         feeds = {"input_ids": part[None], "attention_mask": np.ones((1, total), np.int64), **caches}
+        if keep is not None:
+            feeds["num_logits_to_keep"] = np.array(keep, np.int64)
         results = dict(zip(names, opened.run(None, feeds), strict=True))
         rows.append(results["logits"][0])
         caches = {name: results[name.replace("past_key_values", "present")] for name in past}

@@ -20,9 +20,10 @@ from smolexport_to_onnx.container import GATE_UP, QKV, Layout
 from smolexport_to_onnx.messages import MICROSOFT, Attribute, Graph, Initializer, Node, Port
 from smolexport_to_onnx.schemes import Dtype, nbits_of
 
-__all__ = ["Settings", "build", "rotated_apart"]
+__all__ = ["KEEP", "Settings", "build", "rotated_apart"]
 
 LAST = (1 << 63) - 1
+KEEP = "num_logits_to_keep"
 ROTARY_UNIT = 16  # GroupQueryAttention rotates heads of whole multiples of this
 
 
@@ -33,7 +34,7 @@ class Settings:
     Attributes:
         dtype: float type of activations and caches.
         accuracy_level: of MatMulNBits: 4 = activations are rounded to 8 bits per block, 0 = they are not.
-        logits: of all positions of a call, or of the last one.
+        logits: of all positions of a call, unless it asks for fewer, or of the last one.
     """
 
     dtype: Dtype
@@ -80,6 +81,16 @@ class Builder:
         self.constants[name] = Initializer(name, self.settings.dtype, (), np.array(value, kind).tobytes())
         return name
 
+    def byte(self, value: int) -> str:
+        """The name of a constant of uint8."""
+        self.constants[f"byte.{value}"] = Initializer(f"byte.{value}", "U8", (), bytes([value]))
+        return f"byte.{value}"
+
+    def every_row(self) -> str:
+        """The input that says how many last rows of logits to make; 0, which stands for all, where none is fed."""
+        self.constants[KEEP] = Initializer(KEEP, "I64", (), np.array(0, "<i8").tobytes())
+        return KEEP
+
     def linear(self, module: str, scope: str, x: str) -> str:
         """`x` [b, s, columns] times the transposed matrix of `module`, plus its bias; [b, s, rows]."""
         matrix = self.layout.modules[f"{module}.weight"]
@@ -103,12 +114,26 @@ class Builder:
         scope, form = "/model/embed_tokens", nbits_of(self.layout.modules[f"{module}.weight"].format)
         if form is None:
             return self.add("Gather", scope, f"{module}.weight", ids, axis=0)
-        codes = self.add("Gather", scope, f"{module}.B", ids, axis=0)  # [b, s, blocks, bytes]: a byte a code
+        codes = self.add("Gather", scope, f"{module}.B", ids, axis=0)  # [b, s, blocks, bytes]
+        if form.bits == 4:
+            codes = self._nibbles(scope, codes)
         kind = {"F32": 1, "F16": 10}[self.settings.dtype]
-        centred = self.add("Sub", scope, self.add("Cast", scope, codes, to=kind), self.number(128.0))
+        zero = self.number(float(1 << form.bits - 1))
+        centred = self.add("Sub", scope, self.add("Cast", scope, codes, to=kind), zero)
         scales = self.add("Gather", f"{scope}/scales", f"{module}.scales", ids, axis=0)
         scales = self.add("Unsqueeze", f"{scope}/scales", scales, self.integers(-1))
         return self.add("Reshape", scope, self.add("Mul", scope, centred, scales), self.integers(0, 0, -1))
+
+    def _nibbles(self, scope: str, pairs: str) -> str:
+        """Codes [b, s, blocks, elements], a byte each, from bytes that hold two: the first in the lower half."""
+        low = self.add("BitwiseAnd", scope, pairs, self.byte(15))
+        high = self.add("BitShift", scope, pairs, self.byte(4), direction="RIGHT")
+        halves = (
+            self.add("Unsqueeze", f"{scope}/{name}", half, self.integers(-1))
+            for name, half in (("low", low), ("high", high))
+        )
+        apart = self.add("Concat", scope, *halves, axis=-1)
+        return self.add("Reshape", f"{scope}/codes", apart, self.integers(0, 0, 0, -1))
 
 
 def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping[str, str]) -> Graph:
@@ -123,9 +148,12 @@ def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping
         axis=-1, epsilon=epsilon, stash_type=1,
     )  # fmt: skip
     for number, layer in enumerate(spec.layers):
-        scope = f"/model/layers.{number}"
-        after = f"model.layers.{number + 1}.input_layernorm" if number + 1 < len(spec.layers) else "model.norm"
+        scope, final = f"/model/layers.{number}", number + 1 == len(spec.layers)
+        after = "model.norm" if final else f"model.layers.{number + 1}.input_layernorm"
         attended = _attention(b, spec, layer, number, normed, lengths)
+        if final:
+            attended, hidden = _kept(b, attended, hidden)
+        attended = b.linear(f"model.layers.{number}.self_attn.o_proj", f"{scope}/attn/o_proj", attended)
         norm = f"model.layers.{number}.post_attention_layernorm"
         normed, hidden = _skip_norm(b, f"{scope}/post_attention_layernorm", hidden, attended, norm, epsilon)
         fed = _feed_forward(b, spec, number, normed)
@@ -134,7 +162,7 @@ def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping
     return Graph(
         tuple(b.nodes),
         (*layout.initializers(), *b.constants.values()),
-        _inputs(spec, settings.dtype),
+        _inputs(spec, settings),
         _outputs(spec, settings),
         metadata,
         ("smolexport", metadata.get("smolexport.version", "")),
@@ -168,7 +196,7 @@ def rotated_apart(spec: ModelSpec) -> bool:
 
 
 def _attention(b: Builder, spec: ModelSpec, layer: Layer, number: int, x: str, lengths: Lengths) -> str:
-    """Attention and its output projection; `x` and the result [b, s, h]."""
+    """Attention up to its output projection; `x` [b, s, h], the result [b, s, q d]."""
     scope, base = f"/model/layers.{number}/attn", f"model.layers.{number}.self_attn"
     packed = b.linear(QKV.format(number), f"{scope}/qkv_proj", x)
     query, key, value = packed, "", ""
@@ -188,13 +216,12 @@ def _attention(b: Builder, spec: ModelSpec, layer: Layer, number: int, x: str, l
         )
         tables = ()
     past = (f"past_key_values.{number}.key", f"past_key_values.{number}.value")
-    attended = b.add(
+    return b.add(
         "GroupQueryAttention", scope, query, key, value, *past, lengths.last, lengths.total, *tables,
         outputs=(f"{scope}/output_0", f"present.{number}.key", f"present.{number}.value"), domain=MICROSOFT,
         num_heads=spec.num_attention_heads, kv_num_heads=spec.num_key_value_heads,
         scale=float(spec.head_dim**-0.5), do_rotary=int(bool(tables)), rotary_interleaved=0, local_window_size=-1,
     )  # fmt: skip
-    return b.linear(f"{base}.o_proj", f"{scope}/o_proj", attended)
 
 
 def _split(b: Builder, spec: ModelSpec, scope: str, packed: str) -> tuple[str, str, str]:
@@ -239,11 +266,23 @@ def _skip_norm(b: Builder, scope: str, hidden: str, added: str, norm: str, epsil
     return normed, total
 
 
+def _kept(b: Builder, *parts: str) -> tuple[str, ...]:
+    """The rows of the last layer's `parts` [b, s, ...] whose logits are wanted: once keys and values are stored, only
+    they need the rest of the model.
+    """
+    scope = "/model/kept"
+    start = b.integers(-1)
+    if b.settings.logits == "all":
+        start = b.add("Unsqueeze", scope, b.add("Neg", scope, b.every_row()), b.integers(0))
+    return tuple(
+        b.add("Slice", f"{scope}/{number}", part, start, b.integers(LAST), b.integers(1))
+        for number, part in enumerate(parts)
+    )
+
+
 def _head(b: Builder, module: str, x: str) -> None:
     """Logits, always float32."""
     scope = "/lm_head"
-    if b.settings.logits == "last":
-        x = b.add("Slice", scope, x, b.integers(-1), b.integers(LAST), b.integers(1))
     logits = b.linear(module, scope, x)
     last = b.nodes[-1]
     if b.settings.dtype == "F32":
@@ -261,16 +300,19 @@ def _caches(spec: ModelSpec, dtype: Dtype, prefix: str, length: str) -> list[Por
     ]
 
 
-def _inputs(spec: ModelSpec, dtype: Dtype) -> tuple[Port, ...]:
+def _inputs(spec: ModelSpec, settings: Settings) -> tuple[Port, ...]:
+    # An input with an initializer of its name may be left out, and most callers do not know it.
+    keep = (Port(KEEP, "I64", ()),) if settings.logits == "all" else ()
     return (
         Port("input_ids", "I64", ("batch_size", "sequence_length")),
         Port("attention_mask", "I64", ("batch_size", "total_sequence_length")),
-        *_caches(spec, dtype, "past_key_values", "past_sequence_length"),
+        *_caches(spec, settings.dtype, "past_key_values", "past_sequence_length"),
+        *keep,
     )
 
 
 def _outputs(spec: ModelSpec, settings: Settings) -> tuple[Port, ...]:
-    length: int | str = 1 if settings.logits == "last" else "sequence_length"
+    length: int | str = 1 if settings.logits == "last" else "kept_length"
     return (
         Port("logits", "F32", ("batch_size", length, spec.vocab_size)),
         *_caches(spec, settings.dtype, "present", "total_sequence_length"),

@@ -18,6 +18,7 @@ from smolexport.errors import CheckpointError, ConfigError, FileFormatError
 from smolexport.spec import ModelSpec, Tensor
 from smolexport.tokenizer.files import show
 from smolexport_to_onnx.container import PAGE
+from smolexport_to_onnx.graph import KEEP
 from smolexport_to_onnx.messages import External
 from smolexport_to_onnx.reading import GENAI, Model, graph_paths, primary_graph, read_model, weights
 from smolexport_to_onnx.schemes import STEMS
@@ -130,7 +131,7 @@ def _ports(spec: ModelSpec, model: Model) -> Iterator[str]:
                 yield f"{name} is {list(shape)}, should have {spec.num_key_value_heads} heads of {spec.head_dim}"
     for name in sorted(due - ports.keys()):
         yield f"has no input or output {name}"
-    for name in sorted(ports.keys() - due):
+    for name in sorted(ports.keys() - due - {KEEP}):
         yield f"has the input or output {show(name)}, which no reader feeds"
 
 

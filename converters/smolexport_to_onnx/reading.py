@@ -1,7 +1,8 @@
 """The weights of an ONNX folder in the checkpoint's own terms.
 
 Which bytes are a quantized matrix is read off the graph: MatMulNBits says it in its attributes, and a matrix that is
-only gathered from has a byte a code.  External data is only ever looked for beside the graph, under a plain name.
+only gathered from has blocks of 32: a byte a code, or two codes a byte.  External data is only ever looked for beside
+the graph, under a plain name.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "weights",
 ]
 
+HALF_BLOCK = 16  # bytes of the smallest block at 4 bits
 GENAI, SCHEME_KEY = "genai_config.json", "smolexport.scheme"
 FLOATS = ("F32", "F16", "BF16")
 ROLES: Mapping[str, Role] = {role.value: role for role in Role}
@@ -276,7 +278,9 @@ def _setting(codes: StoredArray, node: Node | None) -> tuple[int, int, int]:
         return bits if isinstance(bits, int) else 4, _integer(group), _integer(columns)
     if len(codes.shape) != 3:
         return 8, 0, 0
-    return 8, codes.shape[2], codes.shape[1] * codes.shape[2]
+    _, blocks, nbytes = codes.shape
+    bits = 4 if nbytes == HALF_BLOCK else 8
+    return bits, nbytes * 8 // bits, blocks * nbytes * 8 // bits
 
 
 def _integer(value: object) -> int:

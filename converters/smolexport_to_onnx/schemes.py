@@ -1,8 +1,8 @@
 """Quantization schemes: what each makes of every tensor, and the name of the graph's file.
 
 A graph computes in one float type, float32 or float16; scales, norms and biases are of that type.  Embedding and head
-take 8 bits in every 4-bit scheme: a tied embedding is the output layer as well, the part of a small model that 4 bits
-hurt most.  File names are those that Transformers.js forms from its `dtype`.
+take 8 bits in every 4-bit scheme but `int4-pure`: a tied embedding is the output layer as well, the part of a small
+model that 4 bits hurt most.  File names are those that Transformers.js forms from its `dtype`.
 """
 
 from __future__ import annotations
@@ -109,13 +109,17 @@ class Floats:
 
 @dataclass(frozen=True)
 class Portable:
-    """The choices that `smolexport.portable` makes for every format; `base` is its name of them."""
+    """The choices that `smolexport.portable` makes for every format; `base` is its name of them.
+
+    `pure` has 4 bits where they take 8, which other formats have no scheme for.
+    """
 
     name: str
     about: str
     dtype: Dtype
     js: str
     base: str
+    pure: bool = False
 
     @property
     def parts(self) -> tuple[Scheme, ...]:
@@ -132,7 +136,7 @@ class Portable:
     def _format(self, storage: Storage) -> RowFormat:
         if storage is Storage.HALF:
             return FORMATS[self.dtype.lower()]
-        return PortableNBits(4 if storage is Storage.INT4 else 8, self.dtype)
+        return PortableNBits(4 if self.pure or storage is Storage.INT4 else 8, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -197,12 +201,14 @@ def nbits_of(form: RowFormat) -> NBits | None:
 def _schemes() -> list[Scheme]:
     eight = "; embedding and head 8 bits"
     zeros = f" with zero points{eight}"
+    pure = "4 bits, blocks of 32, embedding and head too: smallest and fastest"
     half = "for WebGPU: the weights of int4, computed in 16-bit floats"
     return [
         Floats("f32", "32-bit floats", "F32", "fp32"),
         Floats("f16", "16-bit floats, computed in them: for WebGPU; slower than f32 on a CPU", "F16", "fp16"),
         Portable("int4", portable.SCHEMES["int4"], "F32", "q4", "int4"),
         Portable("int8", portable.SCHEMES["int8"], "F32", "int8", "int8"),
+        Portable("int4-pure", pure, "F32", "q4", "int4", pure=True),
         Portable("q4f16", half, "F16", "q4f16", "int4"),
         Blocks("int4-asym", f"4 bits, blocks of 32{zeros}", 32, False),
         *(Blocks(f"int4-g{group}", f"4 bits, blocks of {group}{eight}", group, True) for group in GROUPS[1:]),

@@ -86,7 +86,7 @@ def test_token_by_token(tokenizer: Path, tmp_path: Path) -> None:
 
 TOLERANCES = {
     "f32": 1e-5, "f16": 1e-2, "int4": 1e-5, "int8": 1e-5, "q4f16": 1e-2, "int4-asym": 1e-5, "int4-g64": 1e-5,
-    "int4-g128": 1e-5, "int4-asym-g64": 1e-5, "int4-asym-g128": 1e-5,
+    "int4-pure": 1e-5, "int4-g128": 1e-5, "int4-asym-g64": 1e-5, "int4-asym-g128": 1e-5,
 }  # fmt: skip
 
 
@@ -131,6 +131,22 @@ def test_logits_of_the_last_position_alone(tokenizer: Path, tmp_path: Path) -> N
     tokens = np.random.default_rng(3).integers(0, 320, 20)
     rows = play(every / "onnx" / "model.onnx", tokens)
     np.testing.assert_allclose(play(last / "onnx" / "model.onnx", tokens), rows[-1:], rtol=0, atol=1e-4)
+
+
+def test_as_many_rows_of_logits_as_are_asked_for(tokenizer: Path, tmp_path: Path) -> None:
+    """Whoever does not know the input leaves it out and has all of them."""
+    ort = onnxruntime()
+    folder = write_checkpoint(tmp_path / "model", "qwen3", seed=1, tokenizer=tokenizer)
+    graph = export("onnx", folder, tmp_path / "out", quant="f32").path / "onnx" / "model.onnx"
+    tokens = np.random.default_rng(3).integers(0, 320, 20)
+    rows = play(graph, tokens)
+    assert len(rows) == 20
+    for keep, count in ((0, 20), (1, 1), (7, 7), (99, 20)):
+        kept = play(graph, tokens, keep=keep)
+        assert len(kept) == count
+        np.testing.assert_allclose(kept, rows[-count:], rtol=0, atol=1e-4)
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    assert "num_logits_to_keep" not in {value.name for value in session.get_inputs()}
 
 
 def test_the_tables_end_where_they_are_told_to(tokenizer: Path, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-__all__ = ["change_config", "edited", "on_tensor", "only_last_rows_on_request"]
+__all__ = ["change_config", "edited", "on_tensor", "rows_cannot_be_chosen", "rows_must_be_chosen"]
+
+KEEP = "num_logits_to_keep"
 
 
 @contextmanager
@@ -33,23 +35,22 @@ def on_tensor(change: Callable[[Any, dict[str, Any]], object]) -> Callable[[Path
     return damage
 
 
-def only_last_rows_on_request(path: Path) -> None:
-    """Give the graph the input num_logits_to_keep, as older exporters' have it: 0 = all."""
-    onnx = pytest.importorskip("onnx")
-    helper, int64 = onnx.helper, onnx.TensorProto.INT64
+def rows_must_be_chosen(path: Path) -> None:
+    """Make num_logits_to_keep an input that has to be fed, as other exporters have it."""
     with edited(path) as model:
-        graph = model.graph
-        index, head = next((i, n) for i, n in enumerate(graph.node) if "logits" in n.output)
-        for name, value in (("keep_shape", 1), ("keep_to", 2**31 - 1), ("keep_axis", 1)):
-            graph.initializer.append(helper.make_tensor(name, int64, [1], [value]))
-        graph.node.insert(index, helper.make_node("Neg", ["num_logits_to_keep"], ["keep_negative"]))
-        graph.node.insert(index + 1, helper.make_node("Reshape", ["keep_negative", "keep_shape"], ["keep_from"]))
-        sliced = [head.input[0], "keep_from", "keep_to", "keep_axis"]
-        graph.node.insert(index + 2, helper.make_node("Slice", sliced, ["kept"]))
-        head.input[0] = "kept"
-        graph.input.append(helper.make_tensor_value_info("num_logits_to_keep", int64, []))
-        logits = next(v for v in graph.output if v.name == "logits")
-        logits.type.tensor_type.shape.dim[1].dim_param = "kept_length"
+        kept = [tensor for tensor in model.graph.initializer if tensor.name != KEEP]
+        assert len(kept) < len(model.graph.initializer)
+        model.graph.ClearField("initializer")
+        model.graph.initializer.extend(kept)
+
+
+def rows_cannot_be_chosen(path: Path) -> None:
+    """Leave num_logits_to_keep out of the inputs, so that all rows are always made."""
+    with edited(path) as model:
+        kept = [value for value in model.graph.input if value.name != KEEP]
+        assert len(kept) < len(model.graph.input)
+        model.graph.ClearField("input")
+        model.graph.input.extend(kept)
 
 
 def change_config(folder: Path, name: str = "config.json", **changes: object) -> None:

@@ -20,7 +20,7 @@ from smolexport.runtime import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
 from tests.children import python
-from tests.runtimes.onnx_edits import edited, only_last_rows_on_request
+from tests.runtimes.onnx_edits import edited, rows_cannot_be_chosen, rows_must_be_chosen
 
 pytest.importorskip("onnxruntime", reason="the onnxruntime extra is not installed")
 
@@ -59,7 +59,14 @@ def several(checkpoint: Path) -> Path:
 @pytest.fixture(scope="session")
 def keep(checkpoint: Path) -> Path:
     folder = exported(checkpoint, checkpoint.parent / "keep-onnx")
-    only_last_rows_on_request(folder / "onnx" / "model.onnx")
+    rows_must_be_chosen(folder / "onnx" / "model.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def every(checkpoint: Path) -> Path:
+    folder = exported(checkpoint, checkpoint.parent / "every-onnx")
+    rows_cannot_be_chosen(folder / "onnx" / "model.onnx")
     return folder
 
 
@@ -221,15 +228,18 @@ def test_caches_are_written_in_place(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("last_only", [False, True])
-def test_blocks_bound_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, last_only: bool) -> None:
+def test_blocks_bound_the_memory(every: Path, monkeypatch: pytest.MonkeyPatch, last_only: bool) -> None:
     monkeypatch.setattr(_session, "BLOCK", 7)
-    with adapter.open(folder, context=64) as session:
+    with adapter.open(every, context=64) as session:
         assert made(session, monkeypatch, IDS[:20], last_only) == [7, 7, 6]
 
 
-def test_rows_that_are_not_wanted_are_not_made(keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("graph", ["folder", "keep"])
+def test_rows_that_are_not_wanted_are_not_made(
+    graph: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_session, "BLOCK", 7)
-    with adapter.open(keep, context=64) as session:
+    with adapter.open(request.getfixturevalue(graph), context=64) as session:
         assert made(session, monkeypatch, IDS[:20], True) == [1, 1, 1]
         assert made(session, monkeypatch, IDS[20:40], False) == [7, 7, 6]
 
@@ -316,6 +326,19 @@ def test_threads_are_honoured(folder: Path, threads: int, spinning: bool) -> Non
     with adapter.open(folder, threads=threads, spinning=spinning) as session:
         assert process.num_threads() - before == threads - 1  # the caller's own thread computes too
         session.append(IDS)
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "expected"), [(5.0, 4, "1"), (40.0, 4, "0"), (40.0, 2, "1"), (100.0, 1, "0"), (0.0, 1, "0")]
+)
+def test_threads_spin_where_cores_are_idle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, busy: float, threads: int, expected: str
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda _seconds: busy)
+    with adapter.open(folder, threads=threads) as session:
+        options = session._session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == expected
 
 
 def test_importing_the_adapter_loads_nothing_heavy() -> None:
