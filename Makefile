@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c .ci/constraints.txt
 SAY_BUILD := echo "setting up $(VENV): the first time this compiles llama.cpp (llama-cpp-python), some 10 minutes on two cores"
 
-.PHONY: demo test lint format bench browser clean help
+.PHONY: demo test lint format bench browser optimum clean help
 
 help:
 	@echo "make demo    set up and run the main job on the embedded model, offline: export, play, compare"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the sources in the project's style"
 	@echo "make browser install what the web page needs from npm"
+	@echo "make optimum play our ONNX folders with optimum, in an environment of its own"
 	@echo "make bench   encoding speed against the C quantizer"
 	@echo "make clean   remove the environment and caches"
 
@@ -40,6 +41,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Its environment is $(VENV)-optimum.  With SMOLEXPORT_OPTIMUM_PYTHON naming the Python in it, `pytest` runs these tests
+# with the others, and tests.benchmarks.onnx_decode measures optimum's graph.
+optimum: $(VENV)/.dev $(VENV)-optimum/.made
+	SMOLEXPORT_OPTIMUM_PYTHON=$(abspath $(VENV)-optimum/bin/python) \
+	  $(BIN)/python -m pytest tests/converters/test_onnx_optimum.py
+
+$(VENV)-optimum/.made: .ci/optimum.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks.quant_kernels
 
@@ -56,4 +68,4 @@ $(VENV)/.dev: pyproject.toml .ci/constraints.txt
 	@touch $@ $(VENV)/.run
 
 clean:
-	rm -rf examples/browser/node_modules $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf examples/browser/node_modules $(VENV) $(VENV)-optimum .pytest_cache .mypy_cache .ruff_cache .hypothesis

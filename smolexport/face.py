@@ -27,6 +27,7 @@ def compare(
     settings: Settings | None = None,
     thresholds: Thresholds | None = None,
     options: Mapping[str, Any] | None = None,
+    runtimes: Sequence[str] = (),
     ignore_config: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
@@ -42,6 +43,7 @@ def compare(
         thresholds: what each file must reach; see `Comparison.passed`.
         options: further options of the files' runtimes, each for those that know it, e.g. `{"kv_type": "f32"}` for
             llama.cpp.
+        runtimes: names of runtimes to take for what they play, each of them; by default the first that is there.
         ignore_config: keys of config.json that the caller vouches for as inert.
         revision: hub revision.
         token: hub token.
@@ -54,7 +56,7 @@ def compare(
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.compare import compare as run
 
-    candidates = exported([Path(f) for f in files], options)
+    candidates = exported([Path(f) for f in files], options, runtimes)
     words = demo_text() if text is None else text
     folder = find_checkpoint(checkpoint, revision=revision, token=token)
     base = reference(folder, dtype, ignore_config=ignore_config)
@@ -68,6 +70,7 @@ def generate(
     max_tokens: int = 128,
     sampling: Sampling | None = None,
     threads: int | None = None,
+    runtime: str | None = None,
 ) -> Generation:
     """Continue `prompt` with an exported file or a checkpoint on its own runtime.
 
@@ -77,6 +80,7 @@ def generate(
         max_tokens: most tokens to generate.
         sampling: how tokens are drawn; None = greedy.
         threads: None = one per physical core.
+        runtime: name of the one that plays it; None = the first that is there.
 
     Raises:
         SmolexportError: the model cannot be read or its runtime is missing.
@@ -84,8 +88,8 @@ def generate(
     from smolexport.generation import generate as run
     from smolexport.plugins import locate
 
-    path, runtime = locate(model)
-    with runtime.open(path, threads=threads) as session:
+    path, player = locate(model, runtime)
+    with player.open(path, threads=threads) as session:
         return run(session, prompt, sampling=sampling, max_tokens=max_tokens)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "converter",
     "converter_for",
     "converters",
+    "find_runtime",
     "known_options",
     "locate",
     "missing",
@@ -114,19 +115,44 @@ def converter_for(path: Path) -> Converter:
     raise FileFormatError(f"{path}: is none of the known formats ({', '.join(converters())})")
 
 
-def runtime_for(path: Path) -> Runtime:
+def runtime_for(path: Path, name: str | None = None) -> Runtime:
     """The runtime that plays `path`: a checkpoint folder or an exported file.
+
+    Args:
+        path: what shall be played.
+        name: of the runtime, as people or as packages have it; None: of those that read the format, the first whose
+            libraries are there.  A package whose name extends another's comes after it.
 
     Raises:
         FileFormatError: of no known format.
+        UsageError: no runtime has that name, or it reads another format.
         MissingDependencyError: the runtime of this format is not installed.
     """
     exported = next((c.FORMAT for c in map(converter, converters()) if c.recognises(path)), None)
     kind = exported or ("checkpoint" if _is_checkpoint(path) else converter_for(path).FORMAT)
-    for name in runtimes():
-        if kind == adapter(name).READS:
-            return runtime(name)
-    raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
+    players = [player for player in runtimes() if kind == adapter(player).READS]
+    if name is not None:
+        chosen = find_runtime(name)
+        if chosen not in players:
+            others = ", ".join(adapter(player).NAME for player in players) or "nothing installed"
+            raise UsageError(f"{path}: {adapter(chosen).NAME} does not play the format '{kind}'; {others} does")
+        return runtime(chosen)
+    if not players:
+        raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
+    return runtime(next((player for player in players if missing(player) is None), players[0]))
+
+
+def find_runtime(name: str) -> str:
+    """The runtime that `name` means, in any case: its package's name or its own, as `adapter` takes it.
+
+    Raises:
+        UsageError: there is none; names those that there are.
+    """
+    wanted = name.lower().replace("-", "_")
+    for known in runtimes():
+        if wanted in (known, adapter(known).NAME.lower().replace("-", "_")):
+            return known
+    raise UsageError(f"no runtime '{name}'; installed: {', '.join(adapter(known).NAME for known in runtimes())}")
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -139,22 +165,23 @@ def _ends_like(path: Path, *, folder: bool) -> bool:
     return any(path.name.endswith(suffix) and path.name != suffix for suffix in suffixes)
 
 
-def locate(model: str | Path) -> tuple[Path, Runtime]:
+def locate(model: str | Path, runtime: str | None = None) -> tuple[Path, Runtime]:
     """The exported file or checkpoint folder that `model` stands for, and the runtime that plays it.
 
     Args:
         model: exported file, checkpoint folder, hub id, or `demo`.
+        runtime: name of the one to take; None: see `runtime_for`.
 
     Raises:
         FileFormatError: no such file, or of no known format.
         CheckpointError: neither a folder nor a model on the hub or in the cache.
-        UsageError: `demo`, where a checkpoint folder of that name lies too.
+        UsageError: `demo`, where a checkpoint folder of that name lies too; a runtime that does not play it.
         MissingDependencyError: the runtime of this format is not installed.
     """
     from smolexport.checkpoint import find_checkpoint
 
     path = Path(model) if _names_file(str(model)) else find_checkpoint(model)
-    return path, runtime_for(path)
+    return path, runtime_for(path, runtime)
 
 
 def _names_file(model: str) -> bool:

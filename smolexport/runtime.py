@@ -27,9 +27,12 @@ __all__ = [
     "TextDecoder",
     "choose_context",
     "choose_threads",
+    "cores_to_spare",
     "token_array",
 ]
 
+WATCHED = 0.1  # seconds
+HALF_A_CORE = 0.5  # what other programs may use and yet leave the cores to us
 DEFAULT_CONTEXT = 4096
 """Most tokens that a session holds unless asked for more: a cache for the full context of a small model is large."""
 
@@ -155,6 +158,17 @@ def choose_threads(asked: int | None) -> int:
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def cores_to_spare(threads: int) -> bool:
+    """Whether `threads` would have cores of their own just now: other programs are watched for a tenth of a second.
+
+    Threads that wait for work busily are faster on cores that are idle, and much slower on cores that are not.
+    """
+    import psutil
+
+    busy = psutil.cpu_percent(WATCHED) / 100
+    return (psutil.cpu_count() or 1) * (1 - busy) > threads - HALF_A_CORE
 
 
 def choose_context(asked: int | None, trained: int) -> int:

@@ -1,4 +1,4 @@
-"""The wheel: four packages at the top level, typed, with the demo, without tests."""
+"""The wheel: all packages at the top level, typed, with the demo, without tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("smolexport", "smolexport_to_gguf", "smolexport_on_torch", "smolexport_on_llamacpp")
+PACKAGES = (
+    "smolexport", "smolexport_to_gguf", "smolexport_to_mlx", "smolexport_to_onnx", "smolexport_on_torch",
+    "smolexport_on_llamacpp", "smolexport_on_mlx", "smolexport_on_onnxruntime", "smolexport_on_onnxruntime_genai",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import smolexport
 import smolexport_on_llamacpp
 import smolexport_on_mlx
 import smolexport_on_onnxruntime
+import smolexport_on_onnxruntime_genai
 import smolexport_on_torch
 import smolexport_to_gguf
 import smolexport_to_mlx
@@ -22,6 +23,7 @@ onnx: Converter = smolexport_to_onnx
 llamacpp: Runtime = smolexport_on_llamacpp
 mlx_lm: Runtime = smolexport_on_mlx
 onnxruntime: Runtime = smolexport_on_onnxruntime
+onnxruntime_genai: Runtime = smolexport_on_onnxruntime_genai
 torch: Runtime = smolexport_on_torch
 
 done: smolexport.Export = smolexport.export("gguf", "owner/name", quant="q8_0", strict=True, threads=2)

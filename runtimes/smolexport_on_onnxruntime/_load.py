@@ -10,15 +10,14 @@ import numpy as np
 import onnxruntime as ort
 
 from smolexport.errors import FileFormatError
+from smolexport.runtime import cores_to_spare
 from smolexport_on_onnxruntime._folder import Sizes
 
-__all__ = ["FLOATS", "check_interface", "cores_to_spare", "inputs_of", "load", "one_line"]
+__all__ = ["FLOATS", "check_interface", "inputs_of", "load", "one_line"]
 
 FLOATS: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 OPTIONAL = {"position_ids", "num_logits_to_keep"}
 LONGEST_REASON = 300  # characters of a foreign message
-WATCHED = 0.1  # seconds
-HALF_A_CORE = 0.5  # what other programs may use and yet leave the cores to us
 NOTHING = 4  # level of the log at which errors stay silent: they are raised as well
 
 
@@ -40,18 +39,6 @@ def load(path: Path, *, threads: int, spinning: bool | None) -> Any:
         return ort.InferenceSession(str(path), options, providers, enable_fallback=0, read_config_from_model=0)
     except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes
         raise FileFormatError(f"{path}: ONNX Runtime cannot load this graph: {one_line(error)}") from error
-
-
-def cores_to_spare(threads: int) -> bool:
-    """Whether `threads` would have cores of their own just now: other programs are watched for a tenth of a second.
-
-    Threads that wait busily decode up to 1.5 times as fast on cores that are idle, and at half the speed on cores that
-    are not.
-    """
-    import psutil
-
-    busy = psutil.cpu_percent(WATCHED) / 100
-    return (psutil.cpu_count() or 1) * (1 - busy) > threads - HALF_A_CORE
 
 
 def inputs_of(session: Any) -> dict[str, Any]:

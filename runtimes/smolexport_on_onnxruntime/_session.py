@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.errors import FileFormatError, SessionClosedError, SessionError
+from smolexport.errors import SessionClosedError, SessionError
 from smolexport.runtime import TextCodec, choose_context, choose_threads, token_array
-from smolexport_on_onnxruntime._folder import choose_graph, config_sizes
-from smolexport_on_onnxruntime._graph import read_graph
 from smolexport_on_onnxruntime._load import FLOATS, check_interface, inputs_of, load, one_line
+from smolexport_on_onnxruntime.checks import check_folder
 
 __all__ = ["OnnxSession"]
 
-# Tokens computed at once, the fastest of 16 to 512.  Attention keeps a matrix of block x length for each
-# head, and Ctrl-C waits for a block's end.
+# Tokens computed at once, the fastest of 16 to 512.  Attention keeps a matrix of block x length for each head, and
+# Ctrl-C waits for a block's end.
 BLOCK = 128
 
 
@@ -35,17 +34,12 @@ class OnnxSession:
         self, folder: Path, *, threads: int | None, context: int | None, graph: str | None, spinning: bool | None
     ) -> None:
         threads = choose_threads(threads)
-        sizes = config_sizes(folder)
         self._folder = folder
-        path = choose_graph(folder, graph)
-        facts = read_graph(path)
-        if facts.layers != sizes.layers:
-            raise FileFormatError(f"{path}: has {facts.layers} layers, but config.json {sizes.layers}")
-        reach = sizes.context_length if facts.positions is None else min(sizes.context_length, facts.positions)
-        self._context = choose_context(context, reach)
-        self._session: Any = load(path, threads=threads, spinning=spinning)
-        check_interface(path, self._session, sizes)
-        self._vocab_size = sizes.vocab_size
+        checked = check_folder(folder, graph)
+        self._context = choose_context(context, checked.context_length)
+        self._session: Any = load(checked.path, threads=threads, spinning=spinning)
+        check_interface(checked.path, self._session, checked.sizes)
+        self._vocab_size = checked.sizes.vocab_size
         self._codec: TextCodec | None = None
         self._length = 0
         self._binding: Any = None

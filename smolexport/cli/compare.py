@@ -60,6 +60,10 @@ def command(
     greedy_tokens: Annotated[int, typer.Option("--greedy-tokens", help="Greedy tokens per prompt; 0: none.")] = 64,
     repetitions: Annotated[int, typer.Option("--repetitions", help="Speed measurements; 0: none.")] = 3,
     threads: Threads = None,
+    runtimes: Annotated[
+        list[str] | None,
+        typer.Option("--runtime", help="Take this runtime for what it plays; repeatable: each file on each of them."),
+    ] = None,
     settings: RuntimeOptions = None,
     ignore_config: IgnoreConfig = None,
     revision: Revision = None,
@@ -81,7 +85,7 @@ def command(
     limits = Thresholds(max_kld=max_kld, min_top1=min_top1, max_ppl_ratio=max_ppl_ratio)
     words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
     base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config or ())
-    candidates = exported(files, options)
+    candidates = exported(files, options, runtimes or ())
     result = run(base, candidates, words, settings=amount, thresholds=limits, quiet=json)
     show(result, json=json)
     if not result.passed:

@@ -29,6 +29,9 @@ def command(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Most tokens held.")] = None,
     threads: Threads = None,
+    player: Annotated[
+        str | None, typer.Option("--runtime", help="Runtime that plays it; default: the first that is there.")
+    ] = None,
     settings: RuntimeOptions = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +43,7 @@ def command(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     words = read_words(None) if prompt == "-" else prompt
-    path, runtime = locate(model)
+    path, runtime = locate(model, player)
     options = checked_options(runtime.open, parse_settings(settings), runtime.NAME)
     opened: Callable[..., Session] = runtime.open
     with opened(path, threads=threads, context=context, **options) as session:

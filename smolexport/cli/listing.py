@@ -29,8 +29,11 @@ def command(
     if format is None:
         typer.echo(f"architectures: {', '.join(facts['architectures'])}")
         typer.echo("runtimes:")
+        width = max(10, *map(len, facts["runtimes"]))
         for name, state in facts["runtimes"].items():
-            typer.echo(f"  {name:<10} {state['name']:<10} plays {state['reads']:<10} {state['missing'] or 'ready'}")
+            typer.echo(
+                f"  {name:<{width}} {state['name']:<{width}} plays {state['reads']:<10} {state['missing'] or 'ready'}"
+            )
 
 
 def _facts(only: str | None) -> dict[str, Any]:

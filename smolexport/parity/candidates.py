@@ -10,6 +10,7 @@ from smolexport import plugins
 from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import UsageError
 from smolexport.parity.results import Candidate
+from smolexport.runtime import Runtime
 
 __all__ = ["exported", "reference"]
 
@@ -38,28 +39,35 @@ def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[st
     )
 
 
-def exported(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -> list[Candidate]:
-    """Exported files or folders, each with the runtime of its format.
+def exported(
+    paths: Sequence[Path], options: Mapping[str, Any] | None = None, runtimes: Sequence[str] = ()
+) -> list[Candidate]:
+    """Exported files or folders, each with the runtime of its format, or with all of `runtimes` that play it.
 
     Args:
         paths: what to compare.
         options: further options of the runtimes' `open`; each goes to those that know it.
+        runtimes: names of runtimes to take for what they play, instead of the first that is there.
 
     Raises:
         FileFormatError: no such file, damaged, a checkpoint, or of no known format.
-        UsageError: an option that none of the runtimes knows, or a value that it does not take.
+        UsageError: an option that none of the runtimes knows, or a value that it does not take; a name of a runtime
+            that does not exist or plays none of the files.
         MissingDependencyError: a runtime is not installed.
     """
-    formats = [plugins.converter_for(path) for path in paths]
-    runtimes = [plugins.runtime_for(path) for path in paths]
-    known = {runtime.NAME: plugins.known_options(runtime.open) for runtime in runtimes}
+    pairs = [(path, runtime) for path in paths for runtime in _players(path, runtimes)]
+    for name in runtimes:
+        player = plugins.adapter(plugins.find_runtime(name))
+        if player not in [runtime for _, runtime in pairs]:
+            raise UsageError(f"--runtime {name}: plays the format '{player.READS}', which none of the files has")
+    known = {runtime.NAME: plugins.known_options(runtime.open) for _, runtime in pairs}
     for key in options or {}:
         if not any(key in names for names in known.values()):
             raise UsageError(f"--set {key}: {_what_there_is(known)}")
     found = []
-    for path, module, runtime in zip(paths, formats, runtimes, strict=True):
+    for path, runtime in pairs:
         own = {key: value for key, value in (options or {}).items() if key in known[runtime.NAME]}
-        about = module.describe(path)
+        about = plugins.converter_for(path).describe(path)
         found.append(
             Candidate(
                 path=path,
@@ -72,6 +80,15 @@ def exported(paths: Sequence[Path], options: Mapping[str, Any] | None = None) ->
             )
         )
     return found
+
+
+def _players(path: Path, names: Sequence[str]) -> list[Runtime]:
+    """Those of the named runtimes that play `path`, each once; else the one that is taken without being asked."""
+    kind = plugins.converter_for(path).FORMAT
+    found = dict.fromkeys(plugins.find_runtime(name) for name in names)
+    return [plugins.runtime(name) for name in found if kind == plugins.adapter(name).READS] or [
+        plugins.runtime_for(path)
+    ]
 
 
 def _what_there_is(known: Mapping[str, Sequence[str]]) -> str:

@@ -10,6 +10,8 @@ and all in turns, so that a slow moment of the machine meets every one:
 * `plain`: the same with `InferenceSession.run`, arrays in and out;
 * `genai`: the generator of onnxruntime-genai on our folder, where installed;
 * `builder`: the same on what onnxruntime-genai's own builder makes of the checkpoint, where it runs;
+* `optimum`: optimum's f32 graph of the checkpoint, its outputs bound as the inputs of the next step, where
+  SMOLEXPORT_OPTIMUM_PYTHON names a Python that has optimum to export it (`make optimum`);
 * `torch`: the checkpoint in bf16.
 
 Prints medians over the turns for each number of threads, and their ratio to the first: tokens per second of the clock
@@ -33,8 +35,9 @@ import numpy as np
 
 from tests.benchmarks.export_memory import write_random
 from tests.core.published_configs import PUBLISHED
+from tests.optimum_for_tests import VARIABLE, export_f32, optimum_python
 
-WAYS = ("session", "fresh", "plain", "genai", "builder", "torch")
+WAYS = ("session", "fresh", "plain", "genai", "builder", "optimum", "torch")
 Feed = Callable[[list[int]], object]
 """Appends tokens and makes the logits of the last one at least."""
 
@@ -57,6 +60,7 @@ def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> tupl
     names = [value.name for value in inference.get_inputs() if value.name.startswith("past")]
     types = {value.name: _load.FLOATS[value.type] for value in inference.get_inputs() if value.name in names}
     empty = {n: np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), types[n]) for n in names}
+    positions = any(value.name == "position_ids" for value in inference.get_inputs())
     outputs = ["logits", *(name.replace("past_key_values", "present") for name in names)]
     past: dict[str, Any] = {}
     held = 0
@@ -70,6 +74,8 @@ def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> tupl
         nonlocal past, held
         held += len(ids)
         inputs = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, held), np.int64)}
+        if positions:
+            inputs["position_ids"] = np.arange(held - len(ids), held)[None]
         if not bound:
             logits, *present = inference.run(outputs, {**inputs, **past})
         else:
@@ -124,6 +130,7 @@ def one(way: str, folder: Path, threads: int, spinning: bool, prompt: int, token
         "plain": lambda: onnxruntime(folder, threads, spinning, bound=False),
         "genai": lambda: genai(folder, threads, context, spinning),
         "builder": lambda: genai(folder, threads, context, spinning),
+        "optimum": lambda: onnxruntime(folder, threads, spinning, bound=True),
         "torch": lambda: torch(folder, threads, context),
     }[way]()
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 1000, context)]
@@ -167,6 +174,15 @@ def build(checkpoint: Path, folder: Path) -> bool:
     return not done.returncode
 
 
+def export_optimum(checkpoint: Path, folder: Path) -> bool:
+    """Let optimum export the checkpoint; whether it could."""
+    if optimum_python() is None:
+        print(f"optimum is left out: {VARIABLE} names no Python that has it", file=sys.stderr)
+        return False
+    export_f32(checkpoint, folder)
+    return True
+
+
 def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """Median figures of every way, number of threads and kind of waiting."""
     import smolexport
@@ -175,7 +191,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     write_random(checkpoint, PUBLISHED[args.model], args.tokenizer)
     ours = smolexport.export("onnx", checkpoint, scratch / "ours-onnx", quant=args.scheme).path
     folders = {**dict.fromkeys(WAYS, ours), "torch": checkpoint, "builder": scratch / "theirs"}
+    folders["optimum"] = scratch / "optimum"
     ways = [way for way in args.ways if way != "builder" or build(checkpoint, folders["builder"])]
+    ways = [way for way in ways if way != "optimum" or export_optimum(checkpoint, folders["optimum"])]
     cases = [(w, t, s) for t in args.threads for w in ways for s in (False, True) if not s or (w != "torch" and t > 1)]
     runs: dict[tuple[str, int, bool], list[dict[str, float]]] = {case: [] for case in cases}
     for _ in range(args.repetitions):

@@ -52,7 +52,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     )
     monkeypatch.syspath_prepend(site)
     yield site
-    for name in ("smolexport_to_nothing", "smolexport_on_nothing"):
+    for name in ("smolexport_to_nothing", "smolexport_on_nothing", "smolexport_on_nothing_else"):
         sys.modules.pop(name, None)
 
 
@@ -90,6 +90,23 @@ def test_a_missing_library_is_one_line_with_the_remedy(strangers: Path, tmp_path
     assert str(caught.value) == "the runtime Nothing needs a_library_that_is_not: pip install nothing"
     outcome = call("generate", tmp_path / "x.nothing", "Once")
     assert (outcome.code, outcome.err) == (2, f"smolexport: {caught.value}\n")
+
+
+def test_of_two_runtimes_the_first_that_is_there_plays(strangers: Path, tmp_path: Path) -> None:
+    """`nothing` needs what is not installed, `nothing_else` plays the same; a name decides otherwise."""
+    (tmp_path / "x.nothing").write_bytes(b"NOTHING")
+    other = strangers / "smolexport_on_nothing_else.py"
+    other.write_text('NAME, READS, NEEDS, INSTALL = "Else", "nothing", (), "-"\n')
+    assert plugins.runtime_for(tmp_path / "x.nothing").NAME == "Else"
+    assert plugins.runtime_for(tmp_path / "x.nothing", "nothing-else").NAME == "Else"
+    with pytest.raises(MissingDependencyError, match="the runtime Nothing needs"):
+        plugins.runtime_for(tmp_path / "x.nothing", "Nothing")
+    with pytest.raises(UsageError, match=r"x\.nothing: llama\.cpp does not play the format 'nothing'"):
+        plugins.runtime_for(tmp_path / "x.nothing", "LLAMA.CPP")
+    with pytest.raises(UsageError, match=r"no runtime 'x'; installed: .*Nothing, Else"):
+        plugins.runtime_for(tmp_path / "x.nothing", "x")
+    (strangers / "a_library_that_is_not.py").touch()
+    assert plugins.runtime_for(tmp_path / "x.nothing").NAME == "Nothing"
 
 
 def test_files_are_recognised_by_content(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def run(code: str) -> str:
         ("smolexport_on_mlx", "mlx", "pip install 'mlx[cpu]' mlx-lm"),
         ("smolexport_on_mlx", "mlx_lm", "pip install 'mlx[cpu]' mlx-lm"),
         ("smolexport_on_onnxruntime", "onnxruntime", "pip install onnxruntime"),
+        ("smolexport_on_onnxruntime_genai", "onnxruntime_genai", "pip install onnxruntime-genai"),
     ],
 )
 def test_the_line_that_installs_it(adapter: str, library: str, line: str, tmp_path: Path) -> None:
@@ -54,11 +55,14 @@ except MissingDependencyError as error:
     assert len(told.splitlines()) == 1
 
 
-@pytest.mark.parametrize("adapter", ["smolexport_on_torch", "smolexport_on_llamacpp", "smolexport_on_mlx"])
+@pytest.mark.parametrize(
+    "adapter",
+    [f"smolexport_on_{name}" for name in ("torch", "llamacpp", "mlx", "onnxruntime", "onnxruntime_genai")],
+)
 def test_importing_an_adapter_loads_nothing_heavy(adapter: str) -> None:
     loaded = run(f"import sys, {adapter}; print(*sys.modules)").split()
     assert adapter in loaded
-    assert not {"torch", "transformers", "llama_cpp", "mlx", "mlx_lm"} & set(loaded)
+    assert not {"torch", "transformers", "llama_cpp", "mlx", "mlx_lm", "onnxruntime", "onnxruntime_genai"} & set(loaded)
 
 
 def test_generating_needs_numpy_only() -> None:

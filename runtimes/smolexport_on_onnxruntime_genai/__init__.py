@@ -1,0 +1,77 @@
+"""ONNX folders played by ONNX Runtime GenAI's generator on the CPU, beside the adapter over plain ONNX Runtime.
+
+It plays what `smolexport_on_onnxruntime` plays, which is the faster one and is taken unless this one is asked for by
+its name; here is how to see that the folder computes the same in the library that it is also made for.
+
+Before the library opens a folder its graph is checked as the plain adapter checks it, and genai_config.json may say
+what the converter writes, and nothing else: the library would follow it to other files, providers and models.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolexport.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from smolexport_on_onnxruntime_genai._session import GenaiSession
+
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+
+NAME = "onnxruntime-genai"
+READS = "onnx"
+NEEDS = ("onnxruntime_genai", "onnxruntime")
+INSTALL = "pip install onnxruntime-genai"
+
+
+def version() -> str:
+    """Versions of the library and of the ONNX Runtime below it, e.g. `onnxruntime-genai 0.18.0, onnxruntime 1.31.1`.
+
+    Raises:
+        MissingDependencyError: one of them is not installed.
+    """
+    try:
+        return ", ".join(f"{name} {metadata.version(name)}" for name in (NAME, "onnxruntime"))
+    except metadata.PackageNotFoundError as error:
+        raise _missing(error) from error
+
+
+def open(  # noqa: A001
+    path: Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    graph: str | None = None,
+    spinning: bool | None = None,
+) -> GenaiSession:
+    """Load one graph of the ONNX folder `path`.
+
+    Args:
+        path: folder with config.json, genai_config.json and the graphs in onnx/.
+        threads: that compute; None: one per physical core.
+        context: most tokens held, for which memory is taken at once; None: the model's own, at most 4096.
+        graph: file name without its ending, e.g. `model_q4`, or a scheme, e.g. `int4`; None: the one that
+            genai_config.json names.
+        spinning: whether threads without work wait for it busily; None: if no other program wants their cores.
+
+    Raises:
+        MissingDependencyError: onnxruntime-genai is not installed.
+        UsageError: an option out of range, or a graph that the folder does not hold.
+        CheckpointError: config.json or genai_config.json is missing or damaged.
+        FileFormatError: the graph is damaged, contradicts config.json, or reaches outside the folder; the library
+            cannot load it.
+        UnsupportedError: genai_config.json asks for what no exported decoder needs, or the caches cannot be written
+            in place.
+    """
+    try:
+        from smolexport_on_onnxruntime_genai._session import GenaiSession
+    except ImportError as error:
+        raise _missing(error) from error
+    return GenaiSession(Path(path), threads=threads, context=context, graph=graph, spinning=spinning)
+
+
+def _missing(error: Exception) -> MissingDependencyError:
+    reason = " ".join(str(error).split())
+    return MissingDependencyError(f"the ONNX Runtime GenAI runtime needs onnxruntime-genai ({reason}): {INSTALL}")

@@ -1,0 +1,97 @@
+"""What genai_config.json may say: what config.json says too, how to sample, and nothing that names another place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smolexport.checkpoint import read_json
+from smolexport.errors import FileFormatError, UnsupportedError
+from smolexport_on_onnxruntime.checks import CheckedGraph
+
+__all__ = ["FILE", "check_config"]
+
+FILE = "genai_config.json"
+CACHES = ("key", "value")
+INPUTS: Mapping[str, str] = {
+    "input_ids": "input_ids",
+    "attention_mask": "attention_mask",
+    "position_ids": "position_ids",
+    **{f"past_{part}_names": f"past_key_values.%d.{part}" for part in CACHES},
+}
+OUTPUTS: Mapping[str, str] = {"logits": "logits", **{f"present_{part}_names": f"present.%d.{part}" for part in CACHES}}
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# How the library would draw tokens, which it is not asked to do here: numbers, whatever they are.
+SEARCH = (
+    "do_sample", "max_length", "min_length", "past_present_share_buffer", "repetition_penalty", "temperature", "top_k",
+    "top_p",
+)  # fmt: skip
+SESSION = ("log_id", "provider_options")
+
+
+def check_config(folder: Path, checked: CheckedGraph) -> None:
+    """Compare the folder's genai_config.json with the sizes of its config.json and with the names of a decoder.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+        FileFormatError: a value that contradicts config.json or has a wrong type.
+        UnsupportedError: a key that the library would follow and that no exported decoder needs.
+    """
+    file = folder / FILE
+    config = read_json(file, "ONNX Runtime GenAI cannot play the folder without it")
+    _keys(file, "", config, ("model", "search"))
+    model, search = (_part(file, config, key) for key in ("model", "search"))
+    _keys(file, "model.", model, ("type", "vocab_size", "context_length", "decoder", *TOKENS))
+    decoder = _part(file, model, "decoder")
+    sizes = checked.sizes
+    shapes = {"num_hidden_layers": sizes.layers, "num_key_value_heads": sizes.kv_heads, "head_size": sizes.head_dim}
+    free = ("filename", "hidden_size", "num_attention_heads")
+    _keys(file, "decoder.", decoder, (*shapes, *free, "inputs", "outputs", "session_options"))
+    inputs, outputs, options = (_part(file, decoder, key) for key in ("inputs", "outputs", "session_options"))
+    _keys(file, "inputs.", inputs, tuple(INPUTS))
+    _keys(file, "outputs.", outputs, tuple(OUTPUTS))
+    _keys(file, "session_options.", options, SESSION)
+    _same(file, {"type": "decoder", "vocab_size": sizes.vocab_size}, model)
+    _same(file, shapes, decoder)
+    _same(file, {key: INPUTS[key] for key in INPUTS if key != "position_ids" or key in inputs}, inputs)
+    _same(file, OUTPUTS, outputs)
+    if options.get("provider_options", []) != []:
+        raise UnsupportedError(f"{file}: provider_options should be empty: only the CPU is used here")
+    for key in ("context_length", *TOKENS):
+        if key in model:
+            _numbers(file, key, model[key])
+    for key, value in search.items():
+        _numbers(file, key, value)
+    _keys(file, "search.", search, SEARCH)
+    if not isinstance(options.get("log_id", ""), str):
+        raise FileFormatError(f"{file}: log_id is {options['log_id']!r:.40}, which should be text")
+    for key in ("hidden_size", "num_attention_heads"):
+        _numbers(file, key, decoder.get(key, 0))
+
+
+def _keys(file: Path, place: str, part: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in part:
+        if key not in known:
+            raise UnsupportedError(f"{file}: {place}{key:.40} is not known here; remove it, or export the model again")
+
+
+def _part(file: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = config.get(key, {})
+    if not isinstance(part, dict):
+        raise FileFormatError(f"{file}: {key} is {part!r:.40}, which should be an object")
+    return part
+
+
+def _same(file: Path, expected: Mapping[str, object], part: Mapping[str, Any]) -> None:
+    for key, value in expected.items():
+        found = part.get(key)
+        if type(found) is not type(value) or found != value:
+            raise FileFormatError(f"{file}: {key} is {found!r:.60}, which should be {value!r}")
+
+
+def _numbers(file: Path, key: str, value: object) -> None:
+    """A number or a short list of them: the library takes others apart without looking."""
+    found = value if isinstance(value, list) else [value]
+    if len(found) > 64 or any(not isinstance(n, (int, float)) or not abs(n) < 2**31 for n in found):
+        raise FileFormatError(f"{file}: {key} is {value!r:.60}, which should be a number")
