@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.onnx_decode SmolLM2-135M int4 --tokenizer FOLDER
 
-Writes a random bf16 checkpoint of that shape, exports it with `smolexport onnx`, and measures, each in a fresh process
-and all in turns, so that a slow moment of the machine meets every one:
+Writes a random bf16 checkpoint of that shape, exports it with `smolexport onnx`, and measures, each in a process of its
+own and all in turns:
 
 * `session`: our adapter, with one buffer for past and present;
 * `fresh`: the same with the outputs of a step bound as the inputs of the next;
@@ -14,42 +14,44 @@ and all in turns, so that a slow moment of the machine meets every one:
   SMOLEXPORT_OPTIMUM_PYTHON names a Python that has optimum to export it (`make optimum`);
 * `torch`: the checkpoint in bf16.
 
-Prints medians over the turns for each number of threads, and their ratio to the first: tokens per second of the clock
-and, where other programs want the cores too, per second of CPU time, in which threads that spin count as well.
+Prints, for each number of threads, medians over the turns and, turn by turn, ratios to the first way: tokens per second
+of the clock and, where other programs want the cores too, of CPU time, in which threads that spin count as well.  Under
+it stands what share of the memory's bandwidth, measured in the same run, reading the weights once per token takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from smolexport.spec import Role
 from tests.benchmarks.export_memory import write_random
+from tests.benchmarks.turns import Player, bandwidth, in_turns, ratio, serve
 from tests.core.published_configs import PUBLISHED
 from tests.optimum_for_tests import VARIABLE, export_f32, optimum_python
 
 WAYS = ("session", "fresh", "plain", "genai", "builder", "optimum", "torch")
-Feed = Callable[[list[int]], object]
-"""Appends tokens and makes the logits of the last one at least."""
+KEYS = ("prefill", "decode", "prefill_cpu", "decode_cpu")
 
 
-def session(folder: Path, threads: int, context: int, spinning: bool) -> tuple[Feed, Callable[[], object]]:
+def session(folder: Path, threads: int, context: int, spinning: bool) -> Player:
     import smolexport_on_onnxruntime
 
     opened = smolexport_on_onnxruntime.open(folder, threads=threads, context=context, spinning=spinning)
     return lambda ids: opened.append(ids, last_only=True), lambda: opened.rewind(0)
 
 
-def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> tuple[Feed, Callable[[], object]]:
+def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> Player:
     """Without a shared buffer: outputs are made anew by each step."""
     import onnxruntime as ort
 
@@ -96,7 +98,7 @@ def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> tupl
     return feed, rewind
 
 
-def genai(folder: Path, threads: int, context: int, spinning: bool) -> tuple[Feed, Callable[[], object]]:
+def genai(folder: Path, threads: int, context: int, spinning: bool) -> Player:
     import onnxruntime_genai as og
 
     config = og.Config(str(folder))
@@ -114,17 +116,16 @@ def genai(folder: Path, threads: int, context: int, spinning: bool) -> tuple[Fee
     return feed, lambda: generator.rewind_to(0)
 
 
-def torch(checkpoint: Path, threads: int, context: int) -> tuple[Feed, Callable[[], object]]:
+def torch(checkpoint: Path, threads: int, context: int) -> Player:
     import smolexport_on_torch
 
     opened = smolexport_on_torch.open(checkpoint, threads=threads, context=context)
     return lambda ids: opened.append(ids, last_only=True), lambda: opened.rewind(0)
 
 
-def one(way: str, folder: Path, threads: int, spinning: bool, prompt: int, tokens: int) -> dict[str, float]:
-    """Tokens per second of a prompt and of the tokens after it, in this process."""
-    context = prompt + tokens
-    feed, rewind = {
+def player(way: str, folder: Path, threads: int, spinning: bool, context: int) -> Player:
+    """One of `WAYS`, opened."""
+    ways: dict[str, Callable[[], Player]] = {
         "session": lambda: session(folder, threads, context, spinning),
         "fresh": lambda: onnxruntime(folder, threads, spinning, bound=True),
         "plain": lambda: onnxruntime(folder, threads, spinning, bound=False),
@@ -132,36 +133,8 @@ def one(way: str, folder: Path, threads: int, spinning: bool, prompt: int, token
         "builder": lambda: genai(folder, threads, context, spinning),
         "optimum": lambda: onnxruntime(folder, threads, spinning, bound=True),
         "torch": lambda: torch(folder, threads, context),
-    }[way]()
-    ids = [int(i) for i in np.random.default_rng(0).integers(0, 1000, context)]
-    feed(ids[:16])
-    feed(ids[16:17])
-    rewind()
-    marks = [clocks()]
-    feed(ids[:prompt])
-    marks.append(clocks())
-    for i in ids[prompt:]:
-        feed([i])
-    marks.append(clocks())
-    (prefill, prefill_cpu), (decode, decode_cpu) = marks[1] - marks[0], marks[2] - marks[1]
-    speeds = {"prefill": prompt / prefill, "decode": tokens / decode}
-    return {**speeds, "prefill_cpu": prompt / prefill_cpu, "decode_cpu": tokens / decode_cpu}
-
-
-def clocks() -> Any:
-    """Seconds of the wall and of this process, [2]."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def child(way: str, folder: Path, threads: int, spinning: bool, prompt: int, tokens: int) -> dict[str, float]:
-    """`one` in a fresh process."""
-    arguments = [way, str(folder), str(threads), str(int(spinning)), str(prompt), str(tokens)]
-    command = [sys.executable, "-m", "tests.benchmarks.onnx_decode", "--one", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    }
+    return ways[way]()
 
 
 def build(checkpoint: Path, folder: Path) -> bool:
@@ -184,27 +157,50 @@ def export_optimum(checkpoint: Path, folder: Path) -> bool:
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    """Median figures of every way, number of threads and kind of waiting."""
+    """Figures of every way, number of threads and kind of waiting."""
     import smolexport
 
     checkpoint = scratch / args.model
     write_random(checkpoint, PUBLISHED[args.model], args.tokenizer)
-    ours = smolexport.export("onnx", checkpoint, scratch / "ours-onnx", quant=args.scheme).path
-    folders = {**dict.fromkeys(WAYS, ours), "torch": checkpoint, "builder": scratch / "theirs"}
+    ours = smolexport.export("onnx", checkpoint, scratch / "ours-onnx", quant=args.scheme)
+    folders = {**dict.fromkeys(WAYS, ours.path), "torch": checkpoint, "builder": scratch / "theirs"}
     folders["optimum"] = scratch / "optimum"
     ways = [way for way in args.ways if way != "builder" or build(checkpoint, folders["builder"])]
     ways = [way for way in ways if way != "optimum" or export_optimum(checkpoint, folders["optimum"])]
-    cases = [(w, t, s) for t in args.threads for w in ways for s in (False, True) if not s or (w != "torch" and t > 1)]
-    runs: dict[tuple[str, int, bool], list[dict[str, float]]] = {case: [] for case in cases}
-    for _ in range(args.repetitions):
-        for case in cases:
-            way, threads, spinning = case
-            runs[case].append(child(way, folders[way], threads, spinning, args.prompt, args.tokens))
+    entries = [entry for entry in ours.plan.entries if entry.tensor is not None]
+    tied = all(entry.tensor.role is not Role.HEAD for entry in entries if entry.tensor)
+    read = sum(entry.nbytes for entry in entries if tied or entry.tensor.role is not Role.EMBED)  # type: ignore[union-attr]
     rows = []
-    for (way, threads, spinning), figures in runs.items():
-        middle = {key: statistics.median(f[key] for f in figures) for key in figures[0]}
-        rows.append({"way": way, "threads": threads, "spinning": spinning, **middle})
+    for threads in args.threads:
+        cases = [(w, s) for w in ways for s in (False, True) if not s or (w != "torch" and threads > 1)]
+        limit = bandwidth(threads) / read
+        tail = [str(args.prompt), str(args.tokens)]
+        start = [sys.executable, "-m", "tests.benchmarks.onnx_decode", "--serve"]
+        commands = {(w, s): [*start, w, str(folders[w]), str(threads), str(int(s)), *tail] for w, s in cases}
+        turns = in_turns(commands, args.prompt, args.tokens, args.repetitions)
+        base = turns[cases[0]]
+        for (way, spinning), figures in turns.items():
+            row: dict[str, Any] = {"way": way, "threads": threads, "spinning": spinning}
+            for key in KEYS:
+                row |= {key: statistics.median(figures[key]), f"{key}_ratio": ratio(figures[key], base[key])}
+            if folders[way] == ours.path:
+                row["bandwidth_share"] = row["decode"] / limit
+            rows.append(row)
     return rows
+
+
+def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """A table of `rows`."""
+    print(f"{args.model} {args.scheme}: tokens/s, medians of {args.repetitions} turns")
+    print(f"{args.prompt} + {args.tokens} tokens, load of the machine {os.getloadavg()[0]:.1f}")
+    print(f"{'':>10}{'threads':>9}{'spinning':>10}" + "".join(f"{key:>13}{'ratio':>7}" for key in KEYS))
+    for r in rows:
+        cells = "".join(f"{r[key]:>13.1f}{r[f'{key}_ratio']:>7.2f}" for key in KEYS)
+        print(f"{r['way']:>10}{r['threads']:>9}{'yes' if r['spinning'] else 'no':>10}{cells}")
+    for r in rows:
+        if r["way"] == "session":
+            share = f"{r['bandwidth_share']:.2f} of the memory's bandwidth"
+            print(f"session, {r['threads']} threads{', spinning' if r['spinning'] else ''}: decodes at {share}")
 
 
 def main() -> None:
@@ -216,7 +212,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--prompt", type=int, default=512, help="tokens fed at once")
     parser.add_argument("--tokens", type=int, default=64, help="tokens fed one by one after it")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; default: the demo's")
     parser.add_argument("--scratch", type=Path, help="where the files go")
     parser.add_argument("--json", action="store_true")
@@ -230,18 +226,13 @@ def main() -> None:
     if args.json:
         print(json.dumps(rows))
         return
-    print(f"{args.model} {args.scheme}: tokens/s, medians of {args.repetitions}, {args.prompt} + {args.tokens} tokens")
-    keys = ("prefill", "decode", "prefill_cpu", "decode_cpu")
-    print(f"{'':>10}{'threads':>9}{'spinning':>10}" + "".join(f"{key:>13}{'ratio':>7}" for key in keys))
-    for r in rows:
-        first = next(f for f in rows if (f["threads"], f["way"], f["spinning"]) == (r["threads"], args.ways[0], False))
-        cells = "".join(f"{r[key]:>13.1f}{r[key] / first[key]:>7.2f}" for key in keys)
-        print(f"{r['way']:>10}{r['threads']:>9}{'yes' if r['spinning'] else 'no':>10}{cells}")
+    show(rows, args)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        chosen, where, count, busily, *lengths = sys.argv[2:]
-        print(json.dumps(one(chosen, Path(where), int(count), busily == "1", *map(int, lengths))))
+    if sys.argv[1:2] == ["--serve"]:
+        chosen, where, count, busily, first, then = sys.argv[2:]
+        opened = player(chosen, Path(where), int(count), busily == "1", int(first) + int(then))
+        serve(opened, int(first), int(then))
     else:
         main()
