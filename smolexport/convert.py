@@ -6,8 +6,6 @@ before the first weight is downloaded.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +16,7 @@ from typing import Any
 from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, read_config
 from smolexport.converter import Converter
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
+from smolexport.memory import give_back_heap
 from smolexport.model import Model, claimed_dtype
 from smolexport.output import check_parent, check_space, check_target, made_folder, refuse_own_source
 from smolexport.plan import Plan
@@ -363,7 +362,7 @@ def write_all(
     for job in jobs:
         _check_target(job.converter, job.path, job.plan, checkpoint.folder, force)
         check_space(job.path.parent, sum(_size(j.plan) for j in jobs if j.path.parent == job.path.parent))
-    _give_back()
+    give_back_heap()  # what reading the tokenizer left there, before the kernels need theirs
     with ExitStack() as stack:
         sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
         for piece in encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads):
@@ -378,12 +377,3 @@ def write_all(
         Export(job.path, tuple(sink.paths), job.plan, size, seconds)
         for job, sink, size in zip(jobs, sinks, sizes, strict=True)
     ]
-
-
-def _give_back() -> None:
-    """Return to the system what reading the tokenizer left free in the heap, before the kernels need theirs.
-
-    Only glibc can be asked to; without it the process stays some 20 MB larger.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -25,7 +25,8 @@ from smolexport.spec import Tensor
 
 __all__ = ["Encoded", "encoded_chunks", "thread_count"]
 
-CHUNK_BYTES = 2 << 20  # as float32
+CHUNK_BYTES = 2 << 20  # as float32; half of that costs a tenth more time
+ALIVE_BYTES = 18 << 20  # of all chunks at a time: with more than eight threads they become smaller
 SMALL = 32768.0  # below this no format overflows, whatever it derives from a weight
 BLOCK_MAX = 2.0**30  # no block format reaches so far, and squares of larger weights overflow inside the searches
 
@@ -71,7 +72,7 @@ def encoded_chunks(
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
         pending: deque[Future[list[Encoded]]] = deque()
         try:
-            for chunk in _chunks(outputs):
+            for chunk in _chunks(outputs, min(CHUNK_BYTES, ALIVE_BYTES // (workers + 1))):
                 pending.append(pool.submit(_encode, checkpoint, chunk))
                 if len(pending) > workers:
                     yield from pending.popleft().result()
@@ -82,7 +83,8 @@ def encoded_chunks(
                 future.cancel()
 
 
-def _chunks(outputs: Sequence[Sequence[Entry]]) -> Iterator[Chunk]:
+def _chunks(outputs: Sequence[Sequence[Entry]], nbytes: int) -> Iterator[Chunk]:
+    """All that `outputs` want, in chunks of at most `nbytes` as float32, or of one unit of rows."""
     by_tensor: dict[Tensor, list[tuple[int, Entry]]] = {}
     generated = []
     for number, entries in enumerate(outputs):
@@ -94,7 +96,7 @@ def _chunks(outputs: Sequence[Sequence[Entry]]) -> Iterator[Chunk]:
     for tensor, wanted in by_tensor.items():
         rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
         unit = max(entry.transform.head_dim if entry.transform else 1 for _, entry in wanted)
-        step = max(unit, CHUNK_BYTES // (4 * columns) // unit * unit)
+        step = max(unit, nbytes // (4 * columns) // unit * unit)
         for start in range(0, rows, step):
             yield Chunk(tensor, tuple(wanted), start, min(start + step, rows))
     yield from generated

@@ -10,7 +10,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import click
 
 __all__ = ["main"]
 
@@ -31,6 +34,8 @@ def _on_signal(*_: object) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `smolexport` command; ends in SystemExit."""
+    import click
+
     from smolexport.cli.app import build
     from smolexport.errors import SmolexportError
 
@@ -44,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
     except SmolexportError as error:
         _fail(str(error), BAD_INPUT)
-    except (KeyboardInterrupt, _Stopped):
+    except click.ClickException as error:
+        _fail(_usage(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort, _Stopped):
         _fail("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`): nothing to report, and nothing to flush at exit.
@@ -54,8 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail("out of memory", BAD_INPUT)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", BAD_INPUT)
-    except Exception as error:
-        _fail_click(error)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -74,13 +79,7 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _fail_click(error: Exception) -> NoReturn:
-    """Usage errors of the option parser in our own form; anything else is a bug and keeps its traceback."""
-    show, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
-    if type(error).__name__ == "Abort":
-        _fail("interrupted; nothing was left half-written", INTERRUPTED)
-    if show is None or not isinstance(code, int):
-        raise error
+def _usage(error: click.ClickException) -> str:
+    """What is wrong, and where the help is."""
     context = getattr(error, "ctx", None)
-    hint = f" (see '{context.command_path} --help')" if context is not None else ""
-    _fail(f"{show()}{hint}", code)
+    return error.format_message() + (f" (see '{context.command_path} --help')" if context else "")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import typer
+import click
 
 from smolexport.cli import compare, demo, every, export, generate, inspect, listing
 from smolexport.plugins import converters
@@ -24,31 +22,26 @@ smolexport demo
 """
 
 
-def build() -> Any:
-    """The click command behind `smolexport`."""
-    app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.callback(invoke_without_command=True)(_root)
+class Commands(click.Group):
+    """Commands that are listed in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Their names."""
+        return list(self.commands)
+
+
+def build() -> click.Group:
+    """The command `smolexport` with all others in it."""
+
+    @click.group(cls=Commands, help=HELP, invoke_without_command=True, context_settings={"show_default": True})
+    @click.version_option(package_name="smolexport", message="%(prog)s %(version)s", help="Print the version and exit.")
+    @click.pass_context
+    def root(context: click.Context) -> None:
+        if context.invoked_subcommand is None:
+            click.echo(context.get_help())
+
     for name in converters():
-        app.command(name, help=export.help_of(name), short_help=f"Export a checkpoint to {name.upper()}.")(
-            export.command_for(name)
-        )
-    app.command("all", short_help="Export a checkpoint to every format in one pass.")(every.command)
-    app.command("compare", short_help="Hold exported files against their checkpoint.")(compare.command)
-    app.command("generate", short_help="Continue a text with a file or a checkpoint.")(generate.command)
-    app.command("inspect", short_help="Show what an exported file holds.")(inspect.command)
-    app.command("list", short_help="List schemes, architectures and runtimes.")(listing.command)
-    app.command("demo", short_help="Do all of it with the embedded model, offline.")(demo.command)
-    return typer.main.get_command(app)
-
-
-def _root(
-    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"smolexport {installed('smolexport')}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit
+        root.add_command(export.command_for(name))
+    for module in (every, compare, generate, inspect, listing, demo):
+        root.add_command(module.command)
+    return root

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from smolexport.cli.options import (
-    Checkpoint,
-    IgnoreConfig,
-    Json,
-    Revision,
-    RuntimeOptions,
-    Threads,
-    Token,
+    Integer,
+    Number,
+    checkpoint_argument,
     given_path,
+    json_option,
     parse_settings,
     print_json,
     read_words,
+    runtime_options,
+    source_options,
+    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -31,44 +31,46 @@ __all__ = ["command", "run", "show"]
 
 PARITY_MISSED = 1
 
-Files = Annotated[list[Path], typer.Argument(parser=given_path, help="Exported files or folders of that checkpoint.")]
-Text = Annotated[
-    Path | None,
-    typer.Option(
-        "--text",
-        metavar="PATH",
-        parser=given_path,
-        help="UTF-8 text to score; default: the demo's held-out text.",
-    ),
-]
 
-
+@click.command("compare", short_help="Hold exported files against their checkpoint.")
+@checkpoint_argument
+@click.argument("files", nargs=-1, required=True, type=given_path, help="Exported files or folders of that checkpoint.")
+@click.option("--text", metavar="PATH", type=given_path, help="UTF-8 text to score; default: the demo's held-out text.")
+@click.option("--max-kld", type=Number(min=0), help="Fail above this mean KLD.")
+@click.option("--min-top1", type=Number(min=0, max=1), help="Fail below this top-1 agreement (0 to 1).")
+@click.option("--max-ppl-ratio", type=Number(min=0), help="Fail above this perplexity ratio.")
+@click.option("--dtype", default="bf16", help="Arithmetic of the reference: bf16 or f32.")
+@click.option("--window", default=512, help="Tokens per window; the second half is scored.")
+@click.option("--max-windows", type=Integer(min=1), help="Score at most so many.")
+@click.option("--greedy-tokens", default=64, help="Greedy tokens per prompt; 0: none.")
+@click.option("--repetitions", default=3, help="Speed measurements; 0: none.")
+@threads_option
+@click.option(
+    "--runtime", "runtimes", metavar="NAME", multiple=True,
+    help="Take this runtime for what it plays; repeatable: each file on each of them.",
+)  # fmt: skip
+@runtime_options
+@source_options
+@json_option
 def command(
-    checkpoint: Checkpoint,
-    files: Files,
-    text: Text = None,
-    max_kld: Annotated[float | None, typer.Option("--max-kld", min=0, help="Fail above this mean KLD.")] = None,
-    min_top1: Annotated[
-        float | None, typer.Option("--min-top1", min=0, max=1, help="Fail below this top-1 agreement (0 to 1).")
-    ] = None,
-    max_ppl_ratio: Annotated[
-        float | None, typer.Option("--max-ppl-ratio", min=0, help="Fail above this perplexity ratio.")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="Arithmetic of the reference: bf16 or f32.")] = "bf16",
-    window: Annotated[int, typer.Option("--window", help="Tokens per window; the second half is scored.")] = 512,
-    max_windows: Annotated[int | None, typer.Option("--max-windows", min=1, help="Score at most so many.")] = None,
-    greedy_tokens: Annotated[int, typer.Option("--greedy-tokens", help="Greedy tokens per prompt; 0: none.")] = 64,
-    repetitions: Annotated[int, typer.Option("--repetitions", help="Speed measurements; 0: none.")] = 3,
-    threads: Threads = None,
-    runtimes: Annotated[
-        list[str] | None,
-        typer.Option("--runtime", help="Take this runtime for what it plays; repeatable: each file on each of them."),
-    ] = None,
-    settings: RuntimeOptions = None,
-    ignore_config: IgnoreConfig = None,
-    revision: Revision = None,
-    token: Token = None,
-    json: Json = False,
+    checkpoint: str,
+    files: tuple[Path, ...],
+    text: Path | None,
+    max_kld: float | None,
+    min_top1: float | None,
+    max_ppl_ratio: float | None,
+    dtype: str,
+    window: int,
+    max_windows: int | None,
+    greedy_tokens: int,
+    repetitions: int,
+    threads: int | None,
+    runtimes: tuple[str, ...],
+    settings: tuple[str, ...],
+    ignore_config: tuple[str, ...],
+    revision: str | None,
+    token: str | None,
+    json: bool,
 ) -> None:
     """Compare exported files with the checkpoint: accuracy, greedy agreement, speed, memory.
 
@@ -84,12 +86,12 @@ def command(
     )
     limits = Thresholds(max_kld=max_kld, min_top1=min_top1, max_ppl_ratio=max_ppl_ratio)
     words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
-    base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config or ())
-    candidates = exported(files, options, runtimes or ())
+    base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config)
+    candidates = exported(list(files), options, runtimes)
     result = run(base, candidates, words, settings=amount, thresholds=limits, quiet=json)
     show(result, json=json)
     if not result.passed:
-        raise typer.Exit(PARITY_MISSED)
+        raise click.exceptions.Exit(PARITY_MISSED)
 
 
 def _folder(checkpoint: str, revision: str | None, token: str | None) -> Path:

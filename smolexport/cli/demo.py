@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from smolexport.cli.options import Json, Threads, given_path, print_json, say
+from smolexport.cli.options import given_path, json_option, print_json, say, threads_option
 
 if TYPE_CHECKING:
     from smolexport.parity.results import Comparison
@@ -21,18 +21,13 @@ PROMPT = "The old man opened the door and"
 LIMITS = {"int8": (0.001, 0.98), "int4": (0.03, 0.88), "q4_k_m": (0.01, 0.92)}
 
 
-def command(
-    path: Annotated[bool, typer.Option("--path", help="Only print the folder of the embedded checkpoint.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FOLDER", parser=given_path, help="Keep the exported files in this folder."
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files there.")] = False,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
+@click.command("demo", short_help="Do all of it with the embedded model, offline.")
+@click.option("--path", is_flag=True, help="Only print the folder of the embedded checkpoint.")
+@click.option("--out", "-o", metavar="FOLDER", type=given_path, help="Keep the exported files in this folder.")
+@click.option("--force", "-f", is_flag=True, help="Replace existing files there.")
+@threads_option
+@json_option
+def command(path: bool, out: Path | None, force: bool, threads: int | None, json: bool) -> None:
     """Export the embedded demo model to every format, play the files on their runtimes, compare them with bf16.
 
     Needs no network. Without torch or a runtime installed it exports and says what is missing for the rest.
@@ -40,7 +35,7 @@ def command(
     from smolexport.demo import demo_checkpoint
 
     if path:
-        typer.echo(str(demo_checkpoint()))
+        click.echo(str(demo_checkpoint()))
         return
     import tempfile
 
@@ -65,7 +60,7 @@ def command(
         for line in verdicts:
             say(line)
     if verdicts:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _play(files: list[Path], marks: dict[str, str], lacking: list[str], threads: int | None, json: bool) -> list[str]:
@@ -160,10 +155,10 @@ def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads:
     for path in files:
         with runtime_for(path).open(path, threads=threads) as session:
             story = generate(session, PROMPT, sampling=sampling, max_tokens=60).text.strip()
-        typer.echo(f"\n{path.name} continues {PROMPT!r}:\n{story}")
+        click.echo(f"\n{path.name} continues {PROMPT!r}:\n{story}")
 
 
 def _show_fingerprints(marks: dict[str, str]) -> None:
-    typer.echo("weights fingerprints (equal where the weights are):")
+    click.echo("weights fingerprints (equal where the weights are):")
     for name, mark in marks.items():
-        typer.echo(f"  {mark}  {name}")
+        click.echo(f"  {mark}  {name}")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from smolexport.cli.options import (
-    Checkpoint,
-    IgnoreConfig,
-    Json,
-    Revision,
-    Threads,
-    Token,
+    checkpoint_argument,
     given_path,
     given_word,
+    json_option,
     print_json,
+    source_options,
+    strict_option,
+    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -25,29 +24,36 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+@click.command("all", short_help="Export a checkpoint to every format in one pass.")
+@checkpoint_argument
+@click.option(
+    "--quant", "-q", metavar="SCHEME", type=given_word, default="int4", help="A scheme that all formats have."
+)
+@click.option(
+    "--out", "-o", metavar="FOLDER", type=given_path, default=".", help="Folder for the outputs; made when missing."
+)
+@click.option("--formats", metavar="A,B", help="Only these formats; default: every installed one.")
+@click.option("--name", help="What the files call the model.")
+@click.option("--dry-run", is_flag=True, help="Print the plans and write nothing.")
+@strict_option
+@click.option("--force", "-f", is_flag=True, help="Replace existing outputs.")
+@threads_option
+@source_options
+@json_option
 def command(
-    checkpoint: Checkpoint,
-    quant: Annotated[
-        str,
-        typer.Option("--quant", "-q", metavar="SCHEME", callback=given_word, help="A scheme that all formats have."),
-    ] = "int4",
-    out: Annotated[
-        Path, typer.Option("--out", "-o", parser=given_path, help="Folder for the outputs; made when missing.")
-    ] = Path(),
-    formats: Annotated[
-        str | None, typer.Option("--formats", metavar="A,B", help="Only these formats; default: every installed one.")
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What the files call the model.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plans and write nothing.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse when a tensor's shape does not allow the scheme's format.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing outputs.")] = False,
-    threads: Threads = None,
-    ignore_config: IgnoreConfig = None,
-    revision: Revision = None,
-    token: Token = None,
-    json: Json = False,
+    checkpoint: str,
+    quant: str,
+    out: Path,
+    formats: str | None,
+    name: str | None,
+    dry_run: bool,
+    strict: bool,
+    force: bool,
+    threads: int | None,
+    ignore_config: tuple[str, ...],
+    revision: str | None,
+    token: str | None,
+    json: bool,
 ) -> None:
     """Export a checkpoint to every format in one pass over its weights.
 
@@ -58,7 +64,7 @@ def command(
 
     targets = [word.strip() for word in formats.split(",")] if formats is not None else None
     jobs = convert.prepare_all(
-        checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config or (),
+        checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
         revision=revision, token=token, force=force if out.is_dir() and not dry_run else None, weights=not dry_run,
     )  # fmt: skip
     if dry_run:
@@ -69,8 +75,10 @@ def command(
 
 def _write(jobs: list[Job], out: Path, force: bool, threads: int | None, json: bool) -> None:
     from smolexport.cli.export import facts, write_jobs
+    from smolexport.memory import share_heap
     from smolexport.output import made_folder
 
+    share_heap()
     with made_folder(out):
         done = write_jobs(jobs, force=force, threads=threads)
     if json:
@@ -78,7 +86,7 @@ def _write(jobs: list[Job], out: Path, force: bool, threads: int | None, json: b
         print_json([{**facts(job), "bytes": one.bytes, "seconds": round(one.seconds, 3)} for job, one in rows])
         return
     for one in done:
-        typer.echo(str(one.path))
+        click.echo(str(one.path))
 
 
 def _show_plans(jobs: list[Job], json: bool) -> None:
@@ -87,4 +95,4 @@ def _show_plans(jobs: list[Job], json: bool) -> None:
     if json:
         print_json([facts(job, tensors=True) for job in jobs])
     else:
-        typer.echo("\n\n".join(job.plan.render() for job in jobs))
+        click.echo("\n\n".join(job.plan.render() for job in jobs))

@@ -2,98 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from smolexport.cli.options import (
-    Checkpoint,
-    FormatOptions,
-    IgnoreConfig,
-    Json,
-    Revision,
-    Threads,
-    Token,
+    checkpoint_argument,
+    format_options,
     given_path,
     given_word,
+    json_option,
     parse_settings,
     print_json,
     progress_bar,
     say,
+    source_options,
+    strict_option,
+    threads_option,
 )
 
 if TYPE_CHECKING:
     from smolexport.convert import Export, Job
 
-__all__ = ["command_for", "facts", "help_of", "write_jobs"]
+__all__ = ["command_for", "facts", "write_jobs"]
+
+QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them."
 
 
-Quant = Annotated[
-    str | None,
-    typer.Option(
-        "--quant",
-        "-q",
-        metavar="SCHEME",
-        callback=given_word,
-        help="Scheme, e.g. q8_0; `smolexport list` shows them.",
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", metavar="PATH", parser=given_path, help="Output file, or a folder for the default name."
-    ),
-]
-
-
-def help_of(target: str) -> str:
-    """Help text of the command that writes `target`."""
-    return (
-        f"Export a checkpoint to {target.upper()}.\n\nStreams the weights through the quantizer in bounded memory; "
-        "needs neither PyTorch nor transformers. First says what is about to be written (sizes, bits per weight, "
-        f"what does not fit and why). `smolexport list {target}` names the schemes."
-    )
-
-
-def command_for(target: str) -> Callable[..., None]:
+def command_for(target: str) -> click.Command:
     """The command that writes `target`."""
 
+    @click.command(target, help=_help(target), short_help=f"Export a checkpoint to {target.upper()}.")
+    @checkpoint_argument
+    @click.option("--quant", "-q", metavar="SCHEME", type=given_word, help=QUANT)
+    @click.option("--out", "-o", metavar="PATH", type=given_path, help="Output file, or a folder for the default name.")
+    @click.option("--name", help="What the file calls the model.")
+    @click.option("--dry-run", is_flag=True, help="Print the whole plan and write nothing.")
+    @strict_option
+    @click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
+    @threads_option
+    @format_options
+    @source_options
+    @json_option
     def command(
-        checkpoint: Checkpoint,
-        quant: Quant = None,
-        out: Out = None,
-        name: Annotated[str | None, typer.Option("--name", help="What the file calls the model.")] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")] = False,
-        strict: Annotated[
-            bool, typer.Option("--strict", help="Refuse when a tensor's shape does not allow the scheme's format.")
-        ] = False,
-        force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")] = False,
-        threads: Threads = None,
-        settings: FormatOptions = None,
-        ignore_config: IgnoreConfig = None,
-        revision: Revision = None,
-        token: Token = None,
-        json: Json = False,
+        checkpoint: str,
+        quant: str | None,
+        out: Path | None,
+        name: str | None,
+        dry_run: bool,
+        strict: bool,
+        force: bool,
+        threads: int | None,
+        settings: tuple[str, ...],
+        ignore_config: tuple[str, ...],
+        revision: str | None,
+        token: str | None,
+        json: bool,
     ) -> None:
         from smolexport import convert
+        from smolexport.memory import share_heap
 
         job = convert.prepare(
             target, checkpoint, out, quant=quant, name=name, options=parse_settings(settings), strict=strict,
-            ignore_config=ignore_config or (), revision=revision, token=token, force=None if dry_run else force,
+            ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
             weights=not dry_run,
         )  # fmt: skip
         if dry_run:
             _show_plan(job, json)
             return
+        share_heap()
         [done] = write_jobs([job], force=force, threads=threads)
         if json:
             print_json({**facts(job), "bytes": done.bytes, "seconds": round(done.seconds, 3)})
         else:
-            typer.echo(str(done.path))
+            click.echo(str(done.path))
 
     return command
+
+
+def _help(target: str) -> str:
+    return (
+        f"Export a checkpoint to {target.upper()}.\n\nStreams the weights through the quantizer in bounded memory; "
+        "needs neither PyTorch nor transformers. First says what is about to be written (sizes, bits per weight, "
+        f"what does not fit and why). `smolexport list {target}` names the schemes."
+    )
 
 
 def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Export]:
@@ -117,7 +110,7 @@ def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Exp
 
 def _show_plan(job: Job, json: bool) -> None:
     if not json:
-        typer.echo(job.plan.render())
+        click.echo(job.plan.render())
         return
     print_json(facts(job, tensors=True))
 

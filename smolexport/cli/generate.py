@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from smolexport.cli.options import Json, RuntimeOptions, Threads, parse_settings, print_json, read_words, say
+from smolexport.cli.options import (
+    Integer,
+    json_option,
+    parse_settings,
+    print_json,
+    read_words,
+    runtime_options,
+    say,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from smolexport.generation import Generation
@@ -16,24 +25,38 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+@click.command("generate", short_help="Continue a text with a file or a checkpoint.")
+@click.argument("model", help="Exported file, checkpoint folder, hub id, or the word demo.")
+@click.argument("prompt", help="Text to continue; - reads it from stdin.")
+@click.option("--max-tokens", "-n", default=128, help="Most tokens to generate.")
+@click.option("--temperature", "-t", default=0.0, help="0 is greedy.")
+@click.option("--top-k", default=0, help="Keep the k best tokens; 0: all.")
+@click.option("--top-p", default=1.0, help="Keep the best tokens up to this probability.")
+@click.option("--min-p", default=0.0, help="Drop tokens below this fraction of the best.")
+@click.option("--repetition-penalty", default=1.0, help="1: none.")
+@click.option("--seed", default=0, help="Seed of the random numbers.")
+@click.option("--stop", multiple=True, help="Stop before this text; repeatable.")
+@click.option("--context", type=Integer(min=1), help="Most tokens held.")
+@threads_option
+@click.option("--runtime", "player", metavar="NAME", help="Runtime that plays it; default: the first that is there.")
+@runtime_options
+@json_option
 def command(
-    model: Annotated[str, typer.Argument(help="Exported file, checkpoint folder, hub id, or the word demo.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Most tokens to generate.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Keep the k best tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Keep the best tokens up to this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option("--min-p", help="Drop tokens below this fraction of the best.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="1: none.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")] = None,
-    context: Annotated[int | None, typer.Option("--context", min=1, help="Most tokens held.")] = None,
-    threads: Threads = None,
-    player: Annotated[
-        str | None, typer.Option("--runtime", help="Runtime that plays it; default: the first that is there.")
-    ] = None,
-    settings: RuntimeOptions = None,
-    json: Json = False,
+    model: str,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int,
+    stop: tuple[str, ...],
+    context: int | None,
+    threads: int | None,
+    player: str | None,
+    settings: tuple[str, ...],
+    json: bool,
 ) -> None:
     """Generate text through the common loop; the text on stdout as it comes, timing on stderr."""
     from smolexport.generation import Generation, Sampling, stream
@@ -47,15 +70,15 @@ def command(
     options = checked_options(runtime.open, parse_settings(settings), runtime.NAME)
     opened: Callable[..., Session] = runtime.open
     with opened(path, threads=threads, context=context, **options) as session:
-        for event in stream(session, words, sampling=sampling, max_tokens=max_tokens, stop=tuple(stop or ())):
+        for event in stream(session, words, sampling=sampling, max_tokens=max_tokens, stop=stop):
             if not isinstance(event, Generation):
                 if not json:
-                    typer.echo(event.text, nl=False)
+                    click.echo(event.text, nl=False)
                 continue
             if json:
                 print_json(_as_json(event, words))
                 continue
-            typer.echo(event.tail)
+            click.echo(event.tail)
             t = event.timing
             decode = f", decode {t.decode_tok_s:.1f} tokens/s" if t.decode_tok_s else ""
             say(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from smolexport.cli.options import Json, Threads, given_path, print_json, progress_bar, say
+from smolexport.cli.options import given_path, json_option, print_json, progress_bar, say, threads_option
 
 if TYPE_CHECKING:
     from smolexport.converter import Converter
@@ -20,15 +20,13 @@ MAX_DEPTH = 16  # of lists and objects in metadata; a config.json has three or f
 MAX_SHOWN = 120  # characters of one value in text
 
 
-def command(
-    file: Annotated[Path, typer.Argument(parser=given_path, help="An exported file or folder.")],
-    tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
-    fingerprint: Annotated[
-        bool, typer.Option("--fingerprint/--no-fingerprint", help="Decode and hash all weights.")
-    ] = True,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
+@click.command("inspect", short_help="Show what an exported file holds.")
+@click.argument("file", type=given_path, help="An exported file or folder.")
+@click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
+@click.option("--fingerprint/--no-fingerprint", default=True, help="Decode and hash all weights.")
+@threads_option
+@json_option
+def command(file: Path, tensors: bool, fingerprint: bool, threads: int | None, json: bool) -> None:
     """Show metadata, tensors, their formats, the bits per weight and the weights fingerprint of an exported file.
 
     Two files have the same fingerprint exactly when all their decoded weights are equal, whatever their formats.
@@ -44,7 +42,7 @@ def command(
         facts = _as_json(found, tensors) | {"findings": findings}
         print_json(facts | ({"fingerprint": mark} if fingerprint else {}))
     else:
-        typer.echo(_as_text(found, tensors, mark))
+        click.echo(_as_text(found, tensors, mark))
 
 
 def _findings(module: Converter, file: Path) -> list[str]:

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from smolexport.cli.options import Json, print_json
+from smolexport.cli.options import json_option, print_json
 
 __all__ = ["command"]
 
 
-def command(
-    format: Annotated[str | None, typer.Argument(help="Only the schemes of this format.")] = None,  # noqa: A002
-    json: Json = False,
-) -> None:
+@click.command("list", short_help="List schemes, architectures and runtimes.")
+@click.argument("format", required=False, help="Only the schemes of this format.")
+@json_option
+def command(format: str | None, json: bool) -> None:  # noqa: A002
     """List formats with their quantization schemes, architectures, and runtimes with what they still need."""
     facts = _facts(format)
     if json:
         print_json(facts)
         return
     for name, schemes in facts["formats"].items():
-        typer.echo(f"{name}: schemes for `smolexport {name} CHECKPOINT --quant SCHEME`")
+        click.echo(f"{name}: schemes for `smolexport {name} CHECKPOINT --quant SCHEME`")
         for scheme, about in schemes.items():
-            typer.echo(f"  {scheme:<9} {about}")
+            click.echo(f"  {scheme:<9} {about}")
         for option, about in facts["options"][name].items():
-            typer.echo(f"  --set {option}=...  {about}")
+            click.echo(f"  --set {option}=...  {about}")
     if format is None:
-        typer.echo(f"architectures: {', '.join(facts['architectures'])}")
-        typer.echo("runtimes:")
+        click.echo(f"architectures: {', '.join(facts['architectures'])}")
+        click.echo("runtimes:")
         width = max(10, *map(len, facts["runtimes"]))
         for name, state in facts["runtimes"].items():
-            typer.echo(
+            click.echo(
                 f"  {name:<{width}} {state['name']:<{width}} plays {state['reads']:<10} {state['missing'] or 'ready'}"
             )
 

@@ -3,58 +3,93 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
-import typer
+import click
 
 __all__ = [
-    "Checkpoint",
-    "FormatOptions",
-    "IgnoreConfig",
-    "Json",
-    "Revision",
-    "RuntimeOptions",
-    "Threads",
-    "Token",
+    "Integer",
+    "Number",
+    "checkpoint_argument",
+    "format_options",
     "given_path",
     "given_word",
+    "json_option",
     "parse_settings",
     "print_json",
     "progress_bar",
     "read_words",
+    "runtime_options",
     "say",
+    "source_options",
+    "strict_option",
+    "threads_option",
 ]
 
-Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder, hub id (owner/name), or the word demo.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: what suits the machine.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub checkpoint.")]
-Token = Annotated[str | None, typer.Option("--token", envvar="HF_TOKEN", help="Hub token for gated checkpoints.")]
-IgnoreConfig = Annotated[
-    list[str] | None,
-    typer.Option("--ignore-config", metavar="KEY", help="Treat this key of config.json as inert; repeatable."),
-]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-RuntimeOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Option of a runtime, e.g. kv_type=f32 for llama.cpp or dtype=bf16 for MLX; repeatable.",
-    ),
-]
+class Integer(click.IntRange):
+    """A whole number within bounds, called by what it is rather than `integer range`."""
+
+    name = "integer"
 
 
-FormatOptions = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Option of the format; `smolexport list` names them; repeatable."),
-]
+class Number(click.FloatRange):
+    """A number within bounds, which nan is not: no comparison with a bound refuses it."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`value` as a float; raises what the option parser reports."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number.", param, ctx) if math.isnan(number) else number
 
 
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+def given_path(word: str) -> Path:
+    """`word` as a path, for `type=`: "" is a variable that was never set, not the current folder."""
+    return Path(given_word(word))
+
+
+def given_word(word: str) -> str:
+    """`word` itself, for `type=`; raises what the option parser reports when it is empty."""
+    if word == "":
+        raise click.BadParameter("is empty")
+    return word
+
+
+checkpoint_argument = click.argument("checkpoint", help="Checkpoint folder, hub id (owner/name), or the word demo.")
+json_option = click.option("--json", is_flag=True, help="Print JSON on stdout instead of text.")
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse when a tensor's shape does not allow the scheme's format."
+)
+threads_option = click.option("--threads", type=Integer(min=1), help="Threads; default: what suits the machine.")
+format_options = click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True,
+    help="Option of the format; `smolexport list` names them; repeatable.",
+)  # fmt: skip
+runtime_options = click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True,
+    help="Option of a runtime, e.g. kv_type=f32 for llama.cpp or dtype=bf16 for MLX; repeatable.",
+)  # fmt: skip
+
+
+def source_options(command: F) -> F:
+    """How the checkpoint is found and read: --ignore-config, --revision, --token."""
+    inert = "Treat this key of config.json as inert; repeatable."
+    for option in (
+        click.option("--token", envvar="HF_TOKEN", show_envvar=True, help="Hub token for gated checkpoints."),
+        click.option("--revision", help="Branch, tag or commit of a hub checkpoint."),
+        click.option("--ignore-config", metavar="KEY", multiple=True, help=inert),
+    ):  # the one applied last is listed first
+        command = option(command)
+    return command
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` words as keyword arguments: numbers, true and false, otherwise text.
 
     Raises:
@@ -63,7 +98,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     from smolexport.errors import UsageError
 
     given: dict[str, str] = {}
-    for setting in settings or ():
+    for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"--set {setting}: should have the form KEY=VALUE")
@@ -71,18 +106,6 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         if first != value:
             raise UsageError(f"--set {key}: is given twice, as {first} and as {value}")
     return {key: _value(word) for key, word in given.items()}
-
-
-def given_path(word: str) -> Path:
-    """`word` as a path, for `parser=`: "" is a variable that was never set, not the current folder."""
-    return Path(given_word(word) or "")
-
-
-def given_word(word: str | None) -> str | None:
-    """`word` itself, for `callback=`; raises what the option parser reports when it is empty."""
-    if word == "":
-        raise typer.BadParameter("is empty")
-    return word
 
 
 def _value(word: str) -> bool | int | float | str:
@@ -113,7 +136,7 @@ def read_words(path: Path | None) -> str:
 
 def say(text: str) -> None:
     """A note for people, on stderr; names in it may come from a stranger's file: no control characters."""
-    typer.echo("".join(c if c.isprintable() or c == "\n" else "?" for c in text), err=True)
+    click.echo("".join(c if c.isprintable() or c == "\n" else "?" for c in text), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -123,7 +146,7 @@ def print_json(value: Any) -> None:
     import sys
 
     unicode = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False))
 
 
 @contextlib.contextmanager

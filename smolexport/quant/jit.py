@@ -19,7 +19,11 @@ from typing import Any, TypeVar, cast
 import numba
 from numba.extending import intrinsic
 
+from smolexport.memory import give_back_library
+
 __all__ = ["helper", "instruction", "kernel"]
+
+give_back_library("libllvmlite")  # kernels from the cache need little of the compiler
 
 F = TypeVar("F", bound=Callable[..., Any])
 

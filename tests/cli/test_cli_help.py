@@ -37,11 +37,11 @@ def test_help_of_a_command(command: str) -> None:
     outcome = call(command, "--help")
     assert outcome.code == 0
     assert outcome.out.startswith(f"Usage: smolexport {command}")
-    about = outcome.out.split("Arguments:")[0].split("Options:")[0]
+    about = re.split(r"^(?:Positional arguments|Options):$", outcome.out, maxsplit=1, flags=re.MULTILINE)[0]
     assert len(about.splitlines()) >= 4, "says what it does, in more than a name"
     for parameter in parameters(command):
-        names = [n for n in parameter.opts if n.startswith("--")] or [parameter.name]
-        assert names[0] in outcome.out
+        names = [n for n in parameter.opts if n.startswith("--")] or [parameter.name.upper()]
+        assert re.search(rf"^  .*{names[0]}\b", outcome.out, re.MULTILINE), names[0]
         assert parameter.help, f"{command} {names[0]} has no help"
         assert parameter.help.rstrip().endswith("."), f"{command} {names[0]}: {parameter.help}"
 
@@ -56,7 +56,7 @@ def test_json_everywhere(command: str) -> None:
     [
         (["ggguf"], "No such command 'ggguf'"),
         (["gguf"], "Missing argument"),
-        (["gguf", "x", "--bogus"], "No such option: --bogus"),
+        (["gguf", "x", "--bogus"], "No such option '--bogus'"),
         (["gguf", "x", "y"], "unexpected extra argument"),
         (["gguf", "x", "--threads", "0"], "'--threads'"),
         (["gguf", "x", "--threads", "many"], "'--threads'"),
@@ -86,6 +86,9 @@ def test_json_everywhere(command: str) -> None:
         (["compare", "nothing", "nothing.gguf"], "nothing: no such folder"),
         (["compare", "x", "y", "--min-top1", "2"], "'--min-top1'"),
         (["compare", "x", "y", "--max-kld", "-1"], "'--max-kld'"),
+        (["compare", "x", "y", "--max-kld", "nan"], "'--max-kld'"),
+        (["compare", "x", "y", "--min-top1", "nan"], "'--min-top1'"),
+        (["compare", "x", "y", "--max-ppl-ratio", "nan"], "'--max-ppl-ratio'"),
     ],
 )
 def test_bad_usage(argv: list[str], said: str) -> None:
