@@ -109,6 +109,8 @@ def _accuracy_json(accuracy: Accuracy) -> dict[str, Any]:
             "mean": _finite(kld.mean.value),
             "mean_error": _finite(kld.mean.error),
             "median": _finite(kld.median),
+            "p90": _finite(kld.p90),
+            "p95": _finite(kld.p95),
             "p99": _finite(kld.p99),
             "p99_9": _finite(kld.p999),
             "max": _finite(kld.maximum),

@@ -18,16 +18,19 @@ from smolexport.runtime import Runtime
 
 __all__ = [
     "Accuracy",
+    "Attribution",
     "Candidate",
     "CandidateResult",
     "Comparison",
     "Divergence",
     "Estimate",
     "Greedy",
+    "Pair",
     "ReferenceResult",
     "Settings",
     "Speed",
     "Spread",
+    "TensorError",
     "TextFacts",
     "Thresholds",
 ]
@@ -118,6 +121,8 @@ class Spread:
 
     mean: Estimate
     median: float
+    p90: float
+    p95: float
     p99: float
     p999: float
     maximum: float
@@ -138,7 +143,8 @@ class Accuracy:
         ratio: candidate / reference.
         delta_p: mean change of the true token's probability.
         delta_p_rms: root mean square of that change.
-        divergences: [positions] float64, kept for later distributions.
+        divergences: [positions] float64, kept for distributions.
+        same_top: [positions] bool, whether both have the same likeliest word.
     """
 
     positions: int
@@ -152,6 +158,39 @@ class Accuracy:
     delta_p: Estimate
     delta_p_rms: Estimate
     divergences: NDArray[np.float64] = field(repr=False, compare=False)
+    same_top: NDArray[np.bool_] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A candidate's deviation in two parts, by way of the reference's runtime in float32 on the file's decoded weights.
+
+    A wrong rope, a lost bias or a wrong norm shows in `exporter` even where 4 bits make `quantization` large.
+
+    Attributes:
+        quantization: decoded weights against the reference: what rounding the weights did.
+        exporter: the file on its own runtime against its decoded weights: what graph, metadata and runtime do.
+    """
+
+    quantization: Accuracy
+    exporter: Accuracy
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far a file's decoded tensor is from the checkpoint's.
+
+    Attributes:
+        source: the tensor's name in the checkpoint.
+        layer: number of its layer, None outside of them.
+        weights: number of elements.
+        relative: root of the summed squared differences over that of the weights; 0 is equal.
+    """
+
+    source: str
+    layer: int | None
+    weights: int
+    relative: float
 
 
 @dataclass(frozen=True)
@@ -164,6 +203,9 @@ class Divergence:
         margin: gap between the reference's two largest logits there; near 0 is a tie, not damage.
         reference_token: what the reference chose there.
         candidate_token: what the candidate chose there.
+        before: the text up to there, its end alone where it is long.
+        reference_text: what the reference chose, as text.
+        candidate_text: what the candidate chose.
     """
 
     tokens: int
@@ -171,6 +213,9 @@ class Divergence:
     margin: float | None = None
     reference_token: int | None = None
     candidate_token: int | None = None
+    before: str = ""
+    reference_text: str = ""
+    candidate_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,18 +297,32 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """The reference's own figures.  The first load of a runtime includes importing its library."""
+    """The reference's own figures.  The first load of a runtime includes importing its library.
+
+    `floor` is the same weights in float32 against the reference: what its own arithmetic does, below which no figure
+    of a file means anything.  None where the reference is float32, or it was not asked for.
+    """
 
     model: Candidate
     perplexity: Estimate
     speed: Speed | None
     load_seconds: float
     peak_rss_bytes: int | None
+    floor: Accuracy | None = None
+    bandwidth_share: float | None = None
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One file's figures, and in `misses` what it was asked for and did not reach."""
+    """One file's figures, and in `misses` what it was asked for and did not reach.
+
+    Attributes:
+        fingerprint: of the decoded weights; equal for files that hold the same ones.
+        attribution: the deviation in two parts, None where it was not asked for.
+        tensor_errors: in the order of the forward pass; empty likewise.
+        bandwidth_share: decode rate over what reading all weights once per token allows at this machine's memory
+            bandwidth; None without speed.
+    """
 
     model: Candidate
     accuracy: Accuracy
@@ -274,6 +333,10 @@ class CandidateResult:
     tokenizer_equal: bool
     notes: tuple[str, ...]
     misses: tuple[str, ...]
+    fingerprint: str = ""
+    attribution: Attribution | None = None
+    tensor_errors: tuple[TensorError, ...] = ()
+    bandwidth_share: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -282,14 +345,37 @@ class CandidateResult:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two candidates that hold the same weights, by their places in `Comparison.candidates`: their runtimes' part."""
+
+    first: int
+    second: int
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The whole sheet."""
+    """The whole sheet.
+
+    Attributes:
+        text: what was scored.
+        thresholds: what was asked for.
+        reference: the checkpoint's own figures.
+        candidates: a file each, or a file on a runtime.
+        notes: what a reader of the figures should know.
+        pairs: candidates of one fingerprint against each other.
+        environment: what the figures were taken on: system, processor, cores, threads, versions of the libraries.
+        bandwidth: bytes per second that the threads read from memory; None without speed.
+    """
 
     text: TextFacts
     thresholds: Thresholds
     reference: ReferenceResult
     candidates: Sequence[CandidateResult]
     notes: tuple[str, ...]
+    pairs: tuple[Pair, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    bandwidth: float | None = None
 
     @property
     def passed(self) -> bool:

@@ -98,7 +98,7 @@ class Accumulator:
 
     def __init__(self) -> None:
         self._divergence: list[Float64] = []
-        self._same_top = 0
+        self._same_top: list[NDArray[np.bool_]] = []
         self._shared_top = 0.0
         self._reference_nll = _Moments()
         self._nll = _Moments()
@@ -114,7 +114,7 @@ class Accumulator:
             )
         with np.errstate(invalid="ignore", over="ignore"):
             self._divergence.append(_divergence(reference, candidate))
-            self._same_top += int(np.count_nonzero(reference.top[:, 0] == candidate.top[:, 0]))
+            self._same_top.append(reference.top[:, 0] == candidate.top[:, 0])
             shared = (reference.top[:, :, None] == candidate.top[:, None, :]).any(axis=2)
             self._shared_top += float(shared.mean(axis=1).sum())
             self._reference_nll.add(reference.nll)
@@ -131,7 +131,8 @@ class Accumulator:
         divergence = np.concatenate(self._divergence)
         n = len(divergence)
         with np.errstate(invalid="ignore", over="ignore"):
-            same = self._same_top / n
+            same_top = np.concatenate(self._same_top)
+            same = float(same_top.mean())
             return Accuracy(
                 positions=n,
                 kld=_spread(divergence),
@@ -144,6 +145,7 @@ class Accumulator:
                 delta_p=self._delta_p.estimate(),
                 delta_p_rms=_root(self._delta_p_squared.estimate()),
                 divergences=divergence,
+                same_top=same_top,
             )
 
 
@@ -203,6 +205,8 @@ def _spread(divergence: Float64) -> Spread:
     return Spread(
         mean=moments.estimate(),
         median=percentile(ordered, 0.5),
+        p90=percentile(ordered, 0.9),
+        p95=percentile(ordered, 0.95),
         p99=percentile(ordered, 0.99),
         p999=percentile(ordered, 0.999),
         maximum=float(divergence.max()),

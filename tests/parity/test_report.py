@@ -94,7 +94,7 @@ def worst_case(comparison):
     wide = Estimate(1.23456e-05, 3.21e-07)
     accuracy = dataclasses.replace(
         candidate.accuracy,
-        kld=Spread(wide, 1.23e-10, 4.56e-05, 7.89e-05, 1.11e-05),
+        kld=Spread(wide, 1.23e-10, 2.34e-05, 3.45e-05, 4.56e-05, 7.89e-05, 1.11e-05),
         top1=Estimate(1.0, 0.00123),
         candidate=Estimate(123456.7, 2345.6),
         reference=Estimate(123456.7, 2345.6),
