@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from smolexport.errors import SmolexportError
     from smolexport.face import compare, fingerprint, generate, inspect, read_back
     from smolexport.generation import Generation, Sampling
-    from smolexport.parity.results import Comparison, Settings, Thresholds
+    from smolexport.parity.inputs import Settings
+    from smolexport.parity.results import Comparison, Thresholds
     from smolexport.spec import ModelSpec
 
 __all__ = [

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from smolexport.description import Description
     from smolexport.generation import Generation, Sampling
-    from smolexport.parity.results import Comparison, Settings, Thresholds
+    from smolexport.parity.inputs import Settings
+    from smolexport.parity.results import Comparison, Thresholds
     from smolexport.spec import ModelSpec, Tensor
 
 __all__ = ["compare", "fingerprint", "generate", "inspect", "read_back"]

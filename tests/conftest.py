@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# What comparisons keep goes nowhere near the user's own cache; set before anything can read it, children inherit it.
+CACHE = tempfile.mkdtemp(prefix="smolexport-tests-")
+os.environ["HF_ASSETS_CACHE"] = CACHE
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

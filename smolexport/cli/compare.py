@@ -25,7 +25,8 @@ from smolexport.cli.options import (
 
 if TYPE_CHECKING:
     from smolexport.parity.compare import Progress
-    from smolexport.parity.results import Candidate, Comparison, Settings, Thresholds
+    from smolexport.parity.inputs import Candidate, Settings
+    from smolexport.parity.results import Comparison, Thresholds
 
 __all__ = ["command", "run", "show"]
 
@@ -44,6 +45,11 @@ PARITY_MISSED = 1
 @click.option("--max-windows", type=Integer(min=1), help="Score at most so many.")
 @click.option("--greedy-tokens", default=64, help="Greedy tokens per prompt; 0: none.")
 @click.option("--repetitions", default=3, help="Speed measurements; 0: none.")
+@click.option(
+    "--attribution/--no-attribution", default=True,
+    help="Part every deviation into the weights' and the runtime's; plays the decoded weights once more.",
+)  # fmt: skip
+@click.option("--cache/--no-cache", default=True, help="Keep the reference's logits for the next comparison.")
 @threads_option
 @click.option(
     "--runtime", "runtimes", metavar="NAME", multiple=True,
@@ -64,6 +70,8 @@ def command(
     max_windows: int | None,
     greedy_tokens: int,
     repetitions: int,
+    attribution: bool,
+    cache: bool,
     threads: int | None,
     runtimes: tuple[str, ...],
     settings: tuple[str, ...],
@@ -79,16 +87,18 @@ def command(
     """
     from smolexport.demo import demo_text
     from smolexport.parity.candidates import exported, reference
-    from smolexport.parity.results import Settings, Thresholds
+    from smolexport.parity.inputs import Settings
+    from smolexport.parity.results import Thresholds
 
     amount = Settings(
-        window=window, max_windows=max_windows, greedy_tokens=greedy_tokens, repetitions=repetitions, threads=threads
-    )
+        window=window, max_windows=max_windows, greedy_tokens=greedy_tokens, repetitions=repetitions, threads=threads,
+        attribution=attribution,
+    )  # fmt: skip
     limits = Thresholds(max_kld=max_kld, min_top1=min_top1, max_ppl_ratio=max_ppl_ratio)
     words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
     base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config)
     candidates = exported(list(files), options, runtimes)
-    result = run(base, candidates, words, settings=amount, thresholds=limits, quiet=json)
+    result = run(base, candidates, words, settings=amount, thresholds=limits, cache=cache, quiet=json)
     show(result, json=json)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)
@@ -107,13 +117,18 @@ def run(
     *,
     settings: Settings,
     thresholds: Thresholds,
+    cache: bool = True,
     quiet: bool = False,
 ) -> Comparison:
-    """Compare with a progress bar on stderr; raises SmolexportError."""
+    """Compare with a progress bar on stderr; `cache`: keep the reference's logits.  Raises SmolexportError."""
     from smolexport.parity.compare import compare
+    from smolexport.parity.store import usual_folder
 
+    shelf = usual_folder() if cache else None
     with _stages(quiet) as progress:
-        return compare(base, candidates, text=text, settings=settings, thresholds=thresholds, progress=progress)
+        return compare(
+            base, candidates, text=text, settings=settings, thresholds=thresholds, cache=shelf, progress=progress
+        )
 
 
 @contextmanager

@@ -113,11 +113,12 @@ def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparis
     from smolexport.cli.compare import run
     from smolexport.demo import demo_checkpoint, demo_text
     from smolexport.parity.candidates import exported, reference
-    from smolexport.parity.results import Settings, Thresholds
+    from smolexport.parity.inputs import Settings
+    from smolexport.parity.results import Thresholds
 
     base, candidates = reference(demo_checkpoint()), exported(files)
     settings = Settings(threads=threads)
-    return run(base, candidates, demo_text(), settings=settings, thresholds=Thresholds(), quiet=quiet)
+    return run(base, candidates, demo_text(), settings=settings, thresholds=Thresholds(), cache=False, quiet=quiet)
 
 
 def _too_far(result: Comparison) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smolexport import plugins
 from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import UsageError
-from smolexport.parity.results import Candidate
-from smolexport.runtime import Runtime
+from smolexport.parity.inputs import Candidate, Origin
+from smolexport.runtime import Runtime, TextCodec
 
 __all__ = ["exported", "reference"]
 
@@ -36,7 +37,15 @@ def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[st
         bytes=checkpoint.nbytes,
         bits_per_weight=8 * checkpoint.nbytes / sum(t.size for t in checkpoint.stored),
         options={"dtype": dtype},
+        origin=Origin(checkpoint.spec, lambda: _codec(folder, checkpoint.spec.vocab_size)),
+        weights=lambda: checkpoint.stored,
     )
+
+
+def _codec(folder: Path, vocab_size: int) -> TextCodec:
+    from smolexport.tokenizer import open_tokenizer, read_tokenizer
+
+    return open_tokenizer(folder, read_tokenizer(folder, vocab_size))
 
 
 def exported(
@@ -67,7 +76,8 @@ def exported(
     found = []
     for path, runtime in pairs:
         own = {key: value for key, value in (options or {}).items() if key in known[runtime.NAME]}
-        about = plugins.converter_for(path).describe(path)
+        converter = plugins.converter_for(path)
+        about = converter.describe(path)
         found.append(
             Candidate(
                 path=path,
@@ -77,6 +87,7 @@ def exported(
                 bytes=about.bytes,
                 bits_per_weight=about.bits_per_weight,
                 options=plugins.checked_options(runtime.open, own, runtime.NAME),
+                weights=partial(converter.weights, path),
             )
         )
     return found

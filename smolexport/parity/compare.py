@@ -1,68 +1,61 @@
 """Plays a checkpoint and its exported files on the same text and lays the figures side by side.
 
-All models are open at once: the reference's logits of a block are computed once and every candidate is scored
-against them at once, so that memory holds one block of the reference and one of a candidate whatever the length
-of the text.  Peak memory is taken last, when the models are closed again, in a fresh process for each file.
+1. The reference is played once, or what it gave is found in the cache; from here on its logits are read from disk.
+2. Files are scored in groups that hold the same weights, so that their runtimes can be told apart from their weights.
+3. All models are open at once for speed, which is measured in turns.
+4. Peak memory is taken last, when the models are closed again, in a fresh process for each file.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport import weights
 from smolexport.errors import UsageError
-from smolexport.parity import greedy, memory, speed
+from smolexport.parity import machine, memory, speed
+from smolexport.parity.base import Base, play, reach
+from smolexport.parity.group import Member, TooSmall, decoded_bytes, play_group
+from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.results import (
-    Accuracy,
-    Candidate,
     CandidateResult,
     Comparison,
-    Divergence,
-    Greedy,
+    Pair,
     ReferenceResult,
-    Settings,
     Speed,
+    TensorError,
     TextFacts,
     Thresholds,
 )
-from smolexport.parity.statistics import Accumulator, read_predictions
-from smolexport.parity.windows import Window, block_rows, blocks, cut, prompts
-from smolexport.runtime import Session, TextCodec
+from smolexport.parity.store import Shelf
+from smolexport.parity.tensors import tensor_errors
+from smolexport.runtime import Session
+from smolexport.spec import Role
 
 __all__ = ["Progress", "compare"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done and the steps in all."""
 
-# what `Runtime.open` gives where no context is asked for, if the model has that much
-_USUAL_CONTEXT = 4096
 
-
-@dataclass(frozen=True)
-class _Player:
-    """A model with its open session."""
-
-    model: Candidate
-    session: Session
-    load_seconds: float
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Sheet:
-    """What the open sessions gave.  Lists are in the order of the candidates, `speeds` begins with the reference."""
+    """What the stages gave, in the order of the candidates; `speeds` and `peaks` begin with the reference."""
 
-    tokens: int
-    context: int
-    windows: Sequence[Window]
-    accuracies: Sequence[Accuracy]
-    agreements: Sequence[Greedy | None]
-    speeds: Sequence[Speed | None]
-    tokenizer_notes: Sequence[str]
+    base: Base
+    members: Sequence[Member]
+    pairs: tuple[Pair, ...]
+    fingerprints: Sequence[str]
+    errors: Sequence[tuple[TensorError, ...]]
+    notes: list[str]
+    speeds: Sequence[Speed | None] = ()
+    peaks: Sequence[tuple[int | None, str]] = ()
+    bandwidth: float | None = None
 
 
 def compare(
@@ -72,6 +65,7 @@ def compare(
     text: str,
     settings: Settings | None = None,
     thresholds: Thresholds | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Hold `candidates` against `reference` on `text`.
@@ -85,128 +79,134 @@ def compare(
         text: what is scored; prompts are cut from it too.
         settings: how much is measured.
         thresholds: what every candidate must reach.
+        cache: folder where the reference's logits are kept, see `store.usual_folder`; None keeps nothing.
         progress: told about each step.
 
     Raises:
         UsageError: no candidate, another vocabulary than the reference's, too short a text.
+        OutputError: the disk has no room for the reference's logits.
         SmolexportError: whatever a runtime raises while it opens or plays a file.
     """
     settings = settings or Settings()
     tick = progress or _silent
     if not candidates:
         raise UsageError("no file to compare with the checkpoint: name at least one")
-    with ExitStack() as stack:
-        players = _open_all(stack, reference, candidates, settings, tick)
-        sheet = _play(players, text, settings, tick)
-    # each peak is a file's alone: the models here are closed by now
-    peaks = _peaks([player.model for player in players], sheet.context, settings, tick)
-    return _assemble(players, sheet, peaks, settings, thresholds or Thresholds())
+    with Shelf(cache) as shelf:
+        sheet = _accuracy(reference, candidates, text, settings, shelf, tick)
+    models = [reference, *candidates]
+    sheet.speeds = _speeds(models, sheet.base, settings, tick)
+    sheet.bandwidth = machine.bandwidth(settings.threads) if settings.repetitions else None
+    context = min(sheet.base.context, reach(settings))
+    sheet.peaks = _peaks(models, context, settings, tick)  # each is a model's alone: all are closed by now
+    return _assemble(models, sheet, settings, thresholds or Thresholds())
 
 
 def _silent(stage: str, done: int, total: int) -> None:
     """Progress that nobody asked for."""
 
 
-def _open_all(
-    stack: ExitStack, reference: Candidate, candidates: Sequence[Candidate], settings: Settings, tick: Progress
-) -> list[_Player]:
-    """Open every model, the reference first, and see that all have the same vocabulary."""
-    needed = max(
-        settings.window,
-        settings.prompt_tokens + max(settings.greedy_tokens, settings.decode_tokens if settings.repetitions else 0),
-        settings.prefill_tokens if settings.repetitions else 0,
-    )
-    players: list[_Player] = []
-    context = needed if needed > _USUAL_CONTEXT else None
-    for done, model in enumerate([reference, *candidates]):
-        tick("open", done, 1 + len(candidates))
-        start = time.perf_counter()
-        open_session: Callable[..., Session] = model.runtime.open
-        session = stack.enter_context(
-            open_session(model.path, threads=settings.threads, context=context, **model.options)
-        )
-        players.append(_Player(model, session, time.perf_counter() - start))
-        expected = players[0].session
-        if session.vocab_size != expected.vocab_size:
-            raise UsageError(
-                f"{model.path}: vocabulary of {session.vocab_size} words, {reference.path} has {expected.vocab_size}: "
-                "compare a file with the checkpoint that it was exported from"
-            )
-        context = min(expected.context, needed)
-    tick("open", len(players), len(players))
-    return players
+def _accuracy(
+    reference: Candidate,
+    candidates: Sequence[Candidate],
+    text: str,
+    settings: Settings,
+    shelf: Shelf,
+    tick: Progress,
+) -> _Sheet:
+    """Everything that is not time or memory; once more with shorter windows where a candidate holds too few tokens."""
+    limit = None
+    groups, fingerprints = _groups(candidates, settings, tick)
+    while True:
+        base = play(reference, text, settings, shelf, limit, tick)
+        try:
+            members, pairs, notes = _play_groups(reference, base, candidates, groups, settings, tick)
+            break
+        except TooSmall as small:
+            limit = small.context
+    errors = [_errors(reference, candidate, settings) for candidate in candidates]
+    return _Sheet(base, members, pairs, fingerprints, errors, notes)
 
 
-def _play(players: Sequence[_Player], text: str, settings: Settings, tick: Progress) -> _Sheet:
-    """Take every figure that needs the sessions."""
-    sessions = [player.session for player in players]
-    codec, context = sessions[0].codec, min(session.context for session in sessions)
-    ids = codec.encode(text)
-    bos = _bos(codec)
-    windows = cut(ids, min(settings.window, context), bos=bos, limit=settings.max_windows)
-    accuracies = _score(sessions, windows, settings, tick)
-    length = max(1, min(settings.prompt_tokens, context // 2))
-    # the last chosen token need not be fed
-    count = min(settings.greedy_tokens, context - length + 1)
-    starts = prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []
-    return _Sheet(
-        tokens=len(ids),
-        context=context,
-        windows=windows,
-        accuracies=accuracies,
-        agreements=_greedy(sessions, starts, count, tick),
-        speeds=_speeds(sessions, ids, settings, tick),
-        tokenizer_notes=[_tokenizer_note(session, text, ids) for session in sessions[1:]],
-    )
+def _groups(
+    candidates: Sequence[Candidate], settings: Settings, tick: Progress
+) -> tuple[Sequence[Sequence[int]], Sequence[str]]:
+    """Places of the candidates that hold the same weights, and the fingerprint of each, empty where it is not known."""
+    known: dict[Path, str] = {}
+    groups: dict[str, list[int]] = {}
+    marks = []
+    for place, candidate in enumerate(candidates):
+        tick("fingerprint", place, len(candidates))
+        if candidate.weights is not None and candidate.path not in known:
+            known[candidate.path] = weights.fingerprint(candidate.weights(), settings.threads or 1)
+        marks.append(known.get(candidate.path, ""))
+        groups.setdefault(marks[-1] or f"number {place}", []).append(place)
+    tick("fingerprint", len(candidates), len(candidates))
+    return list(groups.values()), marks
 
 
-def _score(
-    sessions: Sequence[Session], windows: Sequence[Window], settings: Settings, tick: Progress
-) -> list[Accuracy]:
-    """Feed the windows to all sessions, block by block, the first one being the reference."""
-    rows = block_rows(sessions[0].vocab_size, settings.block_bytes)
-    accumulators = [Accumulator() for _ in sessions[1:]]
-    for done, window in enumerate(windows):
-        tick("score", done, len(windows))
-        feeds = [blocks(session, window, rows) for session in sessions[1:]]
-        place = 0
-        for logits in blocks(sessions[0], window, rows):
-            following = window.following[place : place + len(logits)]
-            base = read_predictions(logits, following)
-            for accumulator, feed in zip(accumulators, feeds, strict=True):
-                accumulator.add(base, read_predictions(next(feed), following))
-            place += len(logits)
-            del base, logits  # before the reference computes its next block
-    tick("score", len(windows), len(windows))
-    return [accumulator.result() for accumulator in accumulators]
+def _play_groups(
+    reference: Candidate,
+    base: Base,
+    candidates: Sequence[Candidate],
+    groups: Sequence[Sequence[int]],
+    settings: Settings,
+    tick: Progress,
+) -> tuple[list[Member], tuple[Pair, ...], list[str]]:
+    """Members in the order of the candidates, pairs, and notes."""
+    found: dict[int, Member] = {}
+    pairs = []
+    attribute, notes = _can_attribute(reference, candidates, settings)
+    for number, places in enumerate(groups):
+
+        def shifted(stage: str, done: int, total: int, number: int = number) -> None:
+            tick(stage, number * total + done, len(groups) * total)
+
+        models = [candidates[place] for place in places]
+        known = attribute and models[0].weights is not None
+        members = play_group(reference, base, models, settings, known, shifted)
+        for place, member in zip(places, members, strict=True):
+            found[place] = member
+            pairs += [Pair(place, places[other], accuracy) for other, accuracy in member.pairs.items()]
+    return [found[place] for place in range(len(candidates))], tuple(pairs), notes
 
 
-def _greedy(
-    sessions: Sequence[Session], starts: Sequence[NDArray[np.int64]], count: int, tick: Progress
-) -> list[Greedy | None]:
-    """Greedy agreement of every candidate from the prompts `starts`; None without any."""
-    found: list[list[Divergence]] = [[] for _ in sessions[1:]]
-    for done, prompt in enumerate(starts):
-        tick("greedy", done, len(starts))
-        expected = greedy.continue_greedily(sessions[0], prompt, count, sessions[0].codec.stop_tokens)
-        for one, session in zip(found, sessions[1:], strict=True):
-            one.append(greedy.agree(session, expected))
-    tick("greedy", len(starts), len(starts))
-    return [Greedy(count, tuple(one)) if one else None for one in found]
+def _can_attribute(reference: Candidate, candidates: Sequence[Candidate], settings: Settings) -> tuple[bool, list[str]]:
+    """Whether deviations can be parted, and why not where that was asked for."""
+    if not settings.attribution or reference.origin is None:
+        return False, []
+    import psutil
+
+    needed = decoded_bytes(reference) + 2 * max(candidate.bytes for candidate in candidates)
+    free = psutil.virtual_memory().available
+    if needed <= free:
+        return True, []
+    lacking = f"{needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    return False, [f"deviations are not parted into the weights' and the runtime's: float32 weights need {lacking}"]
 
 
-def _speeds(sessions: Sequence[Session], ids: Sequence[int], settings: Settings, tick: Progress) -> list[Speed | None]:
-    """Speed of every session; None where it is not asked for."""
+def _errors(reference: Candidate, candidate: Candidate, settings: Settings) -> tuple[TensorError, ...]:
+    """The error of each tensor, where both sides can be read."""
+    if not settings.attribution or reference.weights is None or candidate.weights is None:
+        return ()
+    return tensor_errors(reference.weights(), candidate.weights(), candidate.path)
+
+
+def _speeds(models: Sequence[Candidate], base: Base, settings: Settings, tick: Progress) -> list[Speed | None]:
+    """Speed of every model, all of them open; None where it is not asked for."""
     if settings.repetitions < 1:
-        return [None] * len(sessions)
-    total = settings.repetitions * len(sessions)
+        return [None] * len(models)
+    total = settings.repetitions * len(models)
     steps = iter(range(1, total + 1))
     tick("speed", 0, total)
-    return [
-        *speed.measure(
-            sessions, np.array(ids, dtype=np.int64), settings, advance=lambda: tick("speed", next(steps), total)
-        )
-    ]
+    with ExitStack() as stack:
+        sessions = []
+        for model in models:
+            open_session: Callable[..., Session] = model.runtime.open
+            context = min(base.context, reach(settings))
+            opened = open_session(model.path, threads=settings.threads, context=context, **model.options)
+            sessions.append(stack.enter_context(opened))
+        ids: NDArray[np.int64] = np.array(base.ids, dtype=np.int64)
+        return [*speed.measure(sessions, ids, settings, advance=lambda: tick("speed", next(steps), total))]
 
 
 def _peaks(
@@ -223,63 +223,55 @@ def _peaks(
     return peaks
 
 
-def _bos(codec: TextCodec) -> int | None:
-    """The token that the model wants at the start: what its tokenizer makes of nothing."""
-    return next(iter(codec.encode("")), None)
+def _bandwidth_share(model: Candidate, rate: Speed | None, bandwidth: float | None) -> float | None:
+    """Decode rate over the rate at which all weights that a token needs can be read."""
+    if rate is None or bandwidth is None or model.weights is None:
+        return None
+    found = model.weights()
+    untied = any(tensor.role is Role.HEAD for tensor in found)
+    read = sum(tensor.size for tensor in found if not (untied and tensor.role is Role.EMBED))
+    return rate.decode_tok_s.value * model.bits_per_weight / 8 * read / bandwidth
 
 
-def _tokenizer_note(session: Session, text: str, ids: Sequence[int]) -> str:
-    """Empty where the session's own tokenizer gives `ids`, else what it gives first."""
-    try:
-        own = session.codec.encode(text)
-    except Exception as error:
-        # whatever a library's tokenizer raises, the figures over the reference's ids still hold
-        return f"its own tokenizer fails on the text: {type(error).__name__}: {error}"
-    pairs = enumerate(zip(ids, own, strict=False))
-    place = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(ids), len(own)))
-    if place == len(ids) == len(own):
-        return ""
-    theirs, ours = (str(side[place]) if place < len(side) else "the end" for side in (own, ids))
-    return (
-        f"its own tokenizer differs from token {place} on: {theirs} instead of {ours} "
-        f"({len(own)} tokens instead of {len(ids)})"
-    )
-
-
-def _assemble(
-    players: Sequence[_Player],
-    sheet: _Sheet,
-    peaks: Sequence[tuple[int | None, str]],
-    settings: Settings,
-    thresholds: Thresholds,
-) -> Comparison:
-    results = []
-    for index, (player, accuracy) in enumerate(zip(players[1:], sheet.accuracies, strict=True)):
-        peak, peak_note = peaks[index + 1]
-        tokenizer_note = sheet.tokenizer_notes[index]
+def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, thresholds: Thresholds) -> Comparison:
+    base, results = sheet.base, []
+    for place, (model, member) in enumerate(zip(models[1:], sheet.members, strict=True)):
+        peak, peak_note = sheet.peaks[place + 1]
+        rate = sheet.speeds[place + 1]
         results.append(
             CandidateResult(
-                model=player.model,
-                accuracy=accuracy,
-                greedy=sheet.agreements[index],
-                speed=sheet.speeds[index + 1],
-                load_seconds=player.load_seconds,
+                model=model,
+                accuracy=member.accuracy,
+                greedy=member.greedy,
+                speed=rate,
+                load_seconds=member.load_seconds,
                 peak_rss_bytes=peak,
-                tokenizer_equal=not tokenizer_note,
-                notes=tuple(filter(None, (tokenizer_note, peak_note))),
-                misses=thresholds.misses(accuracy),
+                tokenizer_equal=not member.tokenizer_note,
+                notes=tuple(filter(None, (member.tokenizer_note, peak_note))),
+                misses=thresholds.misses(member.accuracy),
+                fingerprint=sheet.fingerprints[place],
+                attribution=member.attribution,
+                tensor_errors=sheet.errors[place],
+                bandwidth_share=_bandwidth_share(model, rate, sheet.bandwidth),
             )
         )
     reference = ReferenceResult(
-        model=players[0].model,
-        perplexity=sheet.accuracies[0].reference,
+        model=models[0],
+        perplexity=results[0].accuracy.reference,
         speed=sheet.speeds[0],
-        load_seconds=players[0].load_seconds,
-        peak_rss_bytes=peaks[0][0],
+        load_seconds=base.load_seconds,
+        peak_rss_bytes=sheet.peaks[0][0],
+        floor=base.floor,
+        bandwidth_share=_bandwidth_share(models[0], sheet.speeds[0], sheet.bandwidth),
     )
-    window = sheet.windows[0]
-    facts = TextFacts(sheet.tokens, len(window.tokens), len(sheet.windows), window.scored)
-    return Comparison(facts, thresholds, reference, tuple(results), _notes(facts, settings, sheet.context, peaks[0][1]))
+    window = base.windows[0]
+    facts = TextFacts(len(base.ids), len(window.tokens), len(base.windows), window.scored)
+    notes = (*_notes(facts, settings, base.context, sheet.peaks[0][1]), *sheet.notes)
+    runtimes = {model.runtime.NAME: model.runtime for model in models}
+    facts_of_machine = machine.environment(runtimes.values(), settings.threads)
+    return Comparison(
+        facts, thresholds, reference, tuple(results), notes, sheet.pairs, facts_of_machine, sheet.bandwidth
+    )
 
 
 def _notes(facts: TextFacts, settings: Settings, context: int, peak_note: str) -> tuple[str, ...]:

@@ -6,16 +6,18 @@ token at a time, as in a real generation, and stopped where it chooses otherwise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.parity.results import Divergence
-from smolexport.runtime import Session
+from smolexport.runtime import Session, TextCodec
 
-__all__ = ["Continuation", "agree", "continue_greedily"]
+__all__ = ["Continuation", "agree", "continue_greedily", "text_of"]
+
+SHOWN = 24  # tokens of what stands before a divergence
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,25 @@ def continue_greedily(session: Session, prompt: NDArray[np.int64], count: int, s
     return Continuation(prompt, tuple(tokens), tuple(margins))
 
 
-def agree(session: Session, reference: Continuation) -> Divergence:
-    """Find where the session's greedy choice first differs from `reference`."""
+def agree(session: Session, reference: Continuation, codec: TextCodec) -> Divergence:
+    """Find where the session's greedy choice first differs from `reference`; `codec` shows the place as text."""
     session.rewind(0)
     feed: NDArray[np.int64] | Sequence[int] = reference.prompt
     for position, expected in enumerate(reference.tokens):
         chosen = int(session.append(feed, last_only=True)[-1].argmax())
         if chosen != expected:
-            return Divergence(len(reference.tokens), position, reference.margins[position], expected, chosen)
+            before = [*reference.prompt.tolist(), *reference.tokens[:position]][-SHOWN:]
+            texts = (text_of(codec, tokens) for tokens in (before, [expected], [chosen]))
+            margin = reference.margins[position]
+            return Divergence(len(reference.tokens), position, margin, expected, chosen, *texts)
         feed = [chosen]
     return Divergence(len(reference.tokens))
+
+
+def text_of(codec: TextCodec, tokens: Iterable[int]) -> str:
+    """The text of `tokens`; what is no whole character shows as the codec shows it."""
+    decoder = codec.decoder()
+    return "".join([*(decoder.push(token) for token in tokens), decoder.flush()])
 
 
 def _margin(row: NDArray[np.float32]) -> float:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from smolexport.parity.results import Candidate
+from smolexport.parity.inputs import Candidate
 
 __all__ = ["measure"]
 

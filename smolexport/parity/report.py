@@ -10,16 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from smolexport.parity.results import (
-    Accuracy,
-    Candidate,
-    CandidateResult,
-    Comparison,
-    Estimate,
-    Greedy,
-    ReferenceResult,
-    Speed,
-)
+from smolexport.parity.inputs import Candidate
+from smolexport.parity.results import Accuracy, CandidateResult, Comparison, Estimate, Greedy, ReferenceResult, Speed
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""What a comparison is made of: what goes in, what comes out, as plain frozen data.
+"""What comes out of a comparison, as plain frozen data.
 
 Units: nats per token, tokens per second, milliseconds, seconds, bytes; shares are 0 to 1.
 """
@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.errors import UsageError
-from smolexport.runtime import Runtime
+from smolexport.parity.inputs import Candidate
 
 __all__ = [
     "Accuracy",
     "Attribution",
-    "Candidate",
     "CandidateResult",
     "Comparison",
     "Divergence",
@@ -27,7 +24,6 @@ __all__ = [
     "Greedy",
     "Pair",
     "ReferenceResult",
-    "Settings",
     "Speed",
     "Spread",
     "TensorError",
@@ -42,77 +38,6 @@ class Estimate:
 
     value: float
     error: float
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to be played: an exported file, or the checkpoint as the reference.
-
-    Attributes:
-        path: the file or folder that `runtime` opens.
-        format: `gguf`, `onnx`, `mlx`, `checkpoint`.
-        scheme: the quantization in the format's own words, e.g. `q4_k_m`, `bf16`.
-        runtime: the module that plays it.
-        bytes: size on disk.
-        bits_per_weight: mean over all weights.
-        options: further keyword arguments for the runtime's `open`, plain JSON values.
-    """
-
-    path: Path
-    format: str
-    scheme: str
-    runtime: Runtime
-    bytes: int
-    bits_per_weight: float
-    options: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured.  Counts are tokens where nothing else is said.
-
-    Attributes:
-        window: tokens per window; the first half is context, predictions of the second half are scored.
-        max_windows: stop after so many windows; None takes the whole text.
-        greedy_tokens: length of each greedy continuation; 0 leaves that part out.
-        greedy_prompts: prompts, cut from the text at even distances.
-        prompt_tokens: length of a prompt, for the greedy continuations and for the time to first token.
-        prefill_tokens: length of the block whose prefill rate is taken.
-        decode_tokens: tokens generated one by one for the decode rate.
-        repetitions: speed measurements per model, interleaved; 0 leaves speed out.
-        threads: for every session; None lets the runtime choose.
-        memory: measure each file's peak memory in a fresh process.
-        block_bytes: most float32 logits of one session held at a time.
-    """
-
-    window: int = 512
-    max_windows: int | None = None
-    greedy_tokens: int = 64
-    greedy_prompts: int = 4
-    prompt_tokens: int = 32
-    prefill_tokens: int = 512
-    decode_tokens: int = 64
-    repetitions: int = 3
-    threads: int | None = None
-    memory: bool = True
-    block_bytes: int = 64 << 20
-
-    def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is too few, at least {least}")
-
-
-_LEAST = {
-    "window": 4,
-    "greedy_tokens": 0,
-    "greedy_prompts": 0,
-    "prompt_tokens": 1,
-    "prefill_tokens": 1,
-    "decode_tokens": 1,
-    "repetitions": 0,
-    "block_bytes": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -306,7 +231,7 @@ class ReferenceResult:
     model: Candidate
     perplexity: Estimate
     speed: Speed | None
-    load_seconds: float
+    load_seconds: float | None
     peak_rss_bytes: int | None
     floor: Accuracy | None = None
     bandwidth_share: float | None = None

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.parity.results import Estimate, Settings, Speed
+from smolexport.parity.inputs import Settings
+from smolexport.parity.results import Estimate, Speed
 from smolexport.runtime import Session
 
 __all__ = ["measure"]

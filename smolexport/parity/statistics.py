@@ -23,17 +23,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.errors import UsageError
+from smolexport.errors import FileFormatError, UsageError
 from smolexport.parity.results import Accuracy, Estimate, Spread
 
 __all__ = ["LOG_PROBABILITY_FLOOR", "TOP_WORDS", "Accumulator", "Predictions", "percentile", "read_predictions"]
 
 LOG_PROBABILITY_FLOOR = -16.0
 TOP_WORDS = 5
+COLUMNS = 5  # figures kept of a position
 # float64 copies are made of so many logits at a time: 2 MB stay in a core's cache
 _SLICE = 1 << 18
 
@@ -94,17 +96,10 @@ def percentile(ordered: Float64, share: float) -> float:
 
 
 class Accumulator:
-    """Takes a candidate's blocks one after another; holds one float64 per position and a few sums."""
+    """Takes a candidate's blocks one after another; holds five float64 per position."""
 
     def __init__(self) -> None:
-        self._divergence: list[Float64] = []
-        self._same_top: list[NDArray[np.bool_]] = []
-        self._shared_top = 0.0
-        self._reference_nll = _Moments()
-        self._nll = _Moments()
-        self._nll_gap = _Moments()
-        self._delta_p = _Moments()
-        self._delta_p_squared = _Moments()
+        self._parts: list[Float64] = []
 
     def add(self, reference: Predictions, candidate: Predictions) -> None:
         """Take the next block: the same positions, both sides.  Raises UsageError where the shapes differ."""
@@ -113,61 +108,62 @@ class Accumulator:
                 f"reference logits {reference.logits.shape} and candidate's {candidate.logits.shape} differ"
             )
         with np.errstate(invalid="ignore", over="ignore"):
-            self._divergence.append(_divergence(reference, candidate))
-            self._same_top.append(reference.top[:, 0] == candidate.top[:, 0])
             shared = (reference.top[:, :, None] == candidate.top[:, None, :]).any(axis=2)
-            self._shared_top += float(shared.mean(axis=1).sum())
-            self._reference_nll.add(reference.nll)
-            self._nll.add(candidate.nll)
-            self._nll_gap.add(candidate.nll - reference.nll)
-            delta_p = np.exp(-candidate.nll) - np.exp(-reference.nll)
-            self._delta_p.add(delta_p)
-            self._delta_p_squared.add(delta_p**2)
+            columns = (
+                _divergence(reference, candidate),
+                reference.top[:, 0] == candidate.top[:, 0],
+                shared.mean(axis=1),
+                reference.nll,
+                candidate.nll,
+            )
+        self._parts.append(np.array(columns, np.float64))
+
+    def save(self, path: Path) -> None:
+        """Write what was taken so far to the file `path`, for `load`."""
+        np.save(path, np.concatenate(self._parts, axis=1), allow_pickle=False)
+
+    @classmethod
+    def load(cls, path: Path) -> Accumulator:
+        """What `save` wrote.  Raises FileFormatError where it is damaged."""
+        found = cls()
+        try:
+            rows = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path}: is damaged ({error}); delete it") from error
+        if rows.ndim != 2 or rows.shape[0] != COLUMNS or rows.dtype != np.float64:
+            raise FileFormatError(f"{path}: is damaged; delete it")
+        found._parts.append(rows)
+        return found
 
     def result(self) -> Accuracy:
         """The figures over all blocks so far.  Raises UsageError before the first one."""
-        if not self._divergence:
+        if not self._parts:
             raise UsageError("no position was scored: nothing to report")
-        divergence = np.concatenate(self._divergence)
+        divergence, same_top, shared, reference_nll, nll = np.concatenate(self._parts, axis=1)
         n = len(divergence)
         with np.errstate(invalid="ignore", over="ignore"):
-            same_top = np.concatenate(self._same_top)
             same = float(same_top.mean())
+            gap, delta_p = nll - reference_nll, np.exp(-nll) - np.exp(-reference_nll)
             return Accuracy(
                 positions=n,
                 kld=_spread(divergence),
                 top1=Estimate(same, float(np.sqrt(same * (1 - same) / (n - 1))) if n > 1 else float("nan")),
-                top5=self._shared_top / n,
-                reference=_perplexity(self._reference_nll),
-                candidate=_perplexity(self._nll),
-                ln_ratio=self._nll_gap.estimate(),
-                ratio=_perplexity(self._nll_gap),
-                delta_p=self._delta_p.estimate(),
-                delta_p_rms=_root(self._delta_p_squared.estimate()),
+                top5=float(shared.mean()),
+                reference=_perplexity(_mean(reference_nll)),
+                candidate=_perplexity(_mean(nll)),
+                ln_ratio=_mean(gap),
+                ratio=_perplexity(_mean(gap)),
+                delta_p=_mean(delta_p),
+                delta_p_rms=_root(_mean(delta_p**2)),
                 divergences=divergence,
-                same_top=same_top,
+                same_top=same_top.astype(np.bool_),
             )
 
 
-class _Moments:
-    """Count, mean and squared deviations of a stream of values, merged block by block without cancellation."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean = 0.0
-        self._squares = 0.0
-
-    def add(self, values: Float64) -> None:
-        mean = float(values.mean())
-        gap, total = mean - self._mean, self._count + len(values)
-        self._squares += float(((values - mean) ** 2).sum()) + gap * gap * self._count * len(values) / total
-        self._mean += gap * len(values) / total
-        self._count = total
-
-    def estimate(self) -> Estimate:
-        """Mean and its standard error, NaN for a single value."""
-        n = self._count
-        return Estimate(self._mean, float(np.sqrt(self._squares / n / (n - 1))) if n > 1 else float("nan"))
+def _mean(values: Float64) -> Estimate:
+    """Mean and its standard error, NaN for a single value."""
+    n = len(values)
+    return Estimate(float(values.mean()), float(values.std() / np.sqrt(n - 1)) if n > 1 else float("nan"))
 
 
 def _slices(logits: NDArray[np.float32]) -> Iterator[slice]:
@@ -199,11 +195,9 @@ def _divergence(reference: Predictions, candidate: Predictions) -> Float64:
 
 
 def _spread(divergence: Float64) -> Spread:
-    moments = _Moments()
-    moments.add(divergence)
     ordered = np.sort(divergence)
     return Spread(
-        mean=moments.estimate(),
+        mean=_mean(divergence),
         median=percentile(ordered, 0.5),
         p90=percentile(ordered, 0.9),
         p95=percentile(ordered, 0.95),
@@ -213,9 +207,8 @@ def _spread(divergence: Float64) -> Spread:
     )
 
 
-def _perplexity(nll: _Moments) -> Estimate:
+def _perplexity(mean: Estimate) -> Estimate:
     """Exponential of a mean, with its error to first order.  Of a gap between two: their ratio."""
-    mean = nll.estimate()
     value = float(np.exp(mean.value))
     return Estimate(value, value * mean.error)
 

@@ -10,7 +10,8 @@ import pytest
 import smolexport
 from smolexport.convert import export, prepare
 from smolexport.demo import demo_text
-from smolexport.parity.results import Settings, Thresholds
+from smolexport.parity.inputs import Settings
+from smolexport.parity.results import Thresholds
 from smolexport.testing.checkpoints import write_checkpoint
 from tests.benchmarks import export_memory
 from tests.core.published_configs import PUBLISHED

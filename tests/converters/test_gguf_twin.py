@@ -10,7 +10,8 @@ import pytest
 
 import smolexport
 from smolexport.convert import export
-from smolexport.parity.results import Comparison, Settings
+from smolexport.parity.inputs import Settings
+from smolexport.parity.results import Comparison
 
 TWIN = Path(__file__).resolve().parents[1] / "fixtures" / "smollm3_twin"
 QUICK = Settings(repetitions=0, memory=False, greedy_tokens=0, threads=1, max_windows=6)

@@ -10,7 +10,8 @@ import pytest
 import smolexport
 from smolexport.convert import export_all
 from smolexport.demo import demo_text
-from smolexport.parity.results import CandidateResult, Settings
+from smolexport.parity.inputs import Settings
+from smolexport.parity.results import CandidateResult
 from tests.benchmarks import export_memory, mlx_convert
 from tests.mlx_for_tests import mlx_lm
 

@@ -12,7 +12,7 @@ import pytest
 
 import smolexport
 from smolexport.demo import demo_text
-from smolexport.parity.results import Settings
+from smolexport.parity.inputs import Settings
 
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
 

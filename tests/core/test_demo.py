@@ -16,7 +16,7 @@ from smolexport.checkpoint import open_checkpoint
 from smolexport.convert import export
 from smolexport.demo import demo_text
 from smolexport.generation import StopReason, generate
-from smolexport.parity.results import Settings
+from smolexport.parity.inputs import Settings
 from smolexport.tokenizer import PreTokenizer, open_tokenizer, read_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

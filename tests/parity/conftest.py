@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smolexport.parity.results import Candidate
+from smolexport.parity.inputs import Candidate
 
 STANDINS = str(Path(__file__).parent / "standins")
 if STANDINS not in sys.path:

@@ -14,10 +14,13 @@ import smolexport_on_table as table
 
 from smolexport.errors import FileFormatError, UsageError
 from smolexport.parity import memory
-from smolexport.parity.compare import _score, compare
-from smolexport.parity.results import Settings, Thresholds
+from smolexport.parity.base import play
+from smolexport.parity.compare import compare
+from smolexport.parity.group import play_group
+from smolexport.parity.inputs import Settings
+from smolexport.parity.results import Thresholds
 from smolexport.parity.statistics import Accumulator, read_predictions
-from smolexport.parity.windows import cut
+from smolexport.parity.store import Shelf
 
 QUICK = Settings(window=64, repetitions=2, prefill_tokens=32, decode_tokens=4, memory=False)
 
@@ -152,7 +155,8 @@ def test_sessions_are_closed_whatever_happens(make_model, text, monkeypatch):
     compare(make_model("r.table"), [make_model("a.table")], text=text, settings=QUICK)
     with pytest.raises(UsageError):
         compare(make_model("r.table"), [make_model("a.table"), make_model("b.table", vocab=50)], text=text)
-    assert len(made) == 5
+    # twice: for accuracy and for speed; then the reference, and candidates up to the one that is refused
+    assert len(made) == 4 + 3
     assert all(session._closed for session in made)
 
 
@@ -161,7 +165,9 @@ def test_open_is_asked_for_what_is_needed(make_model, text):
     reference = make_model("r.table", options={"scale": 1.0}, context=1000)
     settings = Settings(window=64, threads=3, repetitions=1, prefill_tokens=200, greedy_tokens=70, memory=False)
     compare(reference, [make_model("a.table")], text=text, settings=settings)
-    assert [(call["threads"], call["context"]) for call in table.OPENED] == [(3, None), (3, 200)]
+    asked = [(call["path"].name, call["threads"], call["context"]) for call in table.OPENED]
+    assert asked[:2] == [("r.table", 3, None), ("a.table", 3, 200)]
+    assert asked[2:] == [("r.table", 3, 200), ("a.table", 3, 200)]  # for speed
     result = compare(
         reference, [make_model("half.table", options={"scale": 0.5})], text=text, settings=Settings(memory=False)
     )
@@ -192,7 +198,7 @@ def test_max_windows_limits_the_work(make_model, text):
 class Wide:
     """151,936 words: rows made from the token's id, nothing kept."""
 
-    vocab_size, context = 151_936, 512
+    vocab_size, context, codec = 151_936, 512, table.TableCodec({"vocab": 96})
 
     def __init__(self, noise):
         self._noise = noise
@@ -209,21 +215,32 @@ class Wide:
             row[int(token)] += self._noise
         return logits
 
+    def __enter__(self):
+        return self
 
-def test_memory_is_bounded_by_the_block_not_by_the_text():
-    windows = cut(list(range(130)), 65)
-    settings = Settings(block_bytes=4 << 20)
-    sessions = [Wide(0), Wide(1), Wide(2), Wide(3)]
-    whole = sum(window.scored for window in windows) * Wide.vocab_size * 4
+    def __exit__(self, *exc):
+        pass
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_memory_is_bounded_by_the_block_not_by_the_text(make_model, text, monkeypatch, together):
+    settings = Settings(window=65, max_windows=2, block_bytes=4 << 20, greedy_tokens=0, repetitions=0, prefill_tokens=1)
+    monkeypatch.setattr(table, "open", lambda path, **_: Wide(int(path.stem)))
+    reference, *models = (make_model(f"{number}.table") for number in range(together + 1))
+    quiet = lambda *step: None  # noqa: E731
     tracemalloc.start()
     try:
-        accuracies = _score(sessions, windows, settings, lambda *step: None)
+        with Shelf(None) as shelf:
+            base = play(reference, text, settings, shelf, None, quiet)
+            members = play_group(reference, base, models, settings, False, quiet)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert [accuracy.positions for accuracy in accuracies] == [64] * 3
-    # one block of each side, a copy of a slice of it, a few rows of float64
-    assert peak < 5 * settings.block_bytes < whole
+    assert [member.accuracy.positions for member in members] == [64] * together
+    assert [len(member.pairs) for member in members] == list(range(together))[::-1]
+    whole = 64 * Wide.vocab_size * 4
+    # a block of each side, a copy of a slice of it, a few rows of float64
+    assert peak < (4 + together) * settings.block_bytes < whole
 
 
 def test_progress_runs_through_every_stage(make_model, text):
@@ -236,7 +253,7 @@ def test_progress_runs_through_every_stage(make_model, text):
         progress=lambda *step: seen.append(step),
     )
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
-    assert stages == ["open", "score", "greedy", "speed"]
+    assert stages == ["fingerprint", "reference", "continue", "score", "speed"]
     for stage in stages:
         done = [(d, total) for s, d, total in seen if s == stage]
         assert [d for d, _ in done] == list(range(done[-1][1] + 1))

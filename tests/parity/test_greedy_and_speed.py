@@ -6,7 +6,8 @@ import smolexport_on_table as table
 
 from smolexport.parity import speed
 from smolexport.parity.greedy import agree, continue_greedily
-from smolexport.parity.results import Divergence, Greedy, Settings
+from smolexport.parity.inputs import Settings
+from smolexport.parity.results import Divergence, Greedy
 
 PROMPT = np.array([5, 9, 17])
 
@@ -43,19 +44,21 @@ def test_divergence_is_where_two_free_generations_part(make_model, noise_seed):
     expected = continue_greedily(session, PROMPT, 24, frozenset())
     ours, theirs = own_continuation(session, 24), own_continuation(other, 24)
     apart = next((i for i in range(24) if ours[i] != theirs[i]), None)
-    found = agree(other, expected)
+    found = agree(other, expected, session.codec)
     assert found.position == apart
     if apart is None:
         assert found == Divergence(24)
     else:
         assert (found.reference_token, found.candidate_token) == (ours[apart], theirs[apart])
+        assert (found.reference_text, found.candidate_text) == (chr(ours[apart]), chr(theirs[apart]))
+        assert found.before == "".join(map(chr, [*PROMPT, *ours[:apart]]))[-24:]
         assert found.margin == expected.margins[apart]
 
 
 def test_a_model_never_leaves_itself(make_model):
     session = table.open(make_model("a.table").path)
     again = table.open(make_model("a.table").path)
-    assert agree(again, continue_greedily(session, PROMPT, 30, frozenset())) == Divergence(30)
+    assert agree(again, continue_greedily(session, PROMPT, 30, frozenset()), session.codec) == Divergence(30)
 
 
 def test_summary_over_prompts():

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from smolexport.parity.compare import compare
+from smolexport.parity.inputs import Settings
 from smolexport.parity.report import render, to_json
-from smolexport.parity.results import Divergence, Estimate, Greedy, Settings, Spread, Thresholds
+from smolexport.parity.results import Divergence, Estimate, Greedy, Spread, Thresholds
 
 QUICK = Settings(window=64, repetitions=2, prefill_tokens=32, decode_tokens=4, memory=False)
 

@@ -49,7 +49,15 @@ class TableCodec:
         return ids if bos is None else [bos, *ids]
 
     def decoder(self):
-        raise NotImplementedError
+        return TableDecoder()
+
+
+class TableDecoder:
+    def push(self, token):
+        return chr(token)
+
+    def flush(self):
+        return ""
 
 
 class TableSession:

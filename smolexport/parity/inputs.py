@@ -1,0 +1,100 @@
+"""What goes into a comparison: the models, and how much is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smolexport.errors import UsageError
+from smolexport.runtime import Runtime, TextCodec
+from smolexport.spec import ModelSpec
+from smolexport.weights import Weights
+
+__all__ = ["Candidate", "Origin", "Settings"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a checkpoint without playing it; `codec` reads its tokenizer."""
+
+    spec: ModelSpec
+    codec: Callable[[], TextCodec]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be played: an exported file, or the checkpoint as the reference.
+
+    Attributes:
+        path: the file or folder that `runtime` opens.
+        format: `gguf`, `onnx`, `mlx`, `checkpoint`.
+        scheme: the quantization in the format's own words, e.g. `q4_k_m`, `bf16`.
+        runtime: the module that plays it.
+        bytes: size on disk.
+        bits_per_weight: mean over all weights.
+        options: further keyword arguments for the runtime's `open`, plain JSON values.
+        origin: of the reference; None where only playing it tells.
+        weights: reads its tensors back; None where that is not possible.
+    """
+
+    path: Path
+    format: str
+    scheme: str
+    runtime: Runtime
+    bytes: int
+    bits_per_weight: float
+    options: Mapping[str, object] = field(default_factory=dict)
+    origin: Origin | None = field(default=None, repr=False, compare=False)
+    weights: Callable[[], Weights] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.  Counts are tokens where nothing else is said.
+
+    Attributes:
+        window: tokens per window; the first half is context, predictions of the second half are scored.
+        max_windows: stop after so many windows; None takes the whole text.
+        greedy_tokens: length of each greedy continuation; 0 leaves that part out.
+        greedy_prompts: prompts, cut from the text at even distances.
+        prompt_tokens: length of a prompt, for the greedy continuations and for the time to first token.
+        prefill_tokens: length of the block whose prefill rate is taken.
+        decode_tokens: tokens generated one by one for the decode rate.
+        repetitions: speed measurements per model, interleaved; 0 leaves speed out.
+        threads: for every session; None lets the runtime choose.
+        memory: measure each file's peak memory in a fresh process.
+        attribution: part every deviation into the weights' and the runtime's, and find the noise floor; plays every
+            file's decoded weights once more, in float32.
+        block_bytes: most float32 logits of one session held at a time.
+    """
+
+    window: int = 512
+    max_windows: int | None = None
+    greedy_tokens: int = 64
+    greedy_prompts: int = 4
+    prompt_tokens: int = 32
+    prefill_tokens: int = 512
+    decode_tokens: int = 128
+    repetitions: int = 3
+    threads: int | None = None
+    memory: bool = True
+    attribution: bool = True
+    block_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is too few, at least {least}")
+
+
+_LEAST = {
+    "window": 4,
+    "greedy_tokens": 0,
+    "greedy_prompts": 0,
+    "prompt_tokens": 1,
+    "prefill_tokens": 1,
+    "decode_tokens": 1,
+    "repetitions": 0,
+    "block_bytes": 1,
+}

@@ -1,0 +1,60 @@
+"""What the figures were taken on: the machine, its memory's bandwidth, the versions of what played."""
+
+from __future__ import annotations
+
+import platform
+import re
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from smolexport.runtime import Runtime, choose_threads
+
+__all__ = ["bandwidth", "environment"]
+
+READ = 256 << 20  # bytes, more than a processor's caches hold
+TIMES = 5
+
+
+def bandwidth(threads: int | None = None) -> float:
+    """Bytes per second that `threads` together read from memory, the best of a few times; None: one per core."""
+    parts = np.array_split(np.ones(READ // 4, np.float32), choose_threads(threads))
+    rates = []
+    for _ in range(TIMES):
+        workers = [threading.Thread(target=np.max, args=(part,)) for part in parts]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        rates.append(READ / (time.perf_counter() - start))
+    return max(rates)
+
+
+def environment(runtimes: Iterable[Runtime], threads: int | None) -> dict[str, str]:
+    """System, processor, cores, threads, memory, and the versions of `runtimes`, in words."""
+    import psutil
+
+    from smolexport.card import installed_version
+
+    logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False)
+    facts = {
+        "smolexport": installed_version(),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "processor": _processor(),
+        "cores": f"{logical} logical" + (f", {physical} physical" if physical else ""),
+        "threads": str(choose_threads(threads)),
+        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
+    }
+    return facts | {runtime.NAME: runtime.version() for runtime in runtimes}
+
+
+def _processor() -> str:
+    """Its name where the system tells, else the kind."""
+    found = None
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+    return f"{found[1] if found else platform.processor() or 'unknown'} ({platform.machine()})"

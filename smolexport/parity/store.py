@@ -1,0 +1,185 @@
+"""The reference's logits on disk, so that scoring reads them as often as it likes and a second comparison need not play
+the reference again.
+
+An entry is a folder whose name is a hash of all that the logits depend on: the checkpoint's bytes, the runtime with its
+versions and options, the windows.  It appears whole or not at all, and what has not been used for longest makes room.
+
+Notation: n = rows, v = vocab_size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from smolexport.errors import FileFormatError, SessionError
+from smolexport.output import check_space
+
+__all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
+
+LOGITS, FACTS = "logits.npy", "facts.json"
+ROOM = 16 << 30  # bytes that all entries together may take
+PIECE = 1 << 22  # bytes hashed at a time
+BF16, F32 = np.dtype("<u2"), np.dtype("<f4")
+
+
+class LogitStore:
+    """Logits [n, v] in a .npy file: float32, or the upper halves of float32 numbers where the lower ones are empty."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileFormatError where `path` is not what `Recorder` writes."""
+        self._path = path
+        try:
+            with path.open("rb") as file:
+                npy.read_magic(file)
+                shape, _, self._dtype = npy.read_array_header_1_0(file)
+                self._start = file.tell()
+            complete = path.stat().st_size == self._start + int(np.prod(shape)) * self._dtype.itemsize
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path}: is no array of logits ({error})") from error
+        if len(shape) != 2 or self._dtype not in (BF16, F32) or not complete:
+            raise FileFormatError(f"{path}: is damaged; delete it")
+        self.rows, self.vocab_size = shape
+
+    def blocks(self, first: int, count: int, step: int) -> Iterator[NDArray[np.float32]]:
+        """Rows [first, first + count), in even parts of at most `step` rows: [.., v] float32.
+
+        Raises FileFormatError where the file has become shorter.
+        """
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._start + first * self.vocab_size * self._dtype.itemsize)
+            for part in np.array_split(np.empty(count, np.bool_), -(-count // step)):
+                yield self._read(file, len(part))
+
+    def _read(self, file: BinaryIO, rows: int) -> NDArray[np.float32]:
+        stored = np.empty((rows, self.vocab_size), self._dtype)
+        view = stored.reshape(-1).view(np.uint8).data
+        filled = 0
+        while filled < len(view):
+            got = file.readinto(view[filled:])  # type: ignore[attr-defined]
+            if not got:
+                raise FileFormatError(f"{self._path}: ends early; delete it")
+            filled += got
+        if self._dtype == F32:
+            return stored
+        return (stored.astype("<u4") << 16).view("<f4")
+
+
+class Recorder:
+    """Writes what `LogitStore` reads, block by block."""
+
+    def __init__(self, path: Path, rows: int, vocab_size: int, *, bf16: bool) -> None:
+        """`bf16`: all logits are bfloat16 numbers.  Raises OutputError where the disk has not so much room."""
+        self._dtype = BF16 if bf16 else F32
+        check_space(path.parent, rows * vocab_size * self._dtype.itemsize)
+        self._file = path.open("wb")
+        shape = {"descr": npy.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (rows, vocab_size)}
+        npy.write_array_header_1_0(self._file, shape)
+
+    def add(self, logits: NDArray[np.float32]) -> None:
+        """Append `logits` [.., v].  Raises SessionError where they are no bfloat16 numbers and should be."""
+        bits = np.ascontiguousarray(logits, "<f4")
+        if self._dtype == BF16:
+            halves = bits.view("<u4")
+            if (halves & 0xFFFF).any():
+                raise SessionError("the reference computes in bf16, yet its logits are no bfloat16 numbers")
+            bits = (halves >> 16).astype(BF16)
+        self._file.write(bits.reshape(-1).view(np.uint8).data)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+
+class Shelf:
+    """The entries in `folder`; with None, in a temporary folder that goes with the shelf."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._own = None if folder else tempfile.TemporaryDirectory(prefix="smolexport-logits-")
+        self._folder = folder or Path(self._own.name if self._own else "")
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Shelf:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._own:
+            self._own.cleanup()
+
+    def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
+        """The entry's folder and facts; None where there is none, or a damaged one, which is removed."""
+        entry = self._folder / key
+        try:
+            facts = dict(json.loads((entry / FACTS).read_text(encoding="utf-8")))
+            LogitStore(entry / LOGITS)
+        except (OSError, ValueError, TypeError, FileFormatError):
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        with suppress(OSError):
+            os.utime(entry)  # used now
+        return entry, facts
+
+    @contextmanager
+    def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
+        """A folder to write the entry in; it is named when the block ends, with `facts` as they are then."""
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=self._folder) as made:
+            partial = Path(made) / key
+            partial.mkdir()
+            yield partial
+            (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            with suppress(OSError):  # another process has made the same one
+                partial.rename(self._folder / key)
+        self._make_room(key)
+
+    def path(self, key: str) -> Path:
+        """The folder of the entry `key`."""
+        return self._folder / key
+
+    def _make_room(self, key: str) -> None:
+        """Remove what was not used for longest while all entries together are too large."""
+        entries = [entry for entry in self._folder.iterdir() if not entry.name.startswith(".")]
+        sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries if entry.is_dir()}
+        for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
+            if sum(sizes.values()) <= ROOM:
+                break
+            if entry.name != key:
+                shutil.rmtree(entry, ignore_errors=True)
+                del sizes[entry]
+
+
+def usual_folder() -> Path:
+    """Where entries are kept: with the assets of the Hugging Face cache, so HF_HOME and HF_ASSETS_CACHE move it."""
+    from huggingface_hub import cached_assets_path
+
+    return Path(cached_assets_path(library_name="smolexport", namespace="parity", subfolder="logits"))
+
+
+def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any]]) -> str:
+    """A name for what `facts` (plain JSON values), `arrays` and the model at `path` determine.
+
+    Of a folder config.json and all safetensors count, with their names.
+    """
+    total = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    files = [path] if path.is_file() else sorted([*path.glob("config.json"), *path.glob("*.safetensors")])
+    for file in files:
+        total.update(f"\n{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb", buffering=0) as opened:
+            while piece := opened.read(PIECE):
+                total.update(piece)
+    for array in arrays:
+        total.update(f"\n{array.dtype.str} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()

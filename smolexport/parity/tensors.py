@@ -1,0 +1,51 @@
+"""How far each tensor of an exported file is from the checkpoint's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from smolexport.errors import FileFormatError
+from smolexport.parity.results import TensorError
+from smolexport.weights import ReadableTensor, Weights, canonical
+
+__all__ = ["tensor_errors"]
+
+PIECE = 1 << 20  # elements
+
+
+def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[TensorError, ...]:
+    """The relative error of every tensor, in the order of the forward pass, read piece by piece.
+
+    Args:
+        original: of the checkpoint.
+        stored: of the exported file.
+        path: the file, for messages.
+
+    Raises:
+        FileFormatError: the file lacks a tensor, or has it in another shape.
+    """
+    there = {(tensor.role, tensor.layer, tensor.part): tensor for tensor in stored}
+    found = []
+    for tensor in canonical(original):
+        other = there.get((tensor.role, tensor.layer, tensor.part))
+        if other is None or other.shape != tensor.shape:
+            raise FileFormatError(
+                f"{path}: tensor {tensor.source} is missing or has another shape than the checkpoint's"
+            )
+        relative = _relative(original[tensor], stored[other], tensor.shape)
+        found.append(TensorError(tensor.source, tensor.layer, tensor.size, relative))
+    return tuple(found)
+
+
+def _relative(a: ReadableTensor, b: ReadableTensor, shape: tuple[int, ...]) -> float:
+    """Root of the summed squared differences over that of `a`; 0 where both are 0."""
+    rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    step = max(1, PIECE // columns)
+    apart = whole = 0.0
+    for start in range(0, rows, step):
+        x = a.read_rows(start, min(start + step, rows)).astype(np.float64)
+        apart += float(np.square(b.read_rows(start, min(start + step, rows)) - x).sum())
+        whole += float(np.square(x).sum())
+    return float(np.sqrt(apart / whole)) if whole else float(apart > 0)

@@ -1,0 +1,140 @@
+"""The reference's logits on disk, and a second comparison that need not play it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import smolexport_on_table as table
+
+from smolexport.errors import FileFormatError, OutputError, SessionError
+from smolexport.parity import store
+from smolexport.parity.compare import compare
+from smolexport.parity.inputs import Settings
+from smolexport.parity.store import LogitStore, Recorder, Shelf, usual_folder
+
+ONCE = Settings(window=64, repetitions=0, memory=False)
+
+
+def write(path: Path, logits: np.ndarray, *, bf16: bool) -> LogitStore:
+    with Recorder(path, *logits.shape, bf16=bf16) as recorder:
+        for part in np.array_split(logits, 3):
+            recorder.add(part)
+    return LogitStore(path)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_logits_come_back_to_the_bit(tmp_path: Path, bf16: bool) -> None:
+    logits = np.random.default_rng(0).standard_normal((11, 7), np.float32)
+    if bf16:
+        logits = (logits.view("<u4") >> 16 << 16).view("<f4")
+    logits[3, 3] = np.inf
+    stored = write(tmp_path / "l.npy", logits, bf16=bf16)
+    assert (stored.rows, stored.vocab_size) == (11, 7)
+    np.testing.assert_array_equal(np.concatenate(list(stored.blocks(0, 11, 4))), logits)
+    parts = list(stored.blocks(2, 7, 3))
+    assert [len(part) for part in parts] == [3, 2, 2]
+    np.testing.assert_array_equal(np.concatenate(parts), logits[2:9])
+    assert (tmp_path / "l.npy").stat().st_size < 200 + logits.size * (2 if bf16 else 4)
+
+
+def test_what_is_no_bfloat16_is_not_cut(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "l.npy", 1, 2, bf16=True) as recorder, pytest.raises(SessionError, match="no bfloat16"):
+        recorder.add(np.array([[1.0, 1.001]], np.float32))
+
+
+def test_damage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "l.npy"
+    stored = write(path, np.zeros((4, 5), np.float32), bf16=False)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(FileFormatError, match="ends early"):
+        list(stored.blocks(0, 4, 4))
+    for content in (data[:-1], data[:5], b"", b"no array"):
+        path.write_bytes(content)
+        with pytest.raises(FileFormatError, match=r"l\.npy"):
+            LogitStore(path)
+    with pytest.raises(OutputError):
+        Recorder(path, 1 << 40, 1 << 20, bf16=False)
+
+
+def test_a_second_comparison_does_not_play_the_reference(make_model, text, tmp_path: Path) -> None:
+    reference, one, two = make_model("r.table"), make_model("a.table", noise=0.1), make_model("b.table", noise=0.2)
+    first = compare(reference, [one], text=text, settings=ONCE, cache=tmp_path / "c")
+    [entry] = (tmp_path / "c").iterdir()
+    written = (entry / "logits.npy").stat().st_mtime_ns
+    calls = []
+    plain = table.TableSession.append
+
+    def noted(self, tokens, **options):
+        calls.append(self)
+        return plain(self, tokens, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table.TableSession, "append", noted)
+        again = compare(reference, [one, two], text=text, settings=ONCE, cache=tmp_path / "c")
+    assert len({id(session) for session in calls}) == 2
+    assert (entry / "logits.npy").stat().st_mtime_ns == written
+    for result in (first, again):
+        assert result.candidates[0].accuracy == first.candidates[0].accuracy
+        assert result.candidates[0].greedy == first.candidates[0].greedy
+
+
+@pytest.mark.parametrize("change", ["weights", "text", "window", "options", "version"])
+def test_what_the_logits_depend_on_makes_another_entry(
+    make_model, text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    candidate = make_model("a.table", noise=0.1)
+    compare(make_model("r.table"), [candidate], text=text, settings=ONCE, cache=tmp_path / "c")
+    settings, options = ONCE, {}
+    if change == "weights":
+        make_model("r.table", seed=8)
+    elif change == "text":
+        text = text[::-1]
+    elif change == "window":
+        settings = Settings(window=32, repetitions=0, memory=False)
+    elif change == "options":
+        options = {"scale": 0.5}
+    else:
+        monkeypatch.setattr(table, "version", lambda: "2")
+    facts = {"seed": 8} if change == "weights" else {}
+    reference = make_model("r.table", options=options, **facts)
+    compare(reference, [candidate], text=text, settings=settings, cache=tmp_path / "c")
+    assert len(list((tmp_path / "c").iterdir())) == 2
+
+
+def test_a_damaged_entry_is_made_anew(make_model, text, tmp_path: Path) -> None:
+    models = make_model("r.table"), [make_model("a.table", noise=0.1)]
+    first = compare(*models, text=text, settings=ONCE, cache=tmp_path / "c")
+    [entry] = (tmp_path / "c").iterdir()
+    for file, content in (("logits.npy", b"x"), ("facts.json", b"{"), ("facts.json", b"7")):
+        (entry / file).write_bytes(content)
+        again = compare(*models, text=text, settings=ONCE, cache=tmp_path / "c")
+        assert again.candidates[0].accuracy == first.candidates[0].accuracy
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [entry.name]
+
+
+def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "ROOM", 700)
+    shelf = Shelf(tmp_path)
+    for number in range(4):
+        with shelf.making(f"k{number}", {}) as folder:
+            write(folder / "logits.npy", np.zeros((4, 5), np.float32), bf16=False)
+        shelf.find("k0")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["k0", "k2", "k3"]
+
+
+def test_nothing_is_left_of_an_entry_that_fails(tmp_path: Path) -> None:
+    making = Shelf(tmp_path).making("k", {})
+    (making.__enter__() / "logits.npy").write_bytes(b"x")
+    assert list(tmp_path.iterdir())
+    assert not making.__exit__(RuntimeError, RuntimeError(), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cache_goes_where_the_hubs_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
+    assert tmp_path in usual_folder().parents
