@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +15,9 @@ from smolexport.errors import OutputError
 
 __all__ = ["Place", "Sink"]
 
+HELD = 8 << 20  # bytes of rows that wait for being written upright: runs of thousands of bytes instead of hundreds
+SLAB = 64  # columns that are turned at a time
+
 
 @dataclass(frozen=True)
 class Place:
@@ -22,12 +25,24 @@ class Place:
 
     They are the bytes [first, first + width) of a tensor's encoded rows: formats that keep codes and scales apart
     have a place for each part.
+
+    With a `pitch` the rows stand upright, each a column of single bytes: byte j of row i is at offset + j * pitch + i.
     """
 
     offset: int
     width: int
     first: int = 0
     file: int = 0
+    pitch: int | None = None
+
+
+@dataclass
+class Held:
+    """Rows [start, stop) of a place, in pieces."""
+
+    start: int
+    stop: int
+    pieces: list[NDArray[np.uint8]] = field(default_factory=list)
 
 
 class Sink:
@@ -42,22 +57,48 @@ class Sink:
         self.paths = list(paths)
         self._files = files
         self._places = places
+        self._held: dict[Place, Held] = {}
 
     def put(self, name: str, start: int, rows: NDArray[np.uint8]) -> None:
-        """Write the encoded rows [n, row_bytes] of the entry `name` from row `start` on.
+        """Write the encoded rows [n, row_bytes] of the entry `name` from row `start` on, some of them at `flush` only.
 
         Raises:
             OutputError: the disk is full or does not answer.
         """
         for place in self._places[name]:
-            file = self._files[place.file]
             part = rows[:, place.first : place.first + place.width]
-            try:
-                file.seek(place.offset + start * place.width)
-                file.write(np.ascontiguousarray(part).reshape(-1).data)
-            except OSError as error:
-                path = self.paths[place.file]
-                raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
+            if place.pitch is None:
+                self._write(place, place.offset + start * place.width, part)
+            else:
+                self._hold(place, start, part)
+
+    def _hold(self, place: Place, start: int, part: NDArray[np.uint8]) -> None:
+        """Keep rows that stand upright until there are many, since a chunk of them is a few bytes here and there."""
+        if place in self._held and self._held[place].stop != start:
+            self._settle()
+        held = self._held.setdefault(place, Held(start, start))
+        held.pieces.append(part)
+        held.stop += len(part)
+        if sum((held.stop - held.start) * place.width for place, held in self._held.items()) >= HELD:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Write the rows that wait, one run of bytes for each of their columns."""
+        for place, held in self._held.items():
+            for first in range(0, place.width, SLAB):
+                rows = np.concatenate([piece[:, first : first + SLAB] for piece in held.pieces])
+                for column, run in enumerate(np.ascontiguousarray(rows.T), first):
+                    self._write(place, place.offset + column * (place.pitch or 0) + held.start, run)
+        self._held.clear()
+
+    def _write(self, place: Place, offset: int, data: NDArray[np.uint8]) -> None:
+        file = self._files[place.file]
+        try:
+            file.seek(offset)
+            file.write(np.ascontiguousarray(data).reshape(-1).data)
+        except OSError as error:
+            path = self.paths[place.file]
+            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
 
     def flush(self) -> None:
         """Bring everything to the disk, so that nothing can fail but the renaming.
@@ -65,6 +106,7 @@ class Sink:
         Raises:
             OutputError: the disk is full or does not answer.
         """
+        self._settle()
         for path, file in zip(self.paths, self._files, strict=False):
             try:
                 file.flush()

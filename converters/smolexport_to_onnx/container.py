@@ -1,7 +1,8 @@
 """The weights of a graph: one file of external data beside it, and where every array lies in it.
 
-Rows of several tensors may make up one matrix, one after another: queries, keys and values, gates and ups.  Large
-arrays begin at a page, so that a runtime can map them into memory.
+Rows of several tensors may make up one matrix, one after another: queries, keys and values, gates and ups.  Codes with
+one scale a row stand upright, [columns, rows], as MatMulInteger wants them.  Large arrays begin at a page, so that a
+runtime can map them into memory.
 
 Notation: d = rotary dimensions, p = positions.
 """
@@ -9,19 +10,19 @@ Notation: d = rotary dimensions, p = positions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.plan import Entry
-from smolexport.quant import RowFormat
+from smolexport.quant import ChannelFormat, RowFormat
 from smolexport.quant.formats import SIZES
 from smolexport.rope import Rope
 from smolexport.sink import Place
 from smolexport.spec import Role, Tensor
 from smolexport_to_onnx.messages import External, Initializer
-from smolexport_to_onnx.schemes import Dtype, nbits_of
+from smolexport_to_onnx.schemes import Dtype, packing_of
 
 __all__ = ["PACKED", "Array", "Layout", "Module", "Table", "layout_of", "module_name"]
 
@@ -160,7 +161,8 @@ def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table], file
             array = Array(name, dtype, shape, _aligned(end, width * module.rows), width * module.rows)
             end = array.offset + array.nbytes
             arrays[name] = array
-            for owner, place in _places(module, array.offset, width, first, file):
+            upright = isinstance(module.format, ChannelFormat) and len(shape) == 2
+            for owner, place in _places(module, Place(array.offset, width, first, file), upright=upright):
                 places.setdefault(owner, []).append(place)
             first += width
     for table in tables:
@@ -183,10 +185,13 @@ def _arrays(module: Module) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
         yield module.name, part.dtype, (module.rows,), part.nbytes
         return
     parts = module.format.parts(module.columns)
-    form, base = nbits_of(module.format), module.name.removesuffix(".weight")
+    form, base = packing_of(module.format), module.name.removesuffix(".weight")
     for part in parts:
         if form is None:
             yield module.name, part.dtype, (module.rows, part.columns), part.nbytes
+        elif isinstance(form, ChannelFormat):
+            shape = (part.columns, module.rows) if part.suffix == "B" else (module.rows,)
+            yield f"{base}.{part.suffix}", part.dtype, shape, part.nbytes
         elif part.suffix == "B":  # [rows, blocks, bytes of a block]
             blocks = -(-module.columns // form.group)
             yield f"{base}.B", part.dtype, (module.rows, blocks, part.columns // blocks), part.nbytes
@@ -194,8 +199,11 @@ def _arrays(module: Module) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
             yield f"{base}.{part.suffix}", part.dtype, (module.rows, part.columns), part.nbytes
 
 
-def _places(module: Module, offset: int, width: int, first: int, file: int) -> Iterator[tuple[str, Place]]:
-    """Where the rows of each entry go, of the array at `offset`; a vector is a single row."""
+def _places(module: Module, whole: Place, *, upright: bool) -> Iterator[tuple[str, Place]]:
+    """Where the rows of each entry go, of an array that begins at the place `whole`; a vector is a single row."""
+    offset = whole.offset
     for entry in module.entries:
-        yield entry.name, Place(offset, width if module.columns else width * entry.shape[0], first, file)
-        offset += width * entry.shape[0]
+        rows = entry.shape[0]
+        width = whole.width if module.columns else whole.width * rows
+        yield entry.name, replace(whole, offset=offset, width=width, pitch=module.rows if upright else None)
+        offset += rows if upright else whole.width * rows

@@ -14,16 +14,19 @@ from typing import Literal
 
 import numpy as np
 
+from smolexport.quant import ChannelFormat
+from smolexport.quant.channel import MIDDLE
 from smolexport.rope import Rope
 from smolexport.spec import Layer, ModelSpec, Role
 from smolexport_to_onnx.container import GATE_UP, QKV, Layout
 from smolexport_to_onnx.messages import MICROSOFT, Attribute, Graph, Initializer, Node, Port
-from smolexport_to_onnx.schemes import Dtype, nbits_of
+from smolexport_to_onnx.schemes import Dtype, packing_of
 
 __all__ = ["KEEP", "Settings", "build", "rotated_apart"]
 
 LAST = (1 << 63) - 1
 KEEP = "num_logits_to_keep"
+TOP, TINY = 127.0, 1e-30  # steps of activations either way; what stands for a largest magnitude of zero
 ROTARY_UNIT = 16  # GroupQueryAttention rotates heads of whole multiples of this
 
 
@@ -94,11 +97,13 @@ class Builder:
     def linear(self, module: str, scope: str, x: str) -> str:
         """`x` [b, s, columns] times the transposed matrix of `module`, plus its bias; [b, s, rows]."""
         matrix = self.layout.modules[f"{module}.weight"]
-        form = nbits_of(matrix.format)
+        form = packing_of(matrix.format)
         if (
             form is None
         ):  # transposed once, when a session begins: FusedMatMul, which spares that, is not on every device
             y = self.add("MatMul", scope, x, self.add("Transpose", scope, matrix.name, perm=(1, 0)))
+        elif isinstance(form, ChannelFormat):
+            y = self._integer_product(module, scope, x)
         else:
             zeros = "" if form.symmetric else f"{module}.zero_points"
             y = self.add(
@@ -111,9 +116,11 @@ class Builder:
 
     def embedding(self, module: str, ids: str) -> str:
         """The rows of `module` at `ids` [b, s]; [b, s, h].  Packed ones by basic operators, which every runtime has."""
-        scope, form = "/model/embed_tokens", nbits_of(self.layout.modules[f"{module}.weight"].format)
+        scope, form = "/model/embed_tokens", packing_of(self.layout.modules[f"{module}.weight"].format)
         if form is None:
             return self.add("Gather", scope, f"{module}.weight", ids, axis=0)
+        if isinstance(form, ChannelFormat):
+            return self._upright_embedding(module, scope, ids)
         codes = self.add("Gather", scope, f"{module}.B", ids, axis=0)  # [b, s, blocks, bytes]
         if form.bits == 4:
             codes = self._nibbles(scope, codes)
@@ -123,6 +130,27 @@ class Builder:
         scales = self.add("Gather", f"{scope}/scales", f"{module}.scales", ids, axis=0)
         scales = self.add("Unsqueeze", f"{scope}/scales", scales, self.integers(-1))
         return self.add("Reshape", scope, self.add("Mul", scope, centred, scales), self.integers(0, 0, -1))
+
+    def _integer_product(self, module: str, scope: str, x: str) -> str:
+        """Like `linear`, of integers: each position's activations are rounded to 127 steps of their own either way.
+
+        A scale of all positions together, which DynamicQuantizeLinear makes, would let one with large activations
+        spoil the others, and a text's logits depend on how it is cut into calls.  Both sides are unsigned around 128:
+        unsigned times signed saturates on processors without VNNI, signed times signed has no fast kernel.
+        """
+        largest = self.add("ReduceMax", scope, self.add("Abs", scope, x), self.integers(-1), keepdims=1)
+        steps = self.add("Div", f"{scope}/steps", self.number(TOP), self.add("Max", scope, largest, self.number(TINY)))
+        middle = self.byte(MIDDLE)
+        codes = self.add("QuantizeLinear", scope, self.add("Mul", f"{scope}/steps", x, steps), self.number(1), middle)
+        sums = self.add("Cast", scope, self.add("MatMulInteger", scope, codes, f"{module}.B", middle, middle), to=1)
+        return self.add("Div", scope, self.add("Mul", scope, sums, f"{module}.scales"), steps)
+
+    def _upright_embedding(self, module: str, scope: str, ids: str) -> str:
+        """Columns of codes [h, v] at `ids` times their scales."""
+        codes = self.add("Transpose", scope, self.add("Gather", scope, f"{module}.B", ids, axis=1), perm=(1, 2, 0))
+        centred = self.add("Sub", scope, self.add("Cast", scope, codes, to=1), self.number(MIDDLE))
+        scales = self.add("Gather", f"{scope}/scales", f"{module}.scales", ids, axis=0)
+        return self.add("Mul", scope, centred, self.add("Unsqueeze", f"{scope}/scales", scales, self.integers(-1)))
 
     def _nibbles(self, scope: str, pairs: str) -> str:
         """Codes [b, s, blocks, elements], a byte each, from bytes that hold two: the first in the lower half."""

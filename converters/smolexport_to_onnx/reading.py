@@ -1,8 +1,8 @@
 """The weights of an ONNX folder in the checkpoint's own terms.
 
 Which bytes are a quantized matrix is read off the graph: MatMulNBits says it in its attributes, and a matrix that is
-only gathered from has blocks of 32: a byte a code, or two codes a byte.  External data is only ever looked for beside
-the graph, under a plain name.
+only gathered from has blocks of 32: a byte a code, or two codes a byte.  Codes without an axis of blocks stand upright,
+[columns, rows], with one scale a row.  External data is only ever looked for beside the graph, under a plain name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from smolexport.checkpoint import read_json
 from smolexport.errors import CheckpointError, FileFormatError, UsageError
-from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.spec import Role, Tensor
 from smolexport_to_onnx.container import GATE_UP, QKV
@@ -46,7 +46,7 @@ ROTATING = {"GroupQueryAttention": slice(7, 9), "RotaryEmbedding": slice(2, 4)} 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array of external data: where it lies and what it is."""
+    """One array of external data: where it lies and what it is; `upright` if its columns are rows of a matrix."""
 
     name: str
     path: Path
@@ -54,6 +54,7 @@ class StoredArray:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,12 @@ class StoredRows:
         data = np.empty((stop - start, sum(widths)), np.uint8)
         at = 0
         for part, width in zip(self.parts, widths, strict=True):
-            skip = self.first * (width if len(self.shape) == 2 else width // columns)
-            read = _read(part, skip + start * width, (stop - start) * width)
-            data[:, at : at + width] = read.reshape(-1, width)
+            if part.upright:
+                data[:, at : at + width] = _read_upright(part, self.first + start, self.first + stop).T
+            else:
+                skip = self.first * (width if len(self.shape) == 2 else width // columns)
+                read = _read(part, skip + start * width, (stop - start) * width)
+                data[:, at : at + width] = read.reshape(-1, width)
             at += width
         return self.form.decode(data, columns)
 
@@ -97,6 +101,21 @@ def _read(part: StoredArray, skip: int, count: int) -> NDArray[np.uint8]:
     if raw.size != count:
         raise FileFormatError(f"{part.path}: ends inside the array {part.name}")
     return raw
+
+
+def _read_upright(part: StoredArray, start: int, stop: int) -> NDArray[np.uint8]:
+    """Columns [start, stop) of an array of bytes, as they lie there."""
+    columns, pitch = part.shape
+    found = np.empty((columns, stop - start), np.uint8)
+    try:
+        with part.path.open("rb", buffering=0) as file:
+            for number, run in enumerate(found):
+                file.seek(part.offset + number * pitch + start)
+                if file.readinto(run.data) != run.size:
+                    raise FileFormatError(f"{part.path}: ends inside the array {part.name}")
+    except OSError as error:
+        raise FileFormatError(f"{part.path}: {error.strerror or error}") from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -244,6 +263,8 @@ def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Node | None) -
 def _packed(path: Path, parts: tuple[StoredArray, ...], node: Node | None, scheme: str) -> StoredRows:
     """A quantized matrix; raises FileFormatError when its arrays do not make one up."""
     codes, scales = parts[0], parts[1] if len(parts) > 1 else parts[0]
+    if node is None and len(codes.shape) == 2:
+        return _upright(path, codes, parts[1:])
     bits, group, columns = _setting(codes, node)
     rows = codes.shape[0] if codes.shape else 0
     try:
@@ -260,6 +281,15 @@ def _packed(path: Path, parts: tuple[StoredArray, ...], node: Node | None, schem
             f"which make up no {form.name} of {rows} x {columns}"
         )
     return StoredRows(_portable(form, scheme) or form, (rows, columns), parts)
+
+
+def _upright(path: Path, codes: StoredArray, others: tuple[StoredArray, ...]) -> StoredRows:
+    """A matrix with one scale a row."""
+    columns, rows = codes.shape
+    found = [(part.dtype, part.shape) for part in others]
+    if codes.dtype != "U8" or not columns or not rows or found != [("F32", (rows,))]:
+        raise FileFormatError(f"{path}: the arrays of {codes.name} {list(codes.shape)} are no rows with a scale each")
+    return StoredRows(ChannelFormat(), (rows, columns), (replace(codes, upright=True), *others))
 
 
 def _portable(form: NBits, scheme: str) -> PortableNBits | None:

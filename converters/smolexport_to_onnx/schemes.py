@@ -2,7 +2,8 @@
 
 A graph computes in one float type, float32 or float16; scales, norms and biases are of that type.  Embedding and head
 take 8 bits in every 4-bit scheme but `int4-pure`: a tied embedding is the output layer as well, the part of a small
-model that 4 bits hurt most.  File names are those that Transformers.js forms from its `dtype`.
+model that 4 bits hurt most.  `int8-dynamic` multiplies integers, which WebAssembly has kernels for.  File names
+are those that Transformers.js forms from its `dtype`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal, Protocol
 from smolexport import portable
 from smolexport.errors import UsageError
 from smolexport.portable import Storage
-from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.spec import Role, Tensor
 
@@ -27,7 +28,7 @@ __all__ = [
     "Scheme",
     "Several",
     "find_scheme",
-    "nbits_of",
+    "packing_of",
 ]
 
 Dtype = Literal["F32", "F16"]
@@ -37,6 +38,7 @@ HALF = FORMATS["f16"]
 # The `dtype` of Transformers.js -> the name of the graph that it looks for.
 STEMS: Mapping[str, str] = {
     "fp32": "model", "fp16": "model_fp16", "q4": "model_q4", "q4f16": "model_q4f16", "int8": "model_int8",
+    "q8": "model_quantized",
 }  # fmt: skip
 
 
@@ -172,6 +174,25 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Matrices of 8 bits with one scale a row, for products of integers; norms and biases as floats."""
+
+    name: str
+    about: str
+    dtype: Dtype = "F32"
+    js: str = "q8"
+
+    @property
+    def parts(self) -> tuple[Scheme, ...]:
+        """Itself."""
+        return (self,)
+
+    def choose(self, tensor: Tensor) -> Choice:
+        """Rows may have any length."""
+        return Choice(FORMATS[self.dtype.lower()] if len(tensor.shape) == 1 else ChannelFormat())
+
+
+@dataclass(frozen=True)
 class Several:
     """Several graphs in one folder; the first is the one that is played unless another is named."""
 
@@ -188,10 +209,10 @@ class Several:
         return "; ".join(f"{part.name}: {part.about}" for part in self.parts)
 
 
-def nbits_of(form: RowFormat) -> NBits | None:
-    """The format as MatMulNBits knows it; None for floats."""
+def packing_of(form: RowFormat) -> NBits | ChannelFormat | None:
+    """The format as the operators know it: MatMulNBits or MatMulInteger; None for floats."""
     match form:
-        case NBits():
+        case NBits() | ChannelFormat():
             return form
         case PortableNBits():
             return form.nbits
@@ -208,6 +229,7 @@ def _schemes() -> list[Scheme]:
         Floats("f16", "16-bit floats, computed in them: for WebGPU; slower than f32 on a CPU", "F16", "fp16"),
         Portable("int4", portable.SCHEMES["int4"], "F32", "q4", "int4"),
         Portable("int8", portable.SCHEMES["int8"], "F32", "int8", "int8"),
+        Rows("int8-dynamic", "8 bits, a scale a row, products of integers: for WebAssembly, and long prompts on a CPU"),
         Portable("int4-pure", pure, "F32", "q4", "int4", pure=True),
         Portable("q4f16", half, "F16", "q4f16", "int4"),
         Blocks("int4-asym", f"4 bits, blocks of 32{zeros}", 32, False),
@@ -218,7 +240,7 @@ def _schemes() -> list[Scheme]:
 
 SCHEMES: Mapping[str, Scheme] = {s.name: s for s in _schemes()}
 ALIASES: Mapping[str, str] = {
-    "fp32": "f32", "float32": "f32", "fp16": "f16", "float16": "f16", "q4": "int4", "q8": "int8",
+    "fp32": "f32", "float32": "f32", "fp16": "f16", "float16": "f16", "q4": "int4", "q8": "int8-dynamic",
     "int4-g32": "int4", "int4-asym-g32": "int4-asym",
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ STEMS: Mapping[str, str] = {
     **dict.fromkeys(("f32", "fp32"), "model"),
     **dict.fromkeys(("f16", "fp16"), "model_fp16"),
     **dict.fromkeys(("int4", "q4"), "model_q4"),
-    "q8": "model_quantized",
+    **dict.fromkeys(("int8-dynamic", "q8"), "model_quantized"),
 }
 
 

@@ -12,7 +12,7 @@ search.py      scale searches, one group per lane               q6_k.py     q6_k
 superblock.py  what the k formats share
 ```
 
-Formats whose rows keep codes and scales apart, as MLX and, in the last line, ONNX Runtime store them:
+Formats whose rows keep codes and scales apart, as MLX and, in the last two lines, ONNX Runtime store them:
 
 ```
 parted.py      what they share             affine.py, affine_kernels.py    affine groups, 2 to 8 bits
@@ -21,12 +21,14 @@ bitstream.py   codes as a bit stream       affine_search.py                bette
 lane_floats.py small floats in lanes       microscale*.py                  mxfp4 nvfp4 mxfp8
                                            portable*.py                    q4_0 and q8_0 as affine groups
                            nbits*.py                       MatMulNBits, 4 and 8 bits; q4_0 and q8_0 so
+                           channel*.py                     MatMulInteger: 8 bits, one scale a row
 ```
 """
 
 from __future__ import annotations
 
 from smolexport.quant.affine import AffineFormat
+from smolexport.quant.channel import ChannelFormat
 from smolexport.quant.formats import FORMATS, BlockFormat, Part, RowFormat, first_nonfinite
 from smolexport.quant.microscale import MicroFormat
 from smolexport.quant.nbits import NBits, PortableNBits
@@ -36,6 +38,7 @@ __all__ = [
     "FORMATS",
     "AffineFormat",
     "BlockFormat",
+    "ChannelFormat",
     "MicroFormat",
     "NBits",
     "Part",

@@ -21,14 +21,14 @@ pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
 PROMPT = "The old house stood"
 TOKENS = 40
-DTYPES = {"q4": "int4", "int8": "int8", "fp32": "f32"}  # Transformers.js' name -> ours
+DTYPES = {"q4": "int4", "int8": "int8", "q8": "int8-dynamic", "fp32": "f32"}  # Transformers.js' name -> ours
 
 
 @pytest.fixture(scope="module")
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, three schemes in one folder, as exported by default."""
+    """The demo model, four schemes in one folder, as exported by default."""
     out = tmp_path_factory.mktemp("transformers_js") / "demo"
-    export("onnx", demo, out, quant="int4+int8+f32")
+    export("onnx", demo, out, quant="+".join(DTYPES.values()))
     return out
 
 
@@ -36,7 +36,7 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exact(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with float activations."""
     out = tmp_path_factory.mktemp("transformers_js") / "exact"
-    export("onnx", demo, out, quant="int4+int8+f32", options={"accuracy_level": 0})
+    export("onnx", demo, out, quant="+".join(DTYPES.values()), options={"accuracy_level": 0})
     return out
 
 

@@ -86,7 +86,7 @@ def test_token_by_token(tokenizer: Path, tmp_path: Path) -> None:
 
 TOLERANCES = {
     "f32": 1e-5, "f16": 1e-2, "int4": 1e-5, "int8": 1e-5, "q4f16": 1e-2, "int4-asym": 1e-5, "int4-g64": 1e-5,
-    "int4-pure": 1e-5, "int4-g128": 1e-5, "int4-asym-g64": 1e-5, "int4-asym-g128": 1e-5,
+    "int4-pure": 1e-5, "int4-g128": 1e-5, "int4-asym-g64": 1e-5, "int4-asym-g128": 1e-5, "int8-dynamic": 6e-2,
 }  # fmt: skip
 
 
@@ -95,7 +95,10 @@ TOLERANCES = {
 def test_every_scheme_plays_the_weights_that_are_read_back(
     scheme: str, tied: bool, tokenizer: Path, tmp_path: Path
 ) -> None:
-    """With activations left as floats (accuracy_level 0), so that nothing but the weights was rounded."""
+    """With activations left as floats (accuracy_level 0), so that nothing but the weights was rounded.
+
+    `int8-dynamic` rounds activations by definition; that its weights are exact is a test of its own.
+    """
     onnxruntime()
     sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "tie_word_embeddings": tied}
     folder = write_checkpoint(tmp_path / "model", "qwen3", seed=12, tokenizer=tokenizer, **sizes)
@@ -106,7 +109,7 @@ def test_every_scheme_plays_the_weights_that_are_read_back(
     assert relative(play(graph, tokens), torch_logits(folder, tokens, back)) < TOLERANCES[scheme]
 
 
-@pytest.mark.parametrize("quant", ["f32", "int4"])
+@pytest.mark.parametrize("quant", ["f32", "int4", "int8-dynamic"])
 def test_a_tied_embedding_is_stored_once(quant: str, tokenizer: Path, tmp_path: Path) -> None:
     """Also when it is quantized: gathered from and multiplied by, it is the same bytes."""
     folder = write_checkpoint(tmp_path / "model", "llama", seed=1, tokenizer=tokenizer, hidden_size=128)
@@ -116,9 +119,9 @@ def test_a_tied_embedding_is_stored_once(quant: str, tokenizer: Path, tmp_path: 
     assert data.stat().st_size - out.plan.nbytes - tables < 4096 * 64
     graph = read_graph(data.with_suffix(".onnx"))
     embeds = [i.name for i in graph.initializers if "embed" in i.name or "lm_head" in i.name]
-    assert len(embeds) == (1 if quant == "f32" else 3)
-    users = [n.op for n in graph.nodes if embeds[0] in n.inputs]
-    assert users == ["Gather", "Transpose" if quant == "f32" else "MatMulNBits"]
+    count, product = {"f32": (1, "Transpose"), "int4": (3, "MatMulNBits"), "int8-dynamic": (2, "MatMulInteger")}[quant]
+    assert len(embeds) == count
+    assert [n.op for n in graph.nodes if embeds[0] in n.inputs] == ["Gather", product]
 
 
 def test_logits_of_the_last_position_alone(tokenizer: Path, tmp_path: Path) -> None:

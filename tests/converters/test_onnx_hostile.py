@@ -48,8 +48,8 @@ def folder(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "folder"))
 
 
-def rewrite(folder: Path, change: Callable[[Graph], Graph]) -> None:
-    path = folder / GRAPH
+def rewrite(folder: Path, change: Callable[[Graph], Graph], graph: str = GRAPH) -> None:
+    path = folder / graph
     path.write_bytes(encode(change(decode(path.read_bytes()))))
 
 
@@ -65,7 +65,7 @@ def place(folder: Path, name: str = "model.norm.weight", **changes: Any) -> None
     rewrite(folder, lambda g: replace(g, initializers=tuple(map(moved, g.initializers))))
 
 
-def shape(folder: Path, name: str, *sizes: int, length: int | None = None) -> None:
+def shape(folder: Path, name: str, *sizes: int, length: int | None = None, graph: str = GRAPH) -> None:
     def reshaped(initializer: Initializer) -> Initializer:
         if initializer.name != name:
             return initializer
@@ -73,7 +73,7 @@ def shape(folder: Path, name: str, *sizes: int, length: int | None = None) -> No
         content = initializer.content if length is None else replace(initializer.content, length=length)
         return replace(initializer, shape=sizes, content=content)
 
-    rewrite(folder, lambda g: replace(g, initializers=tuple(map(reshaped, g.initializers))))
+    rewrite(folder, lambda g: replace(g, initializers=tuple(map(reshaped, g.initializers))), graph)
 
 
 def attribute(folder: Path, op: str, **changes: Any) -> None:

@@ -73,7 +73,9 @@ def test_the_operator_takes_the_lattice_for_what_it_is(tokenizer: Path, tmp_path
         np.testing.assert_array_equal(product.T, stored[f"{node.input[1].removesuffix('.B')}.weight"].read_rows())
 
 
-@pytest.mark.parametrize("quant", ["f32", "f16", "int4", "int8", "q4f16", "int4-asym-g64", "int4+q4f16+f32"])
+@pytest.mark.parametrize(
+    "quant", ["f32", "f16", "int4", "int8", "q4f16", "int4-asym-g64", "int8-dynamic", "int4+q4f16+f32"]
+)
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_the_folder_keeps_every_rule_of_its_readers(
     model_type: str, quant: str, tokenizer: Path, tmp_path: Path
@@ -83,7 +85,7 @@ def test_the_folder_keeps_every_rule_of_its_readers(
     assert lint(out) == []
     assert replaceable(out)
     for graph in (out / "onnx").glob("*.onnx"):
-        assert graph.stat().st_size < 64_000
+        assert graph.stat().st_size < 100_000
 
 
 def test_the_graph_is_what_the_library_reads(tokenizer: Path, tmp_path: Path) -> None:
@@ -134,6 +136,7 @@ def greedy(graph: Path, prompt: list[int], count: int) -> list[int]:
         ("qwen2", "int8", {}),
         ("qwen3", "int4", {}),
         ("qwen3", "q4f16", {}),
+        ("smollm3", "int8-dynamic", {}),
         ("llama", "int4", {"head_dim": 8}),
         (
             "llama",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,9 +208,35 @@ def test_rows_arrive_in_any_order_and_parts_go_to_their_places(tmp_path: Path) -
     assert paths[1].read_bytes() == bytes(1) + rows[:, 4:].tobytes()
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
+@pytest.mark.parametrize("held", [1, 400, 1 << 20])
+def test_rows_that_stand_upright(held: int, order: tuple[int, ...], tmp_path: Path, monkeypatch: Any) -> None:
+    """Two tensors side by side in one array, their chunks in turns and in any order, however few rows are held."""
+    monkeypatch.setattr("smolexport.sink.HELD", held)
+    monkeypatch.setattr("smolexport.sink.SLAB", 3)
+    first, second = (np.random.default_rng(s).integers(0, 256, (n, 11), np.uint8) for s, n in ((1, 8), (2, 12)))
+    with (tmp_path / "x").open("wb") as file:
+        places = {
+            "first": [Place(5, 7, pitch=20), Place(200, 4, first=7)],
+            "second": [Place(5 + 8, 7, pitch=20), Place(200 + 8 * 4, 4, first=7)],
+        }
+        sink = Sink([tmp_path / "x"], [file], places)
+        for number in order:
+            sink.put("first", 2 * number, first[2 * number : 2 * number + 2])
+            sink.put("second", 3 * number, second[3 * number : 3 * number + 3])
+        sink.flush()
+    both, written = np.concatenate([first, second]), (tmp_path / "x").read_bytes()
+    assert written[5:145] == both[:, :7].T.tobytes()
+    assert written[200:] == both[:, 7:].tobytes()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb", buffering=0) as full:
         sink = Sink([tmp_path / "x"], [full], {"w": [Place(0, 4)]})
         with pytest.raises(OutputError, match=r"x: No space left on device; nothing was written"):
             sink.put("w", 0, np.zeros((1, 4), np.uint8))
+        upright = Sink([tmp_path / "x"], [full], {"w": [Place(0, 4, pitch=1)]})
+        upright.put("w", 0, np.zeros((1, 4), np.uint8))
+        with pytest.raises(OutputError, match=r"x: No space left on device; nothing was written"):
+            upright.flush()

@@ -10,7 +10,7 @@ export const DTYPES = {
   q4f16: { file: "model_q4f16.onnx", label: "4-bit, 16-bit activations" },
   int8: { file: "model_int8.onnx", label: "8-bit" },
   uint8: { file: "model_uint8.onnx", label: "8-bit, unsigned" },
-  q8: { file: "model_quantized.onnx", label: "8-bit, quantized" },
+  q8: { file: "model_quantized.onnx", label: "8-bit, integer products" },
   bnb4: { file: "model_bnb4.onnx", label: "4-bit, bitsandbytes" },
   fp16: { file: "model_fp16.onnx", label: "16-bit float" },
   fp32: { file: "model.onnx", label: "32-bit float" },

@@ -1,0 +1,80 @@
+"""Rows of 8-bit integers with one scale each: a row is its codes, 128 higher than what they stand for, then its scale.
+
+A row is any number of bytes, so scales are not aligned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.quant.half import bits_of, float_of
+from smolexport.quant.jit import helper, kernel
+from smolexport.quant.source import fetch
+
+__all__ = ["decode_channel", "encode_channel"]
+
+TILE = 4096  # elements
+TOP, ONE = np.float32(127), np.float32(1)
+TINY = np.finfo(np.float32).tiny
+# Adding it leaves no bits behind the point: the sum is rounded to even, and its lowest byte is the code plus 128.
+ROUNDER = np.float32((3 << 22) + 128)
+SCALE_BYTES = 4
+
+
+@kernel
+def encode_channel(f32: NDArray[Any], u16: NDArray[Any], kind: int, columns: int, out: NDArray[Any]) -> None:
+    """Codes are those of exact quotients rounded to float32; a row too small for a scale is zeros with the scale 1."""
+    buffer = np.empty(TILE, np.float32)
+    row_bytes = columns + SCALE_BYTES
+    for row in range(out.size // row_bytes):
+        first, at = row * columns, row * row_bytes
+        largest = np.uint32(0)
+        for start in range(0, columns, TILE):
+            tile = buffer[: min(TILE, columns - start)]
+            fetch(f32, u16, kind, first + start, tile)
+            largest = max(largest, largest_bits(tile))
+        scale = float_of(largest) / TOP
+        scale = ONE if scale < TINY else scale
+        for start in range(0, columns, TILE):
+            tile = buffer[: min(TILE, columns - start)]
+            if columns > TILE:
+                fetch(f32, u16, kind, first + start, tile)
+            codes = out[at + start : at + start + tile.size]
+            for i in range(tile.size):
+                codes[i] = np.uint8(bits_of(tile[i] / scale + ROUNDER) & np.uint32(0xFF))
+        put_scale(bits_of(scale), out, at + columns)
+
+
+@helper
+def largest_bits(tile: NDArray[Any]) -> Any:
+    """The bits of the largest magnitude: among floats of one sign the order of the bits is that of the values."""
+    bits = np.uint32(0)
+    words = tile.view(np.uint32)
+    for i in range(tile.size):
+        bits = max(bits, np.uint32(words[i] & np.uint32(0x7FFFFFFF)))
+    return bits
+
+
+@helper
+def put_scale(bits: np.uint32, out: NDArray[Any], at: int) -> None:
+    """Store four bytes, the lowest first."""
+    for i in range(SCALE_BYTES):
+        out[at + i] = np.uint8(bits >> np.uint32(8 * i) & np.uint32(0xFF))
+
+
+@kernel
+def decode_channel(data: NDArray[Any], columns: int, out: NDArray[Any]) -> None:
+    """(code - 128) * scale."""
+    row_bytes = columns + SCALE_BYTES
+    for row in range(data.size // row_bytes):
+        stored = data[row * row_bytes : (row + 1) * row_bytes]
+        bits = np.uint32(0)
+        for i in range(SCALE_BYTES):
+            bits |= np.uint32(stored[columns + i]) << np.uint32(8 * i)
+        scale = float_of(np.uint32(bits))
+        target = out[row * columns : (row + 1) * columns]
+        for i in range(columns):
+            target[i] = np.float32(np.int32(stored[i]) - np.int32(128)) * scale
