@@ -26,6 +26,7 @@ __all__ = [
     "converter_for",
     "converters",
     "find_runtime",
+    "is_checkpoint",
     "known_options",
     "locate",
     "missing",
@@ -108,7 +109,7 @@ def converter_for(path: Path) -> Converter:
         module = converter(name)
         if module.recognises(path):
             return module
-    if _is_checkpoint(path):
+    if is_checkpoint(path):
         raise FileFormatError(
             f"{path}: is a checkpoint, not an exported file; export it first, e.g. smolexport all {path} -o out"
         )
@@ -129,7 +130,7 @@ def runtime_for(path: Path, name: str | None = None) -> Runtime:
         MissingDependencyError: the runtime of this format is not installed.
     """
     exported = next((c.FORMAT for c in map(converter, converters()) if c.recognises(path)), None)
-    kind = exported or ("checkpoint" if _is_checkpoint(path) else converter_for(path).FORMAT)
+    kind = exported or ("checkpoint" if is_checkpoint(path) else converter_for(path).FORMAT)
     players = [player for player in runtimes() if kind == adapter(player).READS]
     if name is not None:
         chosen = find_runtime(name)
@@ -155,7 +156,7 @@ def find_runtime(name: str) -> str:
     raise UsageError(f"no runtime '{name}'; installed: {', '.join(adapter(known).NAME for known in runtimes())}")
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from smolexport.cli import compare, demo, every, export, generate, inspect, listing
+from smolexport.cli import bench, compare, demo, every, export, generate, inspect, listing
 from smolexport.plugins import converters
 
 __all__ = ["build"]
@@ -42,6 +42,6 @@ def build() -> click.Group:
 
     for name in converters():
         root.add_command(export.command_for(name))
-    for module in (every, compare, generate, inspect, listing, demo):
+    for module in (every, compare, bench, generate, inspect, listing, demo):
         root.add_command(module.command)
     return root

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate, Settings
     from smolexport.parity.results import Comparison, Thresholds
 
-__all__ = ["command", "run", "show"]
+__all__ = ["command", "run", "show", "stages"]
 
 PARITY_MISSED = 1
 
@@ -125,14 +125,14 @@ def run(
     from smolexport.parity.store import usual_folder
 
     shelf = usual_folder() if cache else None
-    with _stages(quiet) as progress:
+    with stages(quiet) as progress:
         return compare(
             base, candidates, text=text, settings=settings, thresholds=thresholds, cache=shelf, progress=progress
         )
 
 
 @contextmanager
-def _stages(quiet: bool) -> Iterator[Progress | None]:
+def stages(quiet: bool) -> Iterator[Progress | None]:
     """A bar per stage on stderr, when that is a terminal."""
     import sys
 

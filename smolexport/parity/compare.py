@@ -9,19 +9,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smolexport import weights
 from smolexport.errors import UsageError
-from smolexport.parity import machine, memory, speed
+from smolexport.parity import machine
 from smolexport.parity.base import Base, play, reach
 from smolexport.parity.group import Member, TooSmall, decoded_bytes, play_group
 from smolexport.parity.inputs import Candidate, Settings
+from smolexport.parity.rates import bandwidth_share, peaks, speeds
 from smolexport.parity.results import (
     CandidateResult,
     Comparison,
@@ -34,8 +33,6 @@ from smolexport.parity.results import (
 )
 from smolexport.parity.store import Shelf
 from smolexport.parity.tensors import tensor_errors
-from smolexport.runtime import Session
-from smolexport.spec import Role
 
 __all__ = ["Progress", "compare"]
 
@@ -94,10 +91,10 @@ def compare(
     with Shelf(cache) as shelf:
         sheet = _accuracy(reference, candidates, text, settings, shelf, tick)
     models = [reference, *candidates]
-    sheet.speeds = _speeds(models, sheet.base, settings, tick)
-    sheet.bandwidth = machine.bandwidth(settings.threads) if settings.repetitions else None
     context = min(sheet.base.context, reach(settings))
-    sheet.peaks = _peaks(models, context, settings, tick)  # each is a model's alone: all are closed by now
+    sheet.speeds = speeds(models, np.array(sheet.base.ids, np.int64), context, settings, tick)
+    sheet.bandwidth = machine.bandwidth(settings.threads) if settings.repetitions else None
+    sheet.peaks = peaks(models, context, settings, tick)  # each is a model's alone: all are closed by now
     return _assemble(models, sheet, settings, thresholds or Thresholds())
 
 
@@ -191,48 +188,6 @@ def _errors(reference: Candidate, candidate: Candidate, settings: Settings) -> t
     return tensor_errors(reference.weights(), candidate.weights(), candidate.path)
 
 
-def _speeds(models: Sequence[Candidate], base: Base, settings: Settings, tick: Progress) -> list[Speed | None]:
-    """Speed of every model, all of them open; None where it is not asked for."""
-    if settings.repetitions < 1:
-        return [None] * len(models)
-    total = settings.repetitions * len(models)
-    steps = iter(range(1, total + 1))
-    tick("speed", 0, total)
-    with ExitStack() as stack:
-        sessions = []
-        for model in models:
-            open_session: Callable[..., Session] = model.runtime.open
-            context = min(base.context, reach(settings))
-            opened = open_session(model.path, threads=settings.threads, context=context, **model.options)
-            sessions.append(stack.enter_context(opened))
-        ids: NDArray[np.int64] = np.array(base.ids, dtype=np.int64)
-        return [*speed.measure(sessions, ids, settings, advance=lambda: tick("speed", next(steps), total))]
-
-
-def _peaks(
-    models: Sequence[Candidate], context: int, settings: Settings, tick: Progress
-) -> list[tuple[int | None, str]]:
-    """Peak bytes of each model in a process of its own, or None and why."""
-    if not settings.memory:
-        return [(None, "")] * len(models)
-    peaks = []
-    for done, model in enumerate(models):
-        tick("memory", done, len(models))
-        peaks.append(memory.measure(model, threads=settings.threads, context=context))
-    tick("memory", len(models), len(models))
-    return peaks
-
-
-def _bandwidth_share(model: Candidate, rate: Speed | None, bandwidth: float | None) -> float | None:
-    """Decode rate over the rate at which all weights that a token needs can be read."""
-    if rate is None or bandwidth is None or model.weights is None:
-        return None
-    found = model.weights()
-    untied = any(tensor.role is Role.HEAD for tensor in found)
-    read = sum(tensor.size for tensor in found if not (untied and tensor.role is Role.EMBED))
-    return rate.decode_tok_s.value * model.bits_per_weight / 8 * read / bandwidth
-
-
 def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, thresholds: Thresholds) -> Comparison:
     base, results = sheet.base, []
     for place, (model, member) in enumerate(zip(models[1:], sheet.members, strict=True)):
@@ -252,7 +207,7 @@ def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, th
                 fingerprint=sheet.fingerprints[place],
                 attribution=member.attribution,
                 tensor_errors=sheet.errors[place],
-                bandwidth_share=_bandwidth_share(model, rate, sheet.bandwidth),
+                bandwidth_share=bandwidth_share(model, rate, sheet.bandwidth),
             )
         )
     reference = ReferenceResult(
@@ -262,7 +217,7 @@ def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, th
         load_seconds=base.load_seconds,
         peak_rss_bytes=sheet.peaks[0][0],
         floor=base.floor,
-        bandwidth_share=_bandwidth_share(models[0], sheet.speeds[0], sheet.bandwidth),
+        bandwidth_share=bandwidth_share(models[0], sheet.speeds[0], sheet.bandwidth),
     )
     window = base.windows[0]
     facts = TextFacts(len(base.ids), len(window.tokens), len(base.windows), window.scored)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["render", "to_json"]
+__all__ = ["model_json", "render", "speed_json", "to_json"]
 
 _WIDTH = 100
 _ABSENT = "-"
@@ -57,7 +57,8 @@ def render(comparison: Comparison, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _model_json(model: Candidate) -> dict[str, Any]:
+def model_json(model: Candidate) -> dict[str, Any]:
+    """What a model is."""
     return {
         "path": str(model.path),
         "format": model.format,
@@ -70,10 +71,10 @@ def _model_json(model: Candidate) -> dict[str, Any]:
 
 def _reference_json(reference: ReferenceResult) -> dict[str, Any]:
     return {
-        **_model_json(reference.model),
+        **model_json(reference.model),
         "perplexity": _finite(reference.perplexity.value),
         "perplexity_error": _finite(reference.perplexity.error),
-        "speed": _speed_json(reference.speed),
+        "speed": speed_json(reference.speed),
         "load_seconds": _finite(reference.load_seconds),
         "peak_rss_bytes": reference.peak_rss_bytes,
     }
@@ -81,10 +82,10 @@ def _reference_json(reference: ReferenceResult) -> dict[str, Any]:
 
 def _candidate_json(result: CandidateResult) -> dict[str, Any]:
     return {
-        **_model_json(result.model),
+        **model_json(result.model),
         **_accuracy_json(result.accuracy),
         "greedy": _greedy_json(result.greedy),
-        "speed": _speed_json(result.speed),
+        "speed": speed_json(result.speed),
         "load_seconds": _finite(result.load_seconds),
         "peak_rss_bytes": result.peak_rss_bytes,
         "tokenizer_equal": result.tokenizer_equal,
@@ -148,7 +149,8 @@ def _greedy_json(greedy: Greedy | None) -> dict[str, Any] | None:
     }
 
 
-def _speed_json(speed: Speed | None) -> dict[str, Any] | None:
+def speed_json(speed: Speed | None) -> dict[str, Any] | None:
+    """Tokens per second and milliseconds; None where speed was not measured."""
     if speed is None:
         return None
     figures: dict[str, Any] = {}

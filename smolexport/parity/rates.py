@@ -1,0 +1,70 @@
+"""Speed and peak memory of several models: what `compare` and `bench` share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.parity import memory, speed
+from smolexport.parity.base import Tick
+from smolexport.parity.inputs import Candidate, Settings
+from smolexport.parity.results import Speed
+from smolexport.runtime import Session
+from smolexport.spec import Role
+
+__all__ = ["bandwidth_share", "opened", "peaks", "speeds"]
+
+
+def opened(
+    stack: ExitStack, models: Sequence[Candidate], context: int, settings: Settings
+) -> list[tuple[Session, float]]:
+    """Open all `models` on `stack`; each with the seconds that it took."""
+    found = []
+    for model in models:
+        start = time.perf_counter()
+        open_session: Callable[..., Session] = model.runtime.open
+        session = stack.enter_context(
+            open_session(model.path, threads=settings.threads, context=context, **model.options)
+        )
+        found.append((session, time.perf_counter() - start))
+    return found
+
+
+def speeds(
+    models: Sequence[Candidate], ids: NDArray[np.int64], context: int, settings: Settings, tick: Tick
+) -> list[Speed | None]:
+    """Speed of every model on the tokens `ids`, all of them open; None where it is not asked for."""
+    if settings.repetitions < 1:
+        return [None] * len(models)
+    total = settings.repetitions * len(models)
+    steps = iter(range(1, total + 1))
+    tick("speed", 0, total)
+    with ExitStack() as stack:
+        sessions = [session for session, _ in opened(stack, models, context, settings)]
+        return [*speed.measure(sessions, ids, settings, advance=lambda: tick("speed", next(steps), total))]
+
+
+def peaks(models: Sequence[Candidate], context: int, settings: Settings, tick: Tick) -> list[tuple[int | None, str]]:
+    """Peak bytes of each model in a process of its own, or None and why."""
+    if not settings.memory:
+        return [(None, "")] * len(models)
+    found = []
+    for done, model in enumerate(models):
+        tick("memory", done, len(models))
+        found.append(memory.measure(model, threads=settings.threads, context=context))
+    tick("memory", len(models), len(models))
+    return found
+
+
+def bandwidth_share(model: Candidate, rate: Speed | None, bandwidth: float | None) -> float | None:
+    """Decode rate over the rate at which all weights that a token needs can be read; None where either is unknown."""
+    if rate is None or bandwidth is None or model.weights is None:
+        return None
+    found = model.weights()
+    untied = any(tensor.role is Role.HEAD for tensor in found)
+    read = sum(tensor.size for tensor in found if not (untied and tensor.role is Role.EMBED))
+    return rate.decode_tok_s.value * model.bits_per_weight / 8 * read / bandwidth
