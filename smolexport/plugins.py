@@ -136,7 +136,7 @@ def runtime_for(path: Path, name: str | None = None) -> Runtime:
         chosen = find_runtime(name)
         if chosen not in players:
             others = ", ".join(adapter(player).NAME for player in players) or "nothing installed"
-            raise UsageError(f"{path}: {adapter(chosen).NAME} does not play the format '{kind}'; {others} does")
+            raise UsageError(f"{path}: {adapter(chosen).NAME} does not play the format '{kind}'; played by: {others}")
         return runtime(chosen)
     if not players:
         raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
@@ -157,6 +157,7 @@ def find_runtime(name: str) -> str:
 
 
 def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a checkpoint's folder, from the names in it."""
     return path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 

@@ -48,7 +48,8 @@ BODY = """\
 {facts}
 ## In a web page or in Node.js
 
-With [Transformers.js](https://huggingface.co/docs/transformers.js):
+With [Transformers.js](https://huggingface.co/docs/transformers.js), prompts of different lengths one by one: a list of
+them is padded on the left, which this graph's attention takes for text.
 
 ```js
 import {{ pipeline }} from "@huggingface/transformers";

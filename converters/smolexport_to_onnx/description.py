@@ -76,7 +76,7 @@ def describe(path: Path) -> Description:
         architecture=str(config.get("model_type", "?")),
         name=model.graph.metadata.get(NAME_KEY, folder.resolve().name),
         scheme=_scheme(path, model),
-        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        bytes=sum(file.stat().st_size for file in _files(path, model)),
         weights=count,
         bits_per_weight=8 * nbytes / count if count else 0.0,
         metadata={**model.graph.metadata, **{f"config.{key}": value for key, value in config.items()}},
@@ -89,6 +89,14 @@ def _folder(path: Path) -> Path:
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name == "onnx" else path.parent
+
+
+def _files(path: Path, model: Model) -> set[Path]:
+    """Those of the folder `path`; of a graph, itself and what holds its weights: anything may lie beside it."""
+    if path.is_dir():
+        return {file for file in path.rglob("*") if file.is_file()}
+    arrays = (*model.tables, *model.others, *(part for stored in model.stored.values() for part in stored.parts))
+    return {path, *(array.path for array in arrays)}
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

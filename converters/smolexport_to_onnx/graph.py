@@ -165,7 +165,10 @@ class Builder:
 
 
 def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping[str, str]) -> Graph:
-    """The graph of `spec` over the arrays of `layout`."""
+    """The graph of `spec` over the arrays of `layout`.
+
+    Of attention_mask only the number of ones in a row counts: padding belongs on the right.
+    """
     b = Builder(layout, settings)
     lengths = _lengths(b, spec)
     embed = Role.EMBED.value

@@ -29,7 +29,7 @@ CONFIG, JS = "config.json", "transformers.js_config"
 
 
 def lint(folder: Path) -> list[str]:
-    """Everything about `folder` that some reader would refuse or misread; empty when it is fine.
+    """Everything about `folder` that some reader would refuse or misread; empty when it is fine, and for a bare graph.
 
     Checked: both configurations against the graphs, every tensor against the shapes that config.json asks for, the
     sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
@@ -37,6 +37,8 @@ def lint(folder: Path) -> list[str]:
     Raises:
         FileFormatError: a file is missing or too damaged to be read.
     """
+    if folder.is_file():
+        return []
     try:
         return list(_findings(folder))
     except CheckpointError as error:

@@ -263,7 +263,7 @@ def _read_initializer(data: bytes) -> Initializer:
     if not name.isprintable() or len(name) > MAX_NAME:
         raise WireError("a constant without a readable name")
     if any(size < 0 for size in shape) or len(shape) > MAX_AXES:
-        raise WireError(f"the constant {name!r} has the shape {list(shape)}")
+        raise WireError(f"the constant {name!r} has the shape {list(shape[: MAX_AXES + 1])}")
     dtype = NAMES.get(kind, f"type {kind}")
     if _int(parts, 14) == 1:
         return Initializer(name, dtype, shape, _external(name, dict(_strings(value) for value in parts.get(13, ()))))

@@ -138,9 +138,9 @@ class Model:
 
 
 def graph_paths(folder: Path) -> list[Path]:
-    """The graphs in `folder`, in the order of preference; raises OSError."""
+    """The graphs in `folder`, in the order of preference; raises OSError.  What is no regular file may never end."""
     order = list(STEMS.values())
-    found = [path for place in (folder / "onnx", folder) for path in place.glob("*.onnx")]
+    found = [path for place in (folder / "onnx", folder) for path in place.glob("*.onnx") if path.is_file()]
     return sorted(found, key=lambda path: (path.stem not in order, order.index(path.stem) if path.stem in order else 0))
 
 

@@ -249,9 +249,12 @@ def find_scheme(name: str) -> Scheme | Several:
     """The scheme of that name, in any case, or several with `+` between them.
 
     Raises:
-        UsageError: unknown; names the known ones.  Two of them in one file.
+        UsageError: unknown; names the known ones.  Two of them in one file; a `+` without one on each side.
     """
-    parts = tuple(_find_one(part) for part in name.split("+"))
+    words = name.split("+")
+    if len(words) > 1 and not all(map(str.strip, words)):
+        raise UsageError(f"--quant {name}: each + should stand between two schemes")
+    parts = tuple(map(_find_one, words))
     if len(parts) == 1:
         return parts[0]
     for number, part in enumerate(parts):

@@ -51,7 +51,7 @@ def open(  # noqa: A001
     graph: str | None = None,
     spinning: bool | None = None,
 ) -> OnnxSession:
-    """Load one graph of the ONNX folder `path`.
+    """Load one graph of the ONNX folder `path`, or the graph `path` in its folder onnx.
 
     Args:
         path: folder with config.json, the graphs in onnx/ and, unless there is one graph only, genai_config.json.

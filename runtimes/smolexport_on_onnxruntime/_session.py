@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.errors import SessionClosedError, SessionError
+from smolexport.errors import SessionClosedError, SessionError, UsageError
 from smolexport.runtime import TextCodec, choose_context, choose_threads, token_array
 from smolexport_on_onnxruntime._load import FLOATS, check_interface, inputs_of, load, one_line
 from smolexport_on_onnxruntime.checks import check_folder
@@ -31,11 +31,11 @@ class OnnxSession:
     """One sequence.  Arguments as for `smolexport_on_onnxruntime.open`."""
 
     def __init__(
-        self, folder: Path, *, threads: int | None, context: int | None, graph: str | None, spinning: bool | None
+        self, path: Path, *, threads: int | None, context: int | None, graph: str | None, spinning: bool | None
     ) -> None:
         threads = choose_threads(threads)
-        self._folder = folder
-        checked = check_folder(folder, graph)
+        checked = check_folder(path, graph)
+        self._folder = checked.folder
         self._context = choose_context(context, checked.context_length)
         self._session: Any = load(checked.path, threads=threads, spinning=spinning)
         check_interface(checked.path, self._session, checked.sizes)
@@ -44,7 +44,12 @@ class OnnxSession:
         self._length = 0
         self._binding: Any = None
         self._buffers: list[NDArray[Any]] = []
-        self._bind()
+        try:
+            self._bind()
+        except (MemoryError, ValueError) as error:  # the latter for sizes beyond any address
+            raise UsageError(
+                f"{checked.path}: no memory for the caches of {self._context} tokens; give a smaller context"
+            ) from error
 
     @property
     def vocab_size(self) -> int:

@@ -46,7 +46,7 @@ def open(  # noqa: A001
     graph: str | None = None,
     spinning: bool | None = None,
 ) -> GenaiSession:
-    """Load one graph of the ONNX folder `path`.
+    """Load one graph of the ONNX folder `path`, or the graph `path` in its folder onnx.
 
     Args:
         path: folder with config.json, genai_config.json and the graphs in onnx/.

@@ -30,7 +30,7 @@ SEARCH = (
 SESSION = ("log_id", "provider_options")
 
 
-def check_config(folder: Path, checked: CheckedGraph) -> None:
+def check_config(checked: CheckedGraph) -> None:
     """Compare the folder's genai_config.json with the sizes of its config.json and with the names of a decoder.
 
     Raises:
@@ -38,7 +38,7 @@ def check_config(folder: Path, checked: CheckedGraph) -> None:
         FileFormatError: a value that contradicts config.json or has a wrong type.
         UnsupportedError: a key that the library would follow and that no exported decoder needs.
     """
-    file = folder / FILE
+    file = checked.folder / FILE
     config = read_json(file, "ONNX Runtime GenAI cannot play the folder without it")
     _keys(file, "", config, ("model", "search"))
     model, search = (_part(file, config, key) for key in ("model", "search"))

@@ -32,19 +32,19 @@ class GenaiSession:
     """One sequence.  Arguments as for `smolexport_on_onnxruntime_genai.open`."""
 
     def __init__(
-        self, folder: Path, *, threads: int | None, context: int | None, graph: str | None, spinning: bool | None
+        self, path: Path, *, threads: int | None, context: int | None, graph: str | None, spinning: bool | None
     ) -> None:
         threads = choose_threads(threads)
-        self._folder = folder
-        checked = check_folder(folder, graph)
-        check_config(folder, checked)
+        checked = check_folder(path, graph)
+        self._folder = checked.folder
+        check_config(checked)
         self._context = choose_context(context, checked.context_length)
         self._vocab_size = checked.sizes.vocab_size
         self._codec: TextCodec | None = None
         self._length = 0
         busily = threads > 1 and (cores_to_spare(threads) if spinning is None else spinning)
         try:
-            self._generator: Any = _load(folder, checked, threads, self._context, busily)
+            self._generator: Any = _load(checked, threads, self._context, busily)
             self._last_row_graph = self._probe(checked.sizes.kv_heads, checked.sizes.head_dim)
         except Exception as error:
             raise FileFormatError(f"{checked.path}: ONNX Runtime GenAI cannot play it: {_one_line(error)}") from error
@@ -158,11 +158,11 @@ class GenaiSession:
             raise SessionClosedError(f"{self._folder}: the session is closed; open it again")
 
 
-def _load(folder: Path, checked: CheckedGraph, threads: int, context: int, spinning: bool) -> Any:
+def _load(checked: CheckedGraph, threads: int, context: int, spinning: bool) -> Any:
     """The library's generator for the graph, which keeps what it needs alive."""
     if hasattr(og, "disable_telemetry_events"):
         og.disable_telemetry_events()
-    config = og.Config(str(folder))
+    config = og.Config(str(checked.folder))
     config.clear_providers()
     options = {
         "intra_op_num_threads": threads,
@@ -170,7 +170,7 @@ def _load(folder: Path, checked: CheckedGraph, threads: int, context: int, spinn
         "log_severity_level": NOTHING,
         "session.intra_op.allow_spinning": str(int(spinning)),
     }
-    decoder = {"filename": checked.path.relative_to(folder).as_posix(), "session_options": options}
+    decoder = {"filename": checked.path.relative_to(checked.folder).as_posix(), "session_options": options}
     config.overlay(json.dumps({"model": {"decoder": decoder}}))
     model = og.Model(config)
     params = og.GeneratorParams(model)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             signal.signal(number, _on_signal)
     _never_fail_on_characters()
     try:
-        code = build().main(list(sys.argv[1:] if argv is None else argv), prog_name="smolexport", standalone_mode=False)
+        code = _run(build(), list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
     except SmolexportError as error:
@@ -62,7 +62,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", BAD_INPUT)
     else:
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code)
+
+
+def _run(command: click.Group, argv: list[str]) -> int:
+    """The exit code.  Not by the parser's own `main`, which makes a failure of a reader that goes away."""
+    import click
+
+    try:
+        with command.make_context("smolexport", argv) as context:
+            command.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return 0
 
 
 def _never_fail_on_characters() -> None:

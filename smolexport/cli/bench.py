@@ -9,7 +9,6 @@ import click
 
 from smolexport.cli.compare import stages
 from smolexport.cli.options import (
-    Integer,
     given_word,
     json_option,
     parse_settings,
@@ -62,7 +61,7 @@ def command(
     amount = Settings(prefill_tokens=prefill, decode_tokens=decode, repetitions=repetitions, threads=threads)
     models = _models(files, parse_settings(settings), runtimes)
     with stages(json) as progress:
-        result = bench(models, amount, progress or (lambda *step: None))
+        result = bench(models, amount, progress)
     if json:
         print_json(_as_json(result))
     else:

@@ -22,8 +22,9 @@ def command(format: str | None, json: bool) -> None:  # noqa: A002
         return
     for name, schemes in facts["formats"].items():
         click.echo(f"{name}: schemes for `smolexport {name} CHECKPOINT --quant SCHEME`")
+        wide = max(9, *map(len, schemes))
         for scheme, about in schemes.items():
-            click.echo(f"  {scheme:<9} {about}")
+            click.echo(f"  {scheme:<{wide}} {about}")
         for option, about in facts["options"][name].items():
             click.echo(f"  --set {option}=...  {about}")
     if format is None:

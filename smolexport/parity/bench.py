@@ -39,13 +39,13 @@ class Bench:
     environment: Mapping[str, str]
 
 
-def bench(models: Sequence[Candidate], settings: Settings, tick: Tick) -> Bench:
+def bench(models: Sequence[Candidate], settings: Settings, progress: Tick | None = None) -> Bench:
     """Measure `models` in turns, all of them open, on the same random tokens.
 
     Args:
         models: files, or checkpoints on the reference's runtime.
         settings: lengths, repetitions, threads.
-        tick: told about each step.
+        progress: told about each step.
 
     Raises:
         UsageError: no model, or no repetition.
@@ -53,6 +53,7 @@ def bench(models: Sequence[Candidate], settings: Settings, tick: Tick) -> Bench:
     """
     if not models or settings.repetitions < 1:
         raise UsageError("nothing to measure: name at least one file, and at least one repetition")
+    tick = progress or _silent
     context = max(settings.prompt_tokens + settings.decode_tokens, settings.prefill_tokens)
     total = settings.repetitions * len(models)
     steps = iter(range(1, total + 1))
@@ -72,3 +73,7 @@ def bench(models: Sequence[Candidate], settings: Settings, tick: Tick) -> Bench:
     ]
     runtimes = {model.runtime.NAME: model.runtime for model in models}
     return Bench(rows, rate, machine.environment(runtimes.values(), settings.threads))
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""

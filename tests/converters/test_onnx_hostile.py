@@ -115,7 +115,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another length": (lambda f: place(f, length=12), "should have 256 bytes, has 12"),
     "a huge shape": (lambda f: shape(f, "model.norm.weight", 1 << 62, 1 << 62, length=0), "ends inside the array"),
     "a negative shape": (lambda f: shape(f, "model.norm.weight", -64), "has the shape [-64]"),
-    "too many axes": (lambda f: shape(f, "model.norm.weight", *[1] * 400, 64), "has the shape"),
+    "too many axes": (lambda f: shape(f, "model.norm.weight", *[1] * 400, 64), "shape [1, 1, 1, 1, 1, 1, 1, 1, 1])"),
+    "many small fields": (lambda f: (f / GRAPH).write_bytes(b"\x72\x00" * (1 << 19)), "a message of more than 262144"),
     "an array twice": (lambda f: rewrite(f, twice), "stands in it twice"),
     "seven bits": (lambda f: attribute(f, "MatMulNBits", bits=7), "bits is 7, must be one of 4, 8"),
     "another block": (lambda f: attribute(f, "MatMulNBits", block_size=64), "which make up no"),
@@ -278,7 +279,7 @@ def test_options_are_checked(tiny: Path, tmp_path: Path) -> None:
             "--set colour: onnx has no such option; it has accuracy_level, logits, max_positions",
         ),
         (("-q", "int44"), "--quant int44: ONNX has no such scheme; did you mean"),
-        (("-q", "int4+"), "ONNX has no such scheme"),
+        (("-q", "int4+"), "each + should stand between two schemes"),
         (("-q", "int4+q4"), "int4 and int4 have the same file name"),
         (("-q", "f32+int4+int4-asym"), "int4 and int4-asym have the same file name; take one of them"),
     ):

@@ -234,6 +234,16 @@ def test_a_failing_run_is_a_session_error(folder: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")
 
 
+def test_caches_that_no_memory_holds(folder: Path) -> None:
+    change_config(folder, num_key_value_heads=1 << 62)
+    with edited(graph_file(folder)) as model:
+        for port in (*model.graph.input, *model.graph.output):
+            if len(port.type.tensor_type.shape.dim) == 4:
+                port.type.tensor_type.shape.dim[1].dim_value = 1 << 62
+    with pytest.raises(UsageError, match="no memory for the caches of 64 tokens"):
+        adapter.open(folder, threads=1, context=64)
+
+
 def test_graphs_with_any_byte_changed(folder: Path) -> None:
     """The reader in front of ONNX Runtime says yes or no, and nothing else; it needs little memory for it."""
     path = graph_file(folder)

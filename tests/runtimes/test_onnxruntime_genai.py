@@ -295,7 +295,9 @@ def test_asking_for_it_by_name(checkpoint: Path, several: Path) -> None:
     nothing = call("compare", checkpoint, several, "--runtime", "mlx")
     assert_refused(nothing, "--runtime mlx: plays the format 'mlx', which none of the files has")
     wrong = call("generate", several, "Once", "--runtime", "llama.cpp")
-    assert_refused(wrong, several, "llama.cpp does not play the format 'onnx'; onnxruntime, onnxruntime-genai does")
+    assert_refused(
+        wrong, several, "llama.cpp does not play the format 'onnx'; played by: onnxruntime, onnxruntime-genai"
+    )
     assert_refused(call("generate", several, "Once", "--runtime", "onnx"), "no runtime 'onnx'; installed: llama.cpp")
 
 
