@@ -30,7 +30,12 @@ STILL_WRITING = 300.0  # seconds without a write after which a hidden file is ta
 
 
 def check_target(
-    path: Path, nbytes: int, *, force: bool = False, replaceable: Callable[[Path], bool] | None = None
+    path: Path,
+    nbytes: int,
+    *,
+    force: bool = False,
+    replaceable: Callable[[Path], bool] | None = None,
+    option: str = "-o",
 ) -> None:
     """Refuse, before any work, a target that exists, has no folder, or does not fit on the disk.
 
@@ -40,29 +45,32 @@ def check_target(
         force: an existing output may be replaced.
         replaceable: for a folder, whether an existing one is an earlier output, which alone `force` may replace;
             None = the target is a file.
+        option: the option that names the target, for the refusals.
 
     Raises:
         OutputError: says which of these, and what to do.
     """
     try:
         if replaceable is None:
-            _check_file(path, force)
+            _check_file(path, force, option)
         else:
             _check_folder(path, force, replaceable)
-        check_space(path.parent, nbytes)
+        check_space(path.parent, nbytes, option=option)
     except OSError as error:  # a name that no file can have, a disk that does not answer
-        raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
+        raise OutputError(f"{path}: {error.strerror or error}; give another name with {option}") from error
 
 
-def _check_file(path: Path, force: bool) -> None:
+def _check_file(path: Path, force: bool, option: str) -> None:
     if path.is_dir():
-        raise OutputError(f"{path}: is a folder; give a file name with -o")
+        raise OutputError(f"{path}: is a folder; give a file name with {option}")
     if path.is_symlink() and not path.exists():
-        raise OutputError(f"{path}: is a link to nothing; remove it, or give another name with -o")
+        raise OutputError(f"{path}: is a link to nothing; remove it, or give another name with {option}")
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: is a device or pipe, not a file that can be replaced; give another name with -o")
+        raise OutputError(
+            f"{path}: is a device or pipe, not a file that can be replaced; give another name with {option}"
+        )
     if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
+        raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with {option}")
 
 
 def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
@@ -78,12 +86,12 @@ def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) 
         raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
 
 
-def check_space(folder: Path, nbytes: int) -> None:
+def check_space(folder: Path, nbytes: int, *, option: str = "-o") -> None:
     """Refuse a folder that is missing, cannot be written to, or has not `nbytes` left; raises OutputError."""
     if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder; create it, or give another place with -o")
+        raise OutputError(f"{folder}: no such folder; create it, or give another place with {option}")
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: cannot be written to; give another place with -o")
+        raise OutputError(f"{folder}: cannot be written to; give another place with {option}")
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise OutputError(f"{folder}: {nbytes / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")

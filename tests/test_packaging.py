@@ -59,5 +59,10 @@ def test_demo_is_inside(names: list[str], demo: Path) -> None:
     assert "smolexport/demo/MODEL_CARD.md" in names
 
 
+def test_what_the_reports_are_made_from_is_inside(names: list[str]) -> None:
+    for file in ("schema.json", "page.html.j2", "page.css"):
+        assert f"smolexport/parity/report/{file}" in names
+
+
 def test_nothing_else(names: list[str]) -> None:
     assert not [n for n in names if "tests/" in n or "__pycache__" in n or n.endswith((".pyc", ".log", ".nbi", ".nbc"))]

@@ -84,11 +84,11 @@ def _models(files: tuple[str, ...], options: dict[str, Any], runtimes: tuple[str
 
 def _as_json(result: Bench) -> dict[str, Any]:
     """Plain JSON values: tokens per second, milliseconds, seconds, bytes."""
-    from smolexport.parity.report import model_json, speed_json
+    from smolexport.parity.report.sheet import model_json, speed_json
 
     rows = [
         {
-            **model_json(row.model),
+            **model_json(row.model, row.model.path.name),
             "speed": speed_json(row.speed),
             "bandwidth_share": row.bandwidth_share,
             "load_seconds": row.load_seconds,

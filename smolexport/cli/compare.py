@@ -55,6 +55,11 @@ PARITY_MISSED = 1
     "--runtime", "runtimes", metavar="NAME", multiple=True,
     help="Take this runtime for what it plays; repeatable: each file on each of them.",
 )  # fmt: skip
+@click.option(
+    "--report", "reports", metavar="FILE", multiple=True, type=given_path,
+    help="Write a report too, by its name a page (.html), a table for a model card (.md) or .json; repeatable.",
+)  # fmt: skip
+@click.option("--force", "-f", is_flag=True, help="Replace existing reports.")
 @runtime_options
 @source_options
 @json_option
@@ -74,6 +79,8 @@ def command(
     cache: bool,
     threads: int | None,
     runtimes: tuple[str, ...],
+    reports: tuple[Path, ...],
+    force: bool,
     settings: tuple[str, ...],
     ignore_config: tuple[str, ...],
     revision: str | None,
@@ -88,8 +95,10 @@ def command(
     from smolexport.demo import demo_text
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.inputs import Settings
+    from smolexport.parity.report import check_reports, write_reports
     from smolexport.parity.results import Thresholds
 
+    check_reports(reports, force=force)
     amount = Settings(
         window=window, max_windows=max_windows, greedy_tokens=greedy_tokens, repetitions=repetitions, threads=threads,
         attribution=attribution,
@@ -100,6 +109,7 @@ def command(
     candidates = exported(list(files), options, runtimes)
     result = run(base, candidates, words, settings=amount, thresholds=limits, cache=cache, quiet=json)
     show(result, json=json)
+    write_reports(reports, result, force=force)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)
 

@@ -7,7 +7,7 @@ speed        time to first token, prefill and decode rates
 memory       peak memory of a fresh process that plays one file (`footprint` is that process)
 results      what a comparison is made of, as plain frozen data, and the thresholds
 compare      the order in which all that happens
-report       the same results as JSON and as tables
+report       the same results as JSON, as tables, as Markdown and as an HTML page
 """
 
 from __future__ import annotations

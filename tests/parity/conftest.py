@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from smolexport.parity.inputs import Candidate
+from smolexport import export, plugins
+from smolexport.demo import demo_checkpoint, demo_text
+from smolexport.parity.candidates import exported, reference
+from smolexport.parity.compare import compare
+from smolexport.parity.inputs import Candidate, Settings
+from smolexport.parity.report import render_html
+from smolexport.parity.results import Thresholds
+from tests.parity.rich_sheets import enriched
 
 STANDINS = str(Path(__file__).parent / "standins")
 if STANDINS not in sys.path:
@@ -40,3 +47,39 @@ def make_model(tmp_path):
 def text():
     words = "the quick brown fox jumps over the lazy dog while seven wizards brew strange potions".split()
     return " ".join(words[(i * i + 3 * i) % len(words)] for i in range(500))
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory):
+    """Two exported files of the demo model; skips where something that plays them is not installed."""
+    for name in ("torch", "llamacpp", "onnxruntime"):
+        if plugins.missing(name):
+            pytest.skip(f"the runtime {name} is not installed")
+    folder = tmp_path_factory.mktemp("report")
+    made = (("gguf", "q8_0", "demo-q8_0.gguf"), ("onnx", "int4", "demo-int4-onnx"))
+    return [export(kind, "demo", folder / name, quant=quant).path for kind, quant, name in made]
+
+
+@pytest.fixture(scope="session")
+def played(demo_files):
+    """What a real comparison of them gives."""
+    settings = Settings(
+        window=128, max_windows=4, greedy_tokens=16, prefill_tokens=64, decode_tokens=8, repetitions=2,
+        threads=1, memory=False,
+    )  # fmt: skip
+    return compare(
+        reference(demo_checkpoint()), exported(demo_files), text=demo_text(), settings=settings,
+        thresholds=Thresholds(max_kld=0.2),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rich(played):
+    """The same with everything on it."""
+    return enriched(played)
+
+
+@pytest.fixture(scope="session")
+def rich_page(rich):
+    """The page of it."""
+    return render_html(rich)

@@ -13,6 +13,7 @@ from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import render, to_json
 from smolexport.parity.results import Divergence, Estimate, Greedy, Spread, Thresholds
+from tests.parity.rich_sheets import enriched
 
 QUICK = Settings(window=64, repetitions=2, prefill_tokens=32, decode_tokens=4, memory=False)
 
@@ -191,3 +192,68 @@ def test_two_files_of_one_name_are_told_apart(comparison, tmp_path):
     assert "left/model.table" in sheet
     assert "right/model.table" in sheet
     assert "left/" not in printed(dataclasses.replace(comparison, candidates=(first,)), width=140)
+
+
+@pytest.mark.parametrize("width", [40, 100, 140])
+def test_the_whole_sheet_fits(comparison, width):
+    text = printed(enriched(comparison), width)
+    assert "…" not in text
+    titles = ("Accuracy over", "Where the deviation comes from", "Same weights, two players", "Size and speed")
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+    assert max(len(line.rstrip()) for line in text[: text.index("tokens of text")].splitlines()[:-1]) <= max(width, 100)
+
+
+def test_the_noise_floor_comes_first(comparison):
+    rich = enriched(comparison)
+    text = printed(rich)
+    floor, first = f"{rich.reference.floor.kld.mean.value:.3g}", rich.candidates[0].model.path.name
+    for title in ("Accuracy over", "Where the deviation comes from", "Same weights, two players"):
+        part = text[text.index(title) :]
+        assert part.index("noise floor") < part.index(first)
+        assert floor in part[part.index("noise floor") : part.index(first)]
+    assert "noise floor" not in printed(comparison)
+
+
+def test_both_parts_and_the_pair_are_there(comparison):
+    rich = enriched(comparison)
+    text = printed(rich)
+    parts = text[text.index("Where the deviation") : text.index("Same weights")]
+    for result in rich.candidates:
+        row = next(line for line in parts.splitlines() if line.startswith(result.model.path.name))
+        both = result.attribution.quantization, result.attribution.exporter
+        figures = [result.accuracy.kld.mean.value, *(part.kld.mean.value for part in both)]
+        tops = [100 * part.top1.value for part in both]
+        assert row.split()[1:] == [*(f"{value:.3g}" for value in figures), *(f"{value:.2f}" for value in tops)]
+    pair = text[text.index("Same weights") : text.index("Size and speed")]
+    kld, names = rich.pairs[0].accuracy.kld, [result.model.path.name for result in rich.candidates]
+    rows = pair.splitlines()
+    at = next(i for i, line in enumerate(rows) if line.startswith(names[0]))
+    assert rows[at].split()[1:4] == [f"{kld.mean.value:.3g}", f"{kld.p99:.3g}", f"{kld.maximum:.3g}"]
+    assert rows[at + 1].startswith(names[1])
+    assert "Where the deviation" not in printed(comparison)
+    assert "Same weights" not in printed(comparison)
+
+
+def test_decode_as_share_of_the_bandwidth(comparison):
+    rich = enriched(comparison)
+    first = dataclasses.replace(rich.candidates[0], bandwidth_share=0.634)
+    text = printed(dataclasses.replace(rich, candidates=(first, *rich.candidates[1:])))
+    row = next(
+        line for line in text[text.index("Size and speed") :].splitlines() if line.startswith(first.model.path.name)
+    )
+    assert row.split()[-2:] == ["63%", "-"]
+    assert "23.4 GB/s measured here" in text
+    assert "band-" not in printed(comparison)
+
+
+def test_one_file_on_two_runtimes_is_told_apart(comparison):
+    class Other:
+        NAME = "other"
+
+    first = comparison.candidates[0]
+    twin = dataclasses.replace(first, model=dataclasses.replace(first.model, runtime=Other))
+    both = dataclasses.replace(comparison, candidates=(first, twin))
+    names = [candidate["name"] for candidate in to_json(both)["candidates"]]
+    assert names == ["q8_0.table on table", "q8_0.table on other"]
+    assert "q8_0.table on other" in printed(both, 140)

@@ -1,0 +1,59 @@
+"""Reports as files: the kind by the name's ending, checked before the work and written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from smolexport.errors import UsageError
+from smolexport.output import atomic_file, check_target
+from smolexport.parity.report import html, markdown, sheet
+from smolexport.parity.results import Comparison
+
+__all__ = ["KINDS", "check_reports", "write_reports"]
+
+
+def _json(comparison: Comparison) -> str:
+    import json
+
+    return json.dumps(sheet.to_json(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+KINDS: dict[str, Callable[[Comparison], str]] = {
+    ".html": html.render_html,
+    ".json": _json,
+    ".md": markdown.render_markdown,
+}
+"""What makes the text of a report, by the ending of its name."""
+
+
+def check_reports(paths: Sequence[Path], *, force: bool = False) -> None:
+    """Refuse, before any work, reports that could not be written.
+
+    Args:
+        paths: the files to be.
+        force: existing files may be replaced.
+
+    Raises:
+        UsageError: an ending that is none of `KINDS`, or one file twice.
+        OutputError: the file exists, or its folder does not.
+        MissingDependencyError: what draws the page is not installed.
+    """
+    for path in paths:
+        if path.suffix.lower() not in KINDS:
+            raise UsageError(f"--report {path}: the name should end in one of {', '.join(KINDS)}")
+        check_target(path, 0, force=force, option="--report")
+        if path.suffix.lower() == ".html":
+            html.need_libraries()
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("--report: the same file is named twice")
+
+
+def write_reports(paths: Sequence[Path], comparison: Comparison, *, force: bool = False) -> None:
+    """Write each report; raises what `check_reports` raises, and OutputError where the disk refuses."""
+    check_reports(paths, force=force)
+    for path in paths:
+        text = KINDS[path.suffix.lower()](comparison)
+        with atomic_file(path, force=force) as file:
+            # half a surrogate, of a name that is not UTF-8, as an escape: in JSON it stays what it is
+            file.write(text.encode("utf-8", "backslashreplace"))
