@@ -51,7 +51,7 @@ _HOMES = {
     "Generation": "smolexport.generation",
     "ModelSpec": "smolexport.spec",
     "Sampling": "smolexport.generation",
-    "Settings": "smolexport.parity.results",
+    "Settings": "smolexport.parity.inputs",
     "SmolexportError": "smolexport.errors",
     "Thresholds": "smolexport.parity.results",
     "compare": "smolexport.face",

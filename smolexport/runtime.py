@@ -10,9 +10,9 @@ Notation: n = tokens appended in one call, v = vocab_size.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from smolexport.errors import ContextOverflowError, SessionError, UsageError
 
 __all__ = [
     "DEFAULT_CONTEXT",
+    "Chat",
     "Runtime",
     "Session",
     "TextCodec",
@@ -110,8 +111,36 @@ class Session(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+class Chat(Protocol):
+    """A file's tokenizer and chat template by the library's own means, without the weights.
+
+    Templates are a stranger's programs: whoever calls this does so in a process that can be ended.
+    """
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, special tokens in it recognised, none added."""
+        ...
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        switches: Mapping[str, Any],
+    ) -> str:
+        """The prompt for a conversation; `switches` are further variables of the template, e.g. enable_thinking.
+
+        Raises UnsupportedError for what the library has no way to ask for, anything for what fails.
+        """
+        ...
+
+
 class Runtime(Protocol):
-    """A module `smolexport_on_*`."""
+    """A module `smolexport_on_*`.
+
+    One whose library brings a tokenizer or renders chat templates itself may also have `open_chat(path: Path) -> Chat`.
+    """
 
     @property
     def NAME(self) -> str:  # noqa: N802

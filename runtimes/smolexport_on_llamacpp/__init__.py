@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from smolexport.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from smolexport_on_llamacpp._chat import LlamaChat
     from smolexport_on_llamacpp._session import LlamaSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
 
 NAME = "llama.cpp"
 READS = "gguf"
@@ -72,3 +73,17 @@ def open(  # noqa: A001
         batch=batch,
         gpu_layers=gpu_layers,
     )
+
+
+def open_chat(path: Path) -> LlamaChat:
+    """llama.cpp's tokenizer of the GGUF file `path`, and its chat template in the bindings' Jinja.
+
+    The C library has no Jinja: its own function knows some templates by their looks, and renders none of the others.
+
+    Raises:
+        MissingDependencyError: llama-cpp-python is not installed.
+        FileFormatError: llama.cpp cannot load the file; carries its reason.
+    """
+    from smolexport_on_llamacpp._chat import LlamaChat
+
+    return LlamaChat(Path(path))

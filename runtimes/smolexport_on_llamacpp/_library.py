@@ -126,17 +126,18 @@ class Model:
     Args:
         path: the GGUF file.
         gpu_layers: as for `smolexport_on_llamacpp.open`.
+        vocab_only: leave the weights in the file; nothing can be computed then.
 
     Raises:
         FileFormatError: not a GGUF file, or one that llama.cpp refuses.
     """
 
-    def __init__(self, path: Path, gpu_layers: int) -> None:
+    def __init__(self, path: Path, gpu_layers: int, *, vocab_only: bool = False) -> None:
         self.path, self.lib = path, library()
         _check_magic(path)
         _errors.clear()
         params = self.lib.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
+        params.n_gpu_layers, params.vocab_only = gpu_layers, vocab_only
         _loading.append(path)
         try:
             self._model = call(self.lib.llama_model_load_from_file, os.fsencode(path), params)
@@ -160,6 +161,15 @@ class Model:
             self._pointers.append(context)
         raise_interruption()
         return context
+
+    def text(self, key: str) -> str | None:
+        """The value of a key of the file's metadata as text, None where there is no such key."""
+        room = self.lib.llama_model_meta_val_str(self._model, key.encode(), None, 0) + 1
+        if room < 1:
+            return None
+        buffer = ctypes.create_string_buffer(room)
+        self.lib.llama_model_meta_val_str(self._model, key.encode(), buffer, room)
+        return buffer.value.decode("utf-8", "replace")
 
     def check_open(self) -> None:
         """Raise SessionClosedError after `close`: every pointer is dangling then."""

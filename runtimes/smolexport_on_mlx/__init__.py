@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from smolexport.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from smolexport_on_mlx._chat import MlxChat
     from smolexport_on_mlx._session import MlxSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
 
 NAME = "mlx"
 READS = "mlx"
@@ -67,6 +68,21 @@ def open(  # noqa: A001
     except ImportError as error:
         raise _missing(error) from error
     return MlxSession(Path(path), threads=threads, context=context, dtype=dtype)
+
+
+def open_chat(path: Path) -> MlxChat:
+    """mlx-lm's tokenizer and chat template of the folder `path`.
+
+    Raises:
+        MissingDependencyError: mlx or mlx-lm is not installed, or cannot run here.
+        TokenizerError: mlx-lm cannot read the tokenizer.
+    """
+    try:
+        with _file_limits_kept():
+            from smolexport_on_mlx._chat import MlxChat
+    except ImportError as error:
+        raise _missing(error) from error
+    return MlxChat(Path(path))
 
 
 @contextmanager

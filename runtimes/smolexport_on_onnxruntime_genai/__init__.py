@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from smolexport.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from smolexport_on_onnxruntime_genai._chat import GenaiChat
     from smolexport_on_onnxruntime_genai._session import GenaiSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
 
 NAME = "onnxruntime-genai"
 READS = "onnx"
@@ -70,6 +71,20 @@ def open(  # noqa: A001
     except ImportError as error:
         raise _missing(error) from error
     return GenaiSession(Path(path), threads=threads, context=context, graph=graph, spinning=spinning)
+
+
+def open_chat(path: Path) -> GenaiChat:
+    """The library's own tokenizer and chat template of the folder `path`, which `open` should have accepted before.
+
+    Raises:
+        MissingDependencyError: onnxruntime-genai is not installed.
+        TokenizerError: the library cannot read the tokenizer.
+    """
+    try:
+        from smolexport_on_onnxruntime_genai._chat import GenaiChat
+    except ImportError as error:
+        raise _missing(error) from error
+    return GenaiChat(Path(path))
 
 
 def _missing(error: Exception) -> MissingDependencyError:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from smolexport.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from smolexport_on_torch._chat import TransformersChat
     from smolexport_on_torch._session import TorchSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
 
 NAME = "torch"
 READS = "checkpoint"
@@ -65,6 +66,20 @@ def open(  # noqa: A001
     except ImportError as error:
         raise _missing(error) from error
     return TorchSession(Path(path), threads=threads, context=context, dtype=dtype, weights=weights)
+
+
+def open_chat(path: Path) -> TransformersChat:
+    """transformers' tokenizer and chat template of the folder `path`: of a checkpoint, or of any with such files.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        TokenizerError: transformers cannot read the tokenizer.
+    """
+    try:
+        from smolexport_on_torch._chat import TransformersChat
+    except ImportError as error:
+        raise _missing(error) from error
+    return TransformersChat(Path(path))
 
 
 def _missing(error: Exception) -> MissingDependencyError:

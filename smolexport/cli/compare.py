@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from smolexport.cli.options import (
     Number,
     checkpoint_argument,
     given_path,
+    given_word,
     json_option,
     parse_settings,
     print_json,
@@ -31,15 +32,25 @@ if TYPE_CHECKING:
 __all__ = ["command", "run", "show", "stages"]
 
 PARITY_MISSED = 1
+LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
 
 
 @click.command("compare", short_help="Hold exported files against their checkpoint.")
 @checkpoint_argument
-@click.argument("files", nargs=-1, required=True, type=given_path, help="Exported files or folders of that checkpoint.")
+@click.argument(
+    "files", nargs=-1, type=given_path,
+    help="Exported files or folders of that checkpoint; without any, all formats are made for the occasion.",
+)  # fmt: skip
+@click.option(
+    "--quant", "-q", metavar="A,B", type=given_word,
+    help="Without files: the schemes to make, each in all formats that have it.  [default: int4]",
+)  # fmt: skip
 @click.option("--text", metavar="PATH", type=given_path, help="UTF-8 text to score; default: the demo's held-out text.")
 @click.option("--max-kld", type=Number(min=0), help="Fail above this mean KLD.")
 @click.option("--min-top1", type=Number(min=0, max=1), help="Fail below this top-1 agreement (0 to 1).")
 @click.option("--max-ppl-ratio", type=Number(min=0), help="Fail above this perplexity ratio.")
+@click.option("--gate", metavar="FILE", type=given_path, help="Thresholds by format and scheme, TOML; flags override.")
+@click.option("--junit", metavar="FILE", type=given_path, help="Write the verdicts as JUnit XML, for CI.")
 @click.option("--dtype", default="bf16", help="Arithmetic of the reference: bf16 or f32.")
 @click.option("--window", default=512, help="Tokens per window; the second half is scored.")
 @click.option("--max-windows", type=Integer(min=1), help="Score at most so many.")
@@ -50,6 +61,7 @@ PARITY_MISSED = 1
     help="Part every deviation into the weights' and the runtime's; plays the decoded weights once more.",
 )  # fmt: skip
 @click.option("--cache/--no-cache", default=True, help="Keep the reference's logits for the next comparison.")
+@click.option("--chat/--no-chat", default=True, help="Compare tokenizers on hard texts, and chat templates.")
 @threads_option
 @click.option(
     "--runtime", "runtimes", metavar="NAME", multiple=True,
@@ -66,18 +78,12 @@ PARITY_MISSED = 1
 def command(
     checkpoint: str,
     files: tuple[Path, ...],
+    quant: str | None,
     text: Path | None,
-    max_kld: float | None,
-    min_top1: float | None,
-    max_ppl_ratio: float | None,
+    gate: Path | None,
+    junit: Path | None,
     dtype: str,
-    window: int,
-    max_windows: int | None,
-    greedy_tokens: int,
-    repetitions: int,
-    attribution: bool,
     cache: bool,
-    threads: int | None,
     runtimes: tuple[str, ...],
     reports: tuple[Path, ...],
     force: bool,
@@ -86,6 +92,7 @@ def command(
     revision: str | None,
     token: str | None,
     json: bool,
+    **amounts: Any,
 ) -> None:
     """Compare exported files with the checkpoint: accuracy, greedy agreement, speed, memory.
 
@@ -93,25 +100,68 @@ def command(
     share of positions with the same best token. Exits with 1 when a threshold is missed.
     """
     from smolexport.demo import demo_text
+    from smolexport.errors import UsageError
     from smolexport.parity.candidates import exported, reference
+    from smolexport.parity.gate import Thresholds, gate_from
     from smolexport.parity.inputs import Settings
+    from smolexport.parity.junit import check_junit, write_junit
     from smolexport.parity.report import check_reports, write_reports
-    from smolexport.parity.results import Thresholds
 
+    if files and quant is not None:
+        raise UsageError(f"--quant {quant}: is for a comparison without files; these have their schemes")
     check_reports(reports, force=force)
-    amount = Settings(
-        window=window, max_windows=max_windows, greedy_tokens=greedy_tokens, repetitions=repetitions, threads=threads,
-        attribution=attribution,
-    )  # fmt: skip
-    limits = Thresholds(max_kld=max_kld, min_top1=min_top1, max_ppl_ratio=max_ppl_ratio)
+    limits = gate_from(gate, Thresholds(**{name: amounts.pop(name) for name in LIMITS}))
+    check_junit(junit)
     words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
+    amount = Settings(**amounts)
     base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config)
-    candidates = exported(list(files), options, runtimes)
-    result = run(base, candidates, words, settings=amount, thresholds=limits, cache=cache, quiet=json)
-    show(result, json=json)
-    write_reports(reports, result, force=force)
+    made = nullcontext((files, runtimes)) if files else _made(base.path, quant or "int4", runtimes, amount.threads)
+    with made as (paths, players):
+        candidates = exported(paths, options, players)
+        result = run(base, candidates, words, settings=amount, thresholds=limits, cache=cache, quiet=json)
+        show(result, json=json)
+        write_reports(reports, result, force=force)
+        write_junit(result, junit)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)
+
+
+@contextmanager
+def _made(
+    folder: Path, quant: str, runtimes: tuple[str, ...], threads: int | None
+) -> Iterator[tuple[Sequence[Path], tuple[str, ...]]]:
+    """Files of `folder` in every format that something here plays, for a while, and all runtimes that do."""
+    import tempfile
+
+    from smolexport import convert, plugins
+    from smolexport.cli.export import write_jobs
+    from smolexport.errors import MissingDependencyError
+
+    players = [name for name in plugins.runtimes() if plugins.missing(name) is None]
+    reads = {plugins.adapter(name).READS: name for name in players}
+    formats = [name for name in plugins.converters() if plugins.converter(name).FORMAT in reads]
+    if not formats:
+        raise MissingDependencyError("no runtime for exported files is installed; `smolexport list` tells how")
+    wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
+    with tempfile.TemporaryDirectory(prefix="smolexport-compare-") as scratch:
+        passes = [
+            convert.prepare_all(folder, scratch, targets=_having(formats, scheme), quant=scheme)
+            for scheme in map(str.strip, quant.split(","))
+        ]
+        yield [done.path for jobs in passes for done in write_jobs(jobs, force=False, threads=threads)], wanted
+
+
+def _having(formats: list[str], scheme: str) -> list[str]:
+    """Those of `formats` that have the scheme; all, which makes an error that says what there is, where none has."""
+    from smolexport import plugins
+    from smolexport.errors import UsageError
+
+    found = []
+    for name in formats:
+        with suppress(UsageError):
+            plugins.converter(name).find_scheme(scheme)
+            found.append(name)
+    return found or formats
 
 
 def _folder(checkpoint: str, revision: str | None, token: str | None) -> Path:

@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from smolexport import weights
 from smolexport.errors import UsageError
-from smolexport.parity import machine
+from smolexport.parity import chat, machine
 from smolexport.parity.base import Base, play, reach
 from smolexport.parity.group import Member, TooSmall, decoded_bytes, play_group
 from smolexport.parity.inputs import Candidate, Settings
@@ -75,7 +75,7 @@ def compare(
         candidates: exported files of it with their runtimes.
         text: what is scored; prompts are cut from it too.
         settings: how much is measured.
-        thresholds: what every candidate must reach.
+        thresholds: what every candidate must reach; a `Gate` asks each for its own.
         cache: folder where the reference's logits are kept, see `store.usual_folder`; None keeps nothing.
         progress: told about each step.
 
@@ -84,7 +84,8 @@ def compare(
         OutputError: the disk has no room for the reference's logits.
         SmolexportError: whatever a runtime raises while it opens or plays a file.
     """
-    settings = settings or Settings()
+    settings, thresholds = settings or Settings(), thresholds or Thresholds()
+    settings = replace(settings, attribution=settings.attribution or thresholds.needs_attribution)
     tick = progress or _silent
     if not candidates:
         raise UsageError("no file to compare with the checkpoint: name at least one")
@@ -95,7 +96,7 @@ def compare(
     sheet.speeds = speeds(models, np.array(sheet.base.ids, np.int64), context, settings, tick)
     sheet.bandwidth = machine.bandwidth(settings.threads) if settings.repetitions else None
     sheet.peaks = peaks(models, context, settings, tick)  # each is a model's alone: all are closed by now
-    return _assemble(models, sheet, settings, thresholds or Thresholds())
+    return _assemble(models, sheet, settings, thresholds)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -153,6 +154,8 @@ def _play_groups(
     found: dict[int, Member] = {}
     pairs = []
     attribute, notes = _can_attribute(reference, candidates, settings)
+    conversations, told = chat.ask(reference.path) if settings.chat else (None, "")
+    notes += [told] if told else []
     for number, places in enumerate(groups):
 
         def shifted(stage: str, done: int, total: int, number: int = number) -> None:
@@ -160,7 +163,7 @@ def _play_groups(
 
         models = [candidates[place] for place in places]
         known = attribute and models[0].weights is not None
-        members = play_group(reference, base, models, settings, known, shifted)
+        members = play_group(reference, base, models, settings, shifted, attribute=known, conversations=conversations)
         for place, member in zip(places, members, strict=True):
             found[place] = member
             pairs += [Pair(place, places[other], accuracy) for other, accuracy in member.pairs.items()]
@@ -191,6 +194,7 @@ def _errors(reference: Candidate, candidate: Candidate, settings: Settings) -> t
 def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, thresholds: Thresholds) -> Comparison:
     base, results = sheet.base, []
     for place, (model, member) in enumerate(zip(models[1:], sheet.members, strict=True)):
+        others = [pair.accuracy for pair in sheet.pairs if place in (pair.first, pair.second)]
         peak, peak_note = sheet.peaks[place + 1]
         rate = sheet.speeds[place + 1]
         results.append(
@@ -202,8 +206,9 @@ def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, th
                 load_seconds=member.load_seconds,
                 peak_rss_bytes=peak,
                 tokenizer_equal=not member.tokenizer_note,
-                notes=tuple(filter(None, (member.tokenizer_note, peak_note))),
-                misses=thresholds.misses(member.accuracy),
+                notes=tuple(filter(None, (member.tokenizer_note, chat.note(member.chat), peak_note))),
+                misses=thresholds.thresholds_for(model).misses(member.accuracy, member.attribution, others),
+                chat=member.chat,
                 fingerprint=sheet.fingerprints[place],
                 attribution=member.attribution,
                 tensor_errors=sheet.errors[place],

@@ -16,6 +16,7 @@ from smolexport import weights
 from smolexport.errors import UsageError
 from smolexport.parity import greedy
 from smolexport.parity.base import Base, Tick, reach, reference_blocks
+from smolexport.parity.chat import ChatCheck, Expected, check
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.results import Accuracy, Attribution, Divergence, Greedy
 from smolexport.parity.statistics import Accumulator, Predictions, read_predictions
@@ -43,6 +44,7 @@ class Member:
     attribution: Attribution | None = None
     greedy: Greedy | None = None
     tokenizer_note: str = ""
+    chat: tuple[ChatCheck, ...] = ()
     pairs: dict[int, Accuracy] = field(default_factory=dict)  # by the other's place in the group, which is later
 
 
@@ -54,7 +56,14 @@ def decoded_bytes(reference: Candidate) -> int:
 
 
 def play_group(
-    reference: Candidate, base: Base, models: Sequence[Candidate], settings: Settings, attribute: bool, tick: Tick
+    reference: Candidate,
+    base: Base,
+    models: Sequence[Candidate],
+    settings: Settings,
+    tick: Tick,
+    *,
+    attribute: bool = False,
+    conversations: Expected | None = None,
 ) -> list[Member]:
     """Play `models`, all of the same weights, on the reference's windows and prompts.
 
@@ -63,8 +72,9 @@ def play_group(
         base: what it gave.
         models: the candidates.
         settings: how much.
-        attribute: also play their decoded weights on the reference's runtime, in float32.
         tick: told about each window.
+        attribute: also play their decoded weights on the reference's runtime, in float32.
+        conversations: what the checkpoint makes of hard texts and of its chat template; None leaves that out.
 
     Raises:
         TooSmall: one of them holds fewer tokens than a window.
@@ -78,6 +88,8 @@ def play_group(
         for member, session in zip(members, sessions, strict=True):
             member.greedy = _agreement(base, session)
             member.tokenizer_note = _tokenizer_note(base, session)
+            if conversations:
+                member.chat = check(conversations, member.model, session)
     return members
 
 

@@ -66,6 +66,7 @@ class Settings:
         memory: measure each file's peak memory in a fresh process.
         attribution: part every deviation into the weights' and the runtime's, and find the noise floor; plays every
             file's decoded weights once more, in float32.
+        chat: compare tokenizers on hard texts, and chat templates; takes some ten seconds, libraries are loaded anew.
         block_bytes: most float32 logits of one session held at a time.
     """
 
@@ -80,6 +81,7 @@ class Settings:
     threads: int | None = None
     memory: bool = True
     attribution: bool = True
+    chat: bool = False
     block_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:

@@ -5,14 +5,18 @@ Units: nats per token, tokens per second, milliseconds, seconds, bytes; shares a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.parity.gate import Thresholds
 from smolexport.parity.inputs import Candidate
+
+if TYPE_CHECKING:
+    from smolexport.parity.chat import ChatCheck
 
 __all__ = [
     "Accuracy",
@@ -188,29 +192,6 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """What a candidate must reach; None is not asked for."""
-
-    max_kld: float | None = None
-    min_top1: float | None = None
-    max_ppl_ratio: float | None = None
-
-    def misses(self, accuracy: Accuracy) -> tuple[str, ...]:
-        """One sentence per threshold that is missed.  Figures that are not finite always miss."""
-        kld, top1, ratio = accuracy.kld.mean.value, accuracy.top1.value, accuracy.ratio.value
-        if not (math.isfinite(kld) and math.isfinite(ratio)):
-            return (f"logits are not all finite (mean KLD {kld}): the file or its runtime is damaged",)
-        missed = []
-        if self.max_kld is not None and kld > self.max_kld:
-            missed.append(f"mean KLD {kld:.4g} is above {self.max_kld:g}")
-        if self.min_top1 is not None and top1 < self.min_top1:
-            missed.append(f"top-1 agreement {top1:.4f} is below {self.min_top1:g}")
-        if self.max_ppl_ratio is not None and ratio > self.max_ppl_ratio:
-            missed.append(f"perplexity ratio {ratio:.5f} is above {self.max_ppl_ratio:g}")
-        return tuple(missed)
-
-
-@dataclass(frozen=True)
 class TextFacts:
     """What was scored: tokens of the whole text, window length, windows, scored positions of each."""
 
@@ -247,6 +228,7 @@ class CandidateResult:
         tensor_errors: in the order of the forward pass; empty likewise.
         bandwidth_share: decode rate over what reading all weights once per token allows at this machine's memory
             bandwidth; None without speed.
+        chat: texts and conversations against the checkpoint's; empty where it was not asked for.
     """
 
     model: Candidate
@@ -262,6 +244,7 @@ class CandidateResult:
     attribution: Attribution | None = None
     tensor_errors: tuple[TensorError, ...] = ()
     bandwidth_share: float | None = None
+    chat: tuple[ChatCheck, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -284,7 +267,7 @@ class Comparison:
 
     Attributes:
         text: what was scored.
-        thresholds: what was asked for.
+        thresholds: what was asked for, of each candidate through `thresholds_for`.
         reference: the checkpoint's own figures.
         candidates: a file each, or a file on a runtime.
         notes: what a reader of the figures should know.

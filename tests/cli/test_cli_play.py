@@ -19,7 +19,19 @@ needs_runtimes = pytest.mark.skipif(
     reason="a runtime is not installed",
 )
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from it " * 40
-FEW = ("--window", "64", "--max-windows", "2", "--greedy-tokens", "8", "--repetitions", "1", "--threads", "1")
+FEW = (
+    "--window",
+    "64",
+    "--max-windows",
+    "2",
+    "--greedy-tokens",
+    "8",
+    "--repetitions",
+    "1",
+    "--threads",
+    "1",
+    "--no-chat",
+)
 
 
 @pytest.fixture(scope="module")

@@ -232,7 +232,7 @@ def test_memory_is_bounded_by_the_block_not_by_the_text(make_model, text, monkey
     try:
         with Shelf(None) as shelf:
             base = play(reference, text, settings, shelf, None, quiet)
-            members = play_group(reference, base, models, settings, False, quiet)
+            members = play_group(reference, base, models, settings, quiet)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

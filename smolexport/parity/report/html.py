@@ -75,10 +75,13 @@ def _environment() -> Environment:
 def _limits(limits: Sheet) -> list[str]:
     """What was asked for, in words; empty where it was not."""
     kld, top1, ratio = limits["max_kld"], limits["min_top1"], limits["max_ppl_ratio"]
+    exporter, pair = limits["max_exporter_kld"], limits["max_pair_kld"]
     return [
         "" if kld is None else f"mean KLD at most {kld:g}",
         "" if top1 is None else f"top-1 agreement at least {100 * top1:g} %",
         "" if ratio is None else f"perplexity ratio at most {ratio:g}",
+        "" if exporter is None else f"mean KLD by exporter at most {exporter:g}",
+        "" if pair is None else f"mean KLD between files of the same weights at most {pair:g}",
     ]
 
 

@@ -6,6 +6,7 @@ file describes it; `schema` in the output is that file's version and changes whe
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from functools import cache
@@ -71,6 +72,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             "max_kld": thresholds.max_kld,
             "min_top1": thresholds.min_top1,
             "max_ppl_ratio": thresholds.max_ppl_ratio,
+            "max_exporter_kld": thresholds.max_exporter_kld,
+            "max_pair_kld": thresholds.max_pair_kld,
         },
         "kld_edges": list(EDGES),
         "environment": {str(key): str(value) for key, value in comparison.environment.items()},
@@ -121,6 +124,7 @@ def _candidate_json(result: CandidateResult, name: str, text: TextFacts) -> dict
         "greedy": _greedy_json(result.greedy),
         **_use_json(result),
         "tokenizer_equal": result.tokenizer_equal,
+        "chat": [dataclasses.asdict(check) for check in result.chat],
         "notes": list(result.notes),
         "missed": list(result.misses),
         "passed": result.passed,

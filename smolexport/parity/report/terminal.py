@@ -200,8 +200,7 @@ def _lines(comparison: Comparison) -> Iterable[str]:
     for result, name in zip(comparison.candidates, _names(comparison), strict=True):
         yield from (f"note: {name}: {note}" for note in result.notes)
         yield from (f"MISSED: {name}: {miss}" for miss in result.misses)
-    asked = thresholds.max_kld is not None or thresholds.min_top1 is not None or thresholds.max_ppl_ratio is not None
-    if asked and comparison.passed:
+    if thresholds.asked and comparison.passed:
         yield "PASSED: every file is within the thresholds"
 
 

@@ -1,0 +1,236 @@
+"""pytest plugin: exported files as tests of a project.
+
+    pytest --smolexport-checkpoint ./my-model --smolexport-file out/my-model.gguf --smolexport-gate parity.toml
+
+collects one test for each file, `parity[my-model.gguf]`, marked `smolexport`, which fails with the thresholds that the
+file misses.  Without `--smolexport-gate`, `parity.toml` where pytest was started or in its root folder is taken; where
+there is none, finite logits are all that is asked for.  Paths are relative to the folder in which pytest was started.
+A project's own tests may use
+
+    smolexport_comparison     the `Comparison` of all those files, made once for all tests
+    smolexport_parity(file)   one file's `CandidateResult`, from the same comparison where it is in it
+
+Unused, the plugin costs the import of this file: nothing else is loaded before a parity test runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from smolexport.errors import SmolexportError
+    from smolexport.parity.inputs import Settings
+    from smolexport.parity.results import CandidateResult, Comparison, Thresholds
+
+_GATE = "parity.toml"
+_ACCURACY_ALONE: dict[str, Any] = {"greedy_tokens": 0, "repetitions": 0, "memory": False}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The plugin's options."""
+    group = parser.getgroup("smolexport", "parity of exported models with their checkpoint")
+    group.addoption("--smolexport-checkpoint", metavar="CHECKPOINT", help="folder, hub id, or demo: the reference")
+    group.addoption(
+        "--smolexport-file", metavar="PATH", action="append", default=[],
+        help="exported file or folder of it, a test each; repeatable",
+    )  # fmt: skip
+    group.addoption(
+        "--smolexport-gate", metavar="FILE", help=f"thresholds, TOML (default: {_GATE} here or in the root folder)"
+    )
+    group.addoption("--smolexport-text", metavar="FILE", help="UTF-8 text to score (default: the demo's)")
+    group.addoption("--smolexport-max-windows", metavar="N", type=int, help="score at most so many windows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker; refuse files without a checkpoint."""
+    config.addinivalue_line("markers", "smolexport: holds an exported file against its checkpoint")
+    for name in ("checkpoint", "file", "gate", "text"):
+        given = config.getoption(f"smolexport_{name}")
+        if "" in (given if isinstance(given, list) else [given]):
+            raise pytest.UsageError(f"--smolexport-{name} is empty: a variable that was never set?")
+    if config.getoption("smolexport_checkpoint"):
+        config.stash[_LAB] = _Lab(config)
+    elif config.getoption("smolexport_file"):
+        raise pytest.UsageError("--smolexport-file needs --smolexport-checkpoint: the model that it was exported from")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """What is held against what, where anything is."""
+    lab = config.stash.get(_LAB, None)
+    if lab is None:
+        return None
+    gate = lab.gate or f"none (no {_GATE} here): only finite logits are asked for"
+    return f"smolexport: {len(lab.files)} files against {lab.checkpoint}, gate: {gate}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m choose
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add a test for each file."""
+    lab = config.stash.get(_LAB, None)
+    if lab is not None and lab.files:
+        items.extend(_Files.from_parent(session, name="smolexport", nodeid="smolexport", lab=lab).collect())
+
+
+@pytest.fixture(scope="session")
+def smolexport_comparison(pytestconfig: pytest.Config) -> Comparison:
+    """All files of the command line against their checkpoint, computed once."""
+    lab = _lab(pytestconfig)
+    if not lab.files:
+        pytest.fail("smolexport_comparison needs --smolexport-file", pytrace=False)
+    found = lab.comparison()
+    return pytest.fail(str(found), pytrace=False) if isinstance(found, Exception) else found
+
+
+@pytest.fixture(scope="session")
+def smolexport_parity(pytestconfig: pytest.Config) -> Callable[..., CandidateResult]:
+    """`parity(file, *, thresholds=None, settings=None, text=None)`: the file's figures, and in `misses` its misses.
+
+    A file of the command line is looked up unless something else than there is asked for; any other is compared now.
+    """
+    lab = _lab(pytestconfig)
+
+    def parity(
+        file: str | Path,
+        *,
+        thresholds: Thresholds | None = None,
+        settings: Settings | None = None,
+        text: str | None = None,
+    ) -> CandidateResult:
+        path = lab.folder / file
+        if thresholds is None and settings is None and text is None and path in lab.files:
+            found = lab.result(lab.files.index(path))
+        else:
+            made = lab.compare([path], thresholds=thresholds, settings=settings, text=text)
+            found = made if isinstance(made, Exception) else made.candidates[0]
+        return pytest.fail(str(found), pytrace=False) if isinstance(found, Exception) else found
+
+    return parity
+
+
+class _Lab:
+    """The options of a run, and the comparison that they ask for, made when it is first wanted."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.folder = config.invocation_params.dir
+        name = config.getoption("smolexport_checkpoint")
+        self.checkpoint = self.folder / name if (self.folder / name).is_dir() else name
+        self.files = [self.folder / name for name in config.getoption("smolexport_file")]
+        asked, usual = config.getoption("smolexport_gate"), [self.folder / _GATE, config.rootpath / _GATE]
+        found = [self.folder / asked] if asked else [path for path in usual if path.is_file()]
+        self.gate: Path | None = next(iter(found), None)
+        self._text = config.getoption("smolexport_text")
+        self._max_windows = config.getoption("smolexport_max_windows")
+        self._comparison: Comparison | SmolexportError | None = None
+        self._alone: dict[int, CandidateResult | SmolexportError] = {}
+
+    def comparison(self) -> Comparison | SmolexportError:
+        """All files at once; an error, of whichever file, is kept like a result."""
+        if self._comparison is None:
+            self._comparison = self.compare(self.files)
+        return self._comparison
+
+    def result(self, index: int) -> CandidateResult | SmolexportError:
+        """One file's figures; where the comparison of all fails, each file's own, so that a bad one fails alone."""
+        found = self.comparison()
+        if not isinstance(found, Exception):
+            return found.candidates[index]
+        if len(self.files) == 1:
+            return found
+        if index not in self._alone:
+            made = self.compare([self.files[index]])
+            self._alone[index] = made if isinstance(made, Exception) else made.candidates[0]
+        return self._alone[index]
+
+    def compare(
+        self,
+        files: list[Path],
+        *,
+        thresholds: Thresholds | None = None,
+        settings: Settings | None = None,
+        text: str | None = None,
+    ) -> Comparison | SmolexportError:
+        """Figures of `files`: accuracy alone, unless `settings` say otherwise."""
+        import smolexport
+        from smolexport.cli.options import read_words
+        from smolexport.parity.gate import read_gate
+
+        try:
+            if text is None and self._text is not None:
+                text = read_words(self.folder / self._text)
+            return smolexport.compare(
+                self.checkpoint,
+                files,
+                text=text,
+                settings=settings or smolexport.Settings(max_windows=self._max_windows, **_ACCURACY_ALONE),
+                thresholds=thresholds or (read_gate(self.gate) if self.gate else None),
+            )
+        except smolexport.SmolexportError as error:
+            return error
+
+
+_LAB: pytest.StashKey[_Lab] = pytest.StashKey()
+
+
+def _lab(config: pytest.Config) -> _Lab:
+    lab = config.stash.get(_LAB, None)
+    if lab is None:
+        pytest.fail("this test needs --smolexport-checkpoint", pytrace=False)
+    return lab
+
+
+class _Files(pytest.Collector):
+    """Where the tests of files hang in pytest's tree."""
+
+    def __init__(self, *, lab: _Lab, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._lab = lab
+
+    def collect(self) -> Iterator[pytest.Item]:
+        names = [path.name for path in self._lab.files]
+        paths = [str(path) for path in self._lab.files]
+        for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+            label = name if names.count(name) == 1 else path if paths.count(path) == 1 else f"{path} #{index + 1}"
+            yield _File.from_parent(self, name=f"parity[{label}]", lab=self._lab, index=index)
+
+
+class _File(pytest.Item):
+    """One exported file."""
+
+    def __init__(self, *, lab: _Lab, index: int, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._lab, self._index = lab, index
+        self.add_marker("smolexport")
+
+    def runtest(self) -> None:
+        found = self._lab.result(self._index)
+        if isinstance(found, Exception):
+            raise _MissedError(str(found))
+        accuracy = found.accuracy
+        figures = {
+            "kld": accuracy.kld.mean.value,
+            "top1": accuracy.top1.value,
+            "ppl_ratio": accuracy.ratio.value,
+            "positions": accuracy.positions,
+        }
+        self.user_properties.extend(figures.items())
+        if found.misses:
+            shown = ", ".join(f"{name} {value:.6g}" for name, value in figures.items())
+            lines = (*found.misses, *(f"note: {note}" for note in found.notes), f"figures: {shown}")
+            raise _MissedError("\n".join(lines))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The misses themselves; a traceback only for what is no verdict."""
+        if isinstance(excinfo.value, _MissedError):
+            return f"{self._lab.files[self._index]}\n{excinfo.value}"
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self._lab.files[self._index], None, self.name
+
+
+class _MissedError(Exception):
+    """A file that is not what it should be."""

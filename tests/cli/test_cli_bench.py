@@ -1,0 +1,84 @@
+"""`smolexport bench`, and `compare` without files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smolexport import plugins
+from smolexport.convert import export
+from tests.cli.commands import run
+
+SHORT = ("--prefill", "32", "--decode", "4", "--repetitions", "2", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def files(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("bench")
+    return [export(kind, demo, folder / f"demo.{kind}", quant="int4").path for kind in ("gguf", "onnx")]
+
+
+def test_files_and_a_checkpoint_are_measured_in_one_run(files: list[Path]) -> None:
+    pytest.importorskip("torch")
+    outcome = run("bench", *map(str, files), "demo", *SHORT, "--json")
+    assert outcome.code == 0, outcome.err
+    sheet = json.loads(outcome.out)
+    assert [row["runtime"] for row in sheet["models"]] == ["torch", "llama.cpp", "onnxruntime"]
+    for row in sheet["models"]:
+        speed = row["speed"]
+        assert (speed["prefill_tokens"], speed["decode_tokens"], speed["repetitions"]) == (32, 4, 2)
+        assert min(speed[key] for key in ("ttft_ms", "prefill_tok_s", "decode_tok_s")) > 0
+        assert 0 < row["bandwidth_share"] < 2
+        assert row["peak_rss_bytes"] > row["bytes"]
+    assert 1e8 < sheet["bandwidth_bytes_per_second"] < 1e13
+    assert sheet["environment"]["threads"] == "1"
+
+
+def test_the_table_names_every_file(files: list[Path]) -> None:
+    outcome = run("bench", str(files[0]), *SHORT)
+    assert outcome.code == 0, outcome.err
+    assert "demo.gguf" in outcome.out
+    assert "GB/s read from memory" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere.gguf",), "nowhere.gguf"),
+        (("demo", "--repetitions", "0"), "at least one repetition"),
+        (("demo", "--decode", "0"), "decode tokens: 0 is too few"),
+    ],
+)
+def test_bad_requests_are_one_line(arguments: tuple[str, ...], said: str) -> None:
+    outcome = run("bench", *arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_compare_without_files_makes_them(demo: Path) -> None:
+    for library in ("torch", "llama_cpp", "mlx_lm", "onnxruntime"):
+        pytest.importorskip(library)
+    quick = ("--max-windows", "1", "--greedy-tokens", "0", "--repetitions", "0", "--no-chat", "--no-cache")
+    outcome = run("compare", "demo", "-q", "int8,q4_k", *quick, "--json")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)["candidates"]
+    players = {"gguf": ["llama.cpp"], "mlx": ["mlx"], "onnx": ["onnxruntime"]}
+    if plugins.missing("onnxruntime_genai") is None:
+        players["onnx"].append("onnxruntime-genai")
+    expected = [(kind, "int8", player) for kind, names in players.items() for player in names]
+    assert [(r["format"], r["scheme"], r["runtime"]) for r in rows] == [*expected, ("gguf", "q4_k_m", "llama.cpp")]
+    assert len({row["fingerprint"] for row in rows}) == 2
+
+
+def test_a_scheme_is_for_files_that_are_made(files: list[Path]) -> None:
+    outcome = run("compare", "demo", str(files[0]), "-q", "int8")
+    assert outcome.code == 2
+    assert "without files" in outcome.err
+    outcome = run("compare", "demo", "-q", "int5")
+    assert outcome.code == 2
+    assert "int5" in outcome.err
