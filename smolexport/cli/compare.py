@@ -20,6 +20,7 @@ from smolexport.cli.options import (
     print_json,
     read_words,
     runtime_options,
+    say,
     source_options,
     threads_option,
 )
@@ -182,13 +183,24 @@ def run(
 ) -> Comparison:
     """Compare with a progress bar on stderr; `cache`: keep the reference's logits.  Raises SmolexportError."""
     from smolexport.parity.compare import compare
-    from smolexport.parity.store import usual_folder
 
-    shelf = usual_folder() if cache else None
+    shelf = _shelf() if cache else None
     with stages(quiet) as progress:
         return compare(
             base, candidates, text=text, settings=settings, thresholds=thresholds, cache=shelf, progress=progress
         )
+
+
+def _shelf() -> Path | None:
+    """Where the reference's logits are kept; None, and a note, where nothing can be."""
+    from smolexport.errors import OutputError
+    from smolexport.parity.store import usual_folder
+
+    try:
+        return usual_folder()
+    except OutputError as error:
+        say(f"note: the reference's logits are not kept for the next comparison: {error}")
+        return None
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def exported(
                 bytes=about.bytes,
                 bits_per_weight=about.bits_per_weight,
                 options=plugins.checked_options(runtime.open, own, runtime.NAME),
-                weights=partial(converter.weights, path),
+                # the weights that are read back are those of a folder's first model
+                weights=None if "graph" in own else partial(converter.weights, path),
             )
         )
     return found

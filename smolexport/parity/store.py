@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from smolexport.errors import FileFormatError, SessionError
+from smolexport.errors import FileFormatError, OutputError, SessionError
 from smolexport.output import check_space
 
 __all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
@@ -161,10 +161,20 @@ class Shelf:
 
 
 def usual_folder() -> Path:
-    """Where entries are kept: with the assets of the Hugging Face cache, so HF_HOME and HF_ASSETS_CACHE move it."""
+    """Where entries are kept: with the assets of the Hugging Face cache, so HF_HOME and HF_ASSETS_CACHE move it.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
     from huggingface_hub import cached_assets_path
 
-    return Path(cached_assets_path(library_name="smolexport", namespace="parity", subfolder="logits"))
+    try:
+        folder = Path(cached_assets_path(library_name="smolexport", namespace="parity", subfolder="logits"))
+    except (OSError, ValueError) as error:
+        raise OutputError(str(error)) from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written to")
+    return folder
 
 
 def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any]]) -> str:

@@ -82,3 +82,12 @@ def test_a_scheme_is_for_files_that_are_made(files: list[Path]) -> None:
     outcome = run("compare", "demo", "-q", "int5")
     assert outcome.code == 2
     assert "int5" in outcome.err
+
+
+def test_a_cache_that_cannot_be_made_is_told_and_costs_nothing_else(files: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "file").touch()
+    quick = ("--max-windows", "1", "--greedy-tokens", "0", "--repetitions", "0", "--no-chat", "--no-attribution")
+    outcome = run("compare", "demo", str(files[0]), *quick, env={"HF_ASSETS_CACHE": str(tmp_path / "file" / "x")})
+    assert outcome.code == 0, outcome.err
+    assert "note: the reference's logits are not kept for the next comparison: " in outcome.err

@@ -153,3 +153,12 @@ def test_a_fault_of_the_weights_is_not_the_exporters(demo: Path, tmp_path: Path)
     weights, runtime = parts(found)
     assert weights > 0.05
     assert runtime < weights / 20
+
+
+def test_another_graph_of_a_folder_is_not_judged_by_the_first_ones_weights(demo: Path, tmp_path: Path) -> None:
+    folder = export("onnx", demo, tmp_path / "demo-onnx", quant="int4+int8").path
+    several = exported([folder], {"graph": "int8"})
+    result = compare(reference(demo, "f32"), several, text=demo_text(), settings=QUICK)
+    [found] = result.candidates
+    assert found.accuracy.kld.mean.value < 0.002
+    assert (found.attribution, found.fingerprint, found.tensor_errors) == (None, "", ())

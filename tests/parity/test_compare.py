@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from smolexport.parity.results import Thresholds
 from smolexport.parity.statistics import Accumulator, read_predictions
 from smolexport.parity.store import Shelf
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = Settings(window=64, repetitions=2, prefill_tokens=32, decode_tokens=4, memory=False)
 
 
@@ -241,6 +243,14 @@ def test_memory_is_bounded_by_the_block_not_by_the_text(make_model, text, monkey
     whole = 64 * Wide.vocab_size * 4
     # a block of each side, a copy of a slice of it, a few rows of float64
     assert peak < (4 + together) * settings.block_bytes < whole
+
+
+def test_the_largest_vocabulary_takes_less_than_a_gigabyte():
+    """Of 4,096 tokens and three files that hold the same weights; the models themselves aside."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parity.scale"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 100 < int(done.stdout) < 1000
 
 
 def test_progress_runs_through_every_stage(make_model, text):
