@@ -234,7 +234,7 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
     try:
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path}: is larger than {MAX_JSON >> 20} MiB; is it the right file?")
-        if not path.is_file():  # reading a pipe would wait for ever
+        if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
             raise CheckpointError(f"{path}: is no regular file")
         value = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:

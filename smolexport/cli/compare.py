@@ -44,7 +44,7 @@ LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
 )  # fmt: skip
 @click.option(
     "--quant", "-q", metavar="A,B", type=given_word,
-    help="Without files: the schemes to make, each in all formats that have it.  [default: int4]",
+    help="Schemes to make where no files are named, each in all formats that have it; default: int4.",
 )  # fmt: skip
 @click.option("--text", metavar="PATH", type=given_path, help="UTF-8 text to score; default: the demo's held-out text.")
 @click.option("--max-kld", type=Number(min=0), help="Fail above this mean KLD.")

@@ -12,7 +12,7 @@ from smolexport.convert import export_all
 from smolexport.demo import demo_text
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import CandidateResult
-from tests.benchmarks import export_memory, mlx_convert
+from tests.benchmarks import conversion, export_memory, mlx_convert
 from tests.mlx_for_tests import mlx_lm
 
 TWIN = Path(__file__).resolve().parents[1] / "fixtures" / "smollm3_twin"
@@ -90,7 +90,7 @@ def warm(demo: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("warm")
 def test_peak_memory_does_not_grow_with_the_model(shared: Path, tmp_path: Path) -> None:
     """The 1.7B shape, to MLX and to all formats at once; neither needs an intermediate file."""
-    bare, tokenizer = mlx_convert.child(mlx_convert.BARE)["rss"], shared / "smollm2-tokenizer"
+    bare, tokenizer = conversion.child(conversion.BARE)["rss"], shared / "smollm2-tokenizer"
     for command, scheme, size, limit in (("mlx", "q4", 963 * MB, 150 * MIB), ("all", "int4", 3292 * MB, 180 * MIB)):
         (tmp_path / command).mkdir()
         figures = export_memory.measure("SmolLM2-1.7B", scheme, tokenizer, tmp_path / command, command=command)
@@ -102,7 +102,7 @@ def test_peak_memory_does_not_grow_with_the_model(shared: Path, tmp_path: Path) 
 @pytest.mark.usefixtures("warm")
 def test_peak_memory_on_many_processors(shared: Path, tmp_path: Path) -> None:
     """Sixteen threads, the most that are taken by themselves, need little more than two."""
-    bare = mlx_convert.child(mlx_convert.BARE)["rss"]
+    bare = conversion.child(conversion.BARE)["rss"]
     figures = export_memory.measure("SmolLM2-135M", "q4", shared / "smollm2-tokenizer", tmp_path, 16, "mlx")
     assert figures["peak_rss"] - bare < 150 * MIB
 

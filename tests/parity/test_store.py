@@ -12,7 +12,8 @@ from smolexport.errors import FileFormatError, OutputError, SessionError
 from smolexport.parity import store
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
-from smolexport.parity.store import LogitStore, Recorder, Shelf, usual_folder
+from smolexport.parity.store import LogitStore, Recorder, Shelf
+from tests.children import python
 
 ONCE = Settings(window=64, repetitions=0, memory=False)
 
@@ -134,7 +135,6 @@ def test_nothing_is_left_of_an_entry_that_fails(tmp_path: Path) -> None:
 
 
 def test_the_cache_goes_where_the_hubs_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
-    assert tmp_path in usual_folder().parents
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path))
+    said = python("from smolexport.parity.store import usual_folder; print(usual_folder())")
+    assert tmp_path in Path(said.strip()).parents

@@ -24,7 +24,8 @@ def install(folder: Path) -> Path:
     source = Path(smolexport.__file__).parent
     package = folder / "smolexport"
     shutil.copytree(source / "quant", package / "quant", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(source / "errors.py", package)
+    for module in ("errors.py", "memory.py"):
+        shutil.copy(source / module, package)
     (package / "__init__.py").touch()
     return package
 
