@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,8 @@ def command(
     words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
     amount = Settings(**amounts)
     base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config)
-    made = nullcontext((files, runtimes)) if files else _made(base.path, quant or "int4", runtimes, amount.threads)
+    source = {"source": checkpoint, "ignore_config": ignore_config, "revision": revision, "token": token}
+    made = nullcontext((files, runtimes)) if files else _made(source, quant or "int4", runtimes, amount.threads)
     with made as (paths, players):
         candidates = exported(paths, options, players)
         result = run(base, candidates, words, settings=amount, thresholds=limits, cache=cache, quiet=json)
@@ -129,9 +130,9 @@ def command(
 
 @contextmanager
 def _made(
-    folder: Path, quant: str, runtimes: tuple[str, ...], threads: int | None
+    source: Mapping[str, Any], quant: str, runtimes: tuple[str, ...], threads: int | None
 ) -> Iterator[tuple[Sequence[Path], tuple[str, ...]]]:
-    """Files of `folder` in every format that something here plays, for a while, and all runtimes that do."""
+    """Files of `source` in every format that something here plays, for a while, and all runtimes that do."""
     import tempfile
 
     from smolexport import convert, plugins
@@ -146,7 +147,7 @@ def _made(
     wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
     with tempfile.TemporaryDirectory(prefix="smolexport-compare-") as scratch:
         passes = [
-            convert.prepare_all(folder, scratch, targets=_having(formats, scheme), quant=scheme)
+            convert.prepare_all(out=scratch, targets=_having(formats, scheme), quant=scheme, **source)
             for scheme in map(str.strip, quant.split(","))
         ]
         yield [done.path for jobs in passes for done in write_jobs(jobs, force=False, threads=threads)], wanted

@@ -73,6 +73,7 @@ def test_compare_without_files_makes_them(demo: Path) -> None:
     expected = [(kind, "int8", player) for kind, names in players.items() for player in names]
     assert [(r["format"], r["scheme"], r["runtime"]) for r in rows] == [*expected, ("gguf", "q4_k_m", "llama.cpp")]
     assert len({row["fingerprint"] for row in rows}) == 2
+    assert all(Path(row["path"]).name.startswith("demo-") for row in rows)
 
 
 def test_a_scheme_is_for_files_that_are_made(files: list[Path]) -> None:
