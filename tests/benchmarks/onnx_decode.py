@@ -34,9 +34,10 @@ from typing import Any
 
 import numpy as np
 
+from smolexport.parity.machine import bandwidth
 from smolexport.spec import Role
 from tests.benchmarks.export_memory import write_random
-from tests.benchmarks.turns import Player, bandwidth, in_turns, ratio, serve
+from tests.benchmarks.turns import Player, in_turns, ratio, serve
 from tests.core.published_configs import PUBLISHED
 from tests.optimum_for_tests import VARIABLE, export_f32, optimum_python
 

@@ -10,7 +10,6 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Feed", "Figures", "Player", "bandwidth", "in_turns", "ratio", "serve"]
+__all__ = ["Feed", "Figures", "Player", "in_turns", "ratio", "serve"]
 
 Feed = Callable[[list[int]], object]
 """Appends tokens and makes the logits of the last one at least."""
@@ -27,7 +26,6 @@ Player = tuple[Feed, Callable[[], object]]
 Figures = Mapping[str, Sequence[float]]
 """Tokens per second by turn: `prefill` and `decode` by the clock, `prefill_cpu` and `decode_cpu` by CPU time."""
 STEPS = 16  # tokens of a turn
-READ = 256 << 20  # bytes, more than a processor's caches hold
 
 
 def serve(player: Player, prompt: int, tokens: int) -> None:
@@ -105,21 +103,6 @@ def _answer(player: subprocess.Popen[str]) -> str:
     if not line:
         raise SystemExit(f"a player ended: {player.args}")
     return line.strip()
-
-
-def bandwidth(threads: int) -> float:
-    """Bytes per second that `threads` together read from memory, the best of five times."""
-    parts = np.split(np.ones(READ // 4, np.float32), threads)
-    rates = []
-    for _ in range(5):
-        workers = [threading.Thread(target=np.max, args=(part,)) for part in parts]
-        start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        rates.append(READ / (time.perf_counter() - start))
-    return max(rates)
 
 
 def ratio(figures: Sequence[float], base: Sequence[float]) -> float:

@@ -85,7 +85,7 @@ def test_the_folder_keeps_every_rule_of_its_readers(
     assert lint(out) == []
     assert replaceable(out)
     for graph in (out / "onnx").glob("*.onnx"):
-        assert graph.stat().st_size < 100_000
+        assert graph.stat().st_size < (100_000 if quant == "int8-dynamic" else 64_000)
 
 
 def test_the_graph_is_what_the_library_reads(tokenizer: Path, tmp_path: Path) -> None:
