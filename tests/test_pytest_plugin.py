@@ -32,6 +32,8 @@ SHORT = "Some words of a text that is short enough to be scored at once, and lon
 
 def pytest_in(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """Run pytest as a project does that has smolexport and no other plugin."""
+    if not any((folder / name).exists() for name in ("pytest.ini", "pyproject.toml")):
+        (folder / "pytest.ini").write_text("[pytest]\n")  # otherwise pytest takes one from a folder further up
     env = environment({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "200"})
     return subprocess.run(
         [sys.executable, "-m", "pytest", *PLUGIN, f"--rootdir={folder}", *argv],
