@@ -35,7 +35,7 @@ OPTIONS = {"nogil": True, "error_model": "numpy"}
 def kernel(function: F) -> F:
     """Compile `function` at its first call and keep the machine code on disk if any cache folder is writable."""
     try:
-        compiled = numba.njit(cache=True, **OPTIONS)(function)
+        compiled = numba.njit(cache=True, no_cfunc_wrapper=True, **OPTIONS)(function)
     except RuntimeError:  # "no locator available": there is nowhere to write
         return cast(F, numba.njit(**OPTIONS)(function))
     file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
@@ -46,7 +46,7 @@ def kernel(function: F) -> F:
 
 def helper(function: F) -> F:
     """Compile `function` as a part of the kernels that call it; it has no cache entry of its own."""
-    return cast(F, numba.njit(**OPTIONS)(function))
+    return cast(F, numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function))
 
 
 def instruction(generate: Callable[..., Any]) -> Any:

@@ -29,7 +29,8 @@ def encode_f16(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any]
     """Round to float16; float16 input is copied."""
     halves = out.view(np.uint16)
     if kind == F16:
-        halves[:] = u16
+        for i in range(halves.size):  # a slice would compile the message of a shape that does not fit
+            halves[i] = u16[i]
         return
     buffer = np.empty(TILE, np.float32)
     for start in range(0, halves.size, TILE):
@@ -45,7 +46,8 @@ def encode_bf16(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any
     """Round to bfloat16; bfloat16 input is copied."""
     halves = out.view(np.uint16)
     if kind == BF16:
-        halves[:] = u16
+        for i in range(halves.size):
+            halves[i] = u16[i]
         return
     buffer = np.empty(TILE, np.float32)
     for start in range(0, halves.size, TILE):
@@ -60,7 +62,8 @@ def encode_bf16(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any
 def decode_f32(data: NDArray[Any], out: NDArray[Any]) -> None:
     """Copy."""
     target = out.view(np.uint8)
-    target[:] = data
+    for i in range(target.size):
+        target[i] = data[i]
 
 
 @kernel

@@ -35,11 +35,14 @@ def encode_q3_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any
         count = min(WIDTH, out.size // NBYTES - first)
         gather(f32, u16, kind, first, count, row, x)
         peak, extreme = splat(ZERO), splat(ZERO)
+        for j in range(0, GROUPS, 2):
+            even, odd = search_sweeps(x, j * GROUP, GROUP, 4, searched)
+            store(found[0], j * WIDTH, even)
+            store(found[0], (j + 1) * WIDTH, odd)
         for j in range(GROUPS):
-            scale = search_sweeps(x, j * GROUP, GROUP, 4, searched)
+            scale = load(found[0], j * WIDTH)
             size = magnitude(scale)
             peak, extreme = where(size > peak, size, peak), where(size > peak, scale, extreme)
-            store(found[0], j * WIDTH, scale)
         dead = extreme == splat(ZERO)
         inverse = splat(LARGEST_SCALE) / extreme
         for j in range(GROUPS):

@@ -180,21 +180,39 @@ def projection(x: NDArray[Any], at: int, w: NDArray[Any], n: int, levels: int, i
 
 @helper
 def search_sweeps(x: NDArray[Any], at: int, n: int, levels: int, c: NDArray[Any]) -> Any:
-    """Scale s so that s * code with codes -levels ... levels - 1 is near x, weighted by the squares of x.
+    """For two groups, a scale s so that s * code with codes -levels ... levels - 1 is near x, weighted by its squares.
 
     From the codes that put the value of largest magnitude at -levels, up to five sweeps move single codes where that
     improves the projection.  The codes are left in `c` from element `at` on, -levels for a group that is zero.
 
+    The groups are x[at : at + n] and the n elements behind it.  A step waits for the sums of the one before it, so two
+    groups that take steps by turns keep the processor busy where one does not; nothing else connects them.
+
     Returns:
-        Lanes of s.
+        Lanes of s for the first group and for the second.
     """
+    empty_a, xl_a, l2_a = start_sweeps(x, at, n, levels, c)
+    empty_b, xl_b, l2_b = start_sweeps(x, at + n, n, levels, c)
+    for _sweep in range(5):
+        moves = splat(ZERO) > splat(ZERO)
+        for e in range(at, at + n):
+            wins_a, xl_a, l2_a = move_code(x, e, levels, c, xl_a, l2_a)
+            wins_b, xl_b, l2_b = move_code(x, e + n, levels, c, xl_b, l2_b)
+            moves = moves | wins_a | wins_b
+        if not any_lane(moves):
+            break
+    return end_sweeps(at, n, levels, c, empty_a, xl_a, l2_a), end_sweeps(at + n, n, levels, c, empty_b, xl_b, l2_b)
+
+
+@helper
+def start_sweeps(x: NDArray[Any], at: int, n: int, levels: int, c: NDArray[Any]) -> Any:
+    """The first codes of a group: lanes of whether it is zero, of sum w x code and of sum w code^2."""
     zero = splat(ZERO)
     peak, extreme = zero, zero
     for e in range(at, at + n):
         value = load(x, e * WIDTH)
         size = magnitude(value)
         peak, extreme = where(size > peak, size, peak), where(size > peak, value, extreme)
-    empty = peak < splat(TINY)
     inverse = splat(np.float32(-levels)) / extreme
     sum_xl, sum_l2 = zero, zero
     for e in range(at, at + n):
@@ -202,24 +220,30 @@ def search_sweeps(x: NDArray[Any], at: int, n: int, levels: int, c: NDArray[Any]
         code, weight = codes(inverse * value, -levels, levels - 1), value * value
         store(c, e * WIDTH, code)
         sum_xl, sum_l2 = sum_xl + weight * value * code, sum_l2 + weight * code * code
-    for _sweep in range(5):
-        moves = False
-        for e in range(at, at + n):
-            value, code = load(x, e * WIDTH), load(c, e * WIDTH)
-            weight = value * value
-            rest_xl, rest_l2 = sum_xl - weight * value * code, sum_l2 - weight * code * code
-            moved = codes(value * rest_l2 / rest_xl, -levels, levels - 1)
-            new_xl, new_l2 = rest_xl + weight * value * moved, rest_l2 + weight * moved * moved
-            possible = (rest_xl > zero) & (new_l2 > zero) & ((moved < code) | (moved > code))
-            wins = possible & (new_xl * new_xl * sum_l2 > sum_xl * sum_xl * new_l2)
-            moves = moves or any_lane(wins)
-            store(c, e * WIDTH, where(wins, moved, code))
-            sum_xl, sum_l2 = where(wins, new_xl, sum_xl), where(wins, new_l2, sum_l2)
-        if not moves:
-            break
+    return peak < splat(TINY), sum_xl, sum_l2
+
+
+@helper
+def move_code(x: NDArray[Any], e: int, levels: int, c: NDArray[Any], sum_xl: Any, sum_l2: Any) -> Any:
+    """Give element `e` the code that is best for the others' scale: lanes of whether that won, and of the new sums."""
+    zero = splat(ZERO)
+    value, code = load(x, e * WIDTH), load(c, e * WIDTH)
+    weight = value * value
+    rest_xl, rest_l2 = sum_xl - weight * value * code, sum_l2 - weight * code * code
+    moved = codes(value * rest_l2 / rest_xl, -levels, levels - 1)
+    new_xl, new_l2 = rest_xl + weight * value * moved, rest_l2 + weight * moved * moved
+    possible = (rest_xl > zero) & (new_l2 > zero) & ((moved < code) | (moved > code))
+    wins = possible & (new_xl * new_xl * sum_l2 > sum_xl * sum_xl * new_l2)
+    store(c, e * WIDTH, where(wins, moved, code))
+    return wins, where(wins, new_xl, sum_xl), where(wins, new_l2, sum_l2)
+
+
+@helper
+def end_sweeps(at: int, n: int, levels: int, c: NDArray[Any], empty: Any, sum_xl: Any, sum_l2: Any) -> Any:
+    """Lanes of the scale; the codes of a group that is zero become -levels."""
     for e in range(at, at + n):
         store(c, e * WIDTH, where(empty, splat(np.float32(-levels)), load(c, e * WIDTH)))
-    return where(empty, zero, where(sum_l2 > zero, sum_xl / sum_l2, zero))
+    return where(empty, splat(ZERO), where(sum_l2 > splat(ZERO), sum_xl / sum_l2, splat(ZERO)))
 
 
 @helper
