@@ -106,15 +106,11 @@ def main() -> int:
     if options.json:
         print(json.dumps(results, indent=2))
         return 0
-    print(
-        f"{source.nbytes / 1e6:.0f} MB of bfloat16, rows of {COLUMNS}: GB/s read and written, share of a copy, speedup"
-    )
+    print(f"{source.nbytes / 1e6:.0f} MB of bfloat16, rows of {COLUMNS}, for 1 thread and more:")
+    print(f"{'':14}{'GB/s':>16}{'of a copy':>16}{'speedup':>16}")
     for result in results:
-        cells = [
-            f"{n} thread{'s' * (n > 1)} {result['gigabytes'][n]:6.2f} {result['share'][n]:5.2f} {result['speedup'][n]:5.2f}x"
-            for n in result["share"]
-        ]
-        print(f"{result['format']:14}" + "   ".join(cells))
+        cells = (result[key].values() for key in ("gigabytes", "share", "speedup"))
+        print(f"{result['format']:14}" + "".join(f"{'  '.join(f'{v:.2f}' for v in values):>16}" for values in cells))
     return 0
 
 
