@@ -7,7 +7,9 @@ before the first weight is downloaded.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +23,16 @@ from smolexport.model import Model, claimed_dtype
 from smolexport.output import check_parent, check_space, check_target, made_folder, refuse_own_source
 from smolexport.plan import Plan
 from smolexport.plugins import checked_options, converter, converters
+from smolexport.sink import Sink
 from smolexport.spec import ModelSpec
-from smolexport.stream import encoded_chunks
+from smolexport.stream import Encoded, encoded_chunks
 from smolexport.tokenizer import read_tokenizer
 
 __all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "write", "write_all"]
 
 # Without weights nothing vouches for vocab_size, and a list of that length is built.  Known models stay below 2^19.
 MAX_VOCABULARY = 1 << 22
+WAITING = 2  # chunks an output may lag behind before encoding waits for it
 
 
 @dataclass(frozen=True)
@@ -365,10 +369,7 @@ def write_all(
     give_back_heap()  # what reading the tokenizer left there, before the kernels need theirs
     with ExitStack() as stack:
         sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
-        for piece in encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads):
-            sinks[piece.output].put(piece.entry.name, piece.start, piece.rows)
-            if progress:
-                progress(piece.rows.nbytes)
+        _put(sinks, encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads), progress)
         for sink in sinks:  # all of them, before the first one gets its name
             sink.flush()
     seconds = time.perf_counter() - started
@@ -377,3 +378,19 @@ def write_all(
         Export(job.path, tuple(sink.paths), job.plan, size, seconds)
         for job, sink, size in zip(jobs, sinks, sizes, strict=True)
     ]
+
+
+def _put(sinks: Sequence[Sink], pieces: Iterable[Encoded], progress: Callable[[int], None] | None) -> None:
+    """Write `pieces`, each output on a thread of its own, since to write takes the system longer than to encode."""
+    waiting: deque[Future[None]] = deque()
+    with ExitStack() as stack:
+        writers = [stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write")) for _ in sinks]
+        for piece in pieces:
+            put = sinks[piece.output].put
+            waiting.append(writers[piece.output].submit(put, piece.entry.name, piece.start, piece.rows))
+            if len(waiting) > WAITING * len(sinks):
+                waiting.popleft().result()
+            if progress:
+                progress(piece.rows.nbytes)
+        for written in waiting:
+            written.result()
