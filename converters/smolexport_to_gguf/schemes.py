@@ -183,7 +183,7 @@ def _schemes() -> list[Scheme]:
 
 
 SCHEMES: Mapping[str, Scheme] = {s.name: s for s in _schemes()}
-ALIASES: Mapping[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+ALIASES: Mapping[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "best4": "q4_k_m"}
 
 
 def find_scheme(name: str) -> Scheme:

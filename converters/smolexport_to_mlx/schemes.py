@@ -229,6 +229,7 @@ def _schemes() -> list[Scheme]:
 SCHEMES: Mapping[str, Scheme] = {s.name: s for s in _schemes()}
 ALIASES: Mapping[str, str] = {
     **{f"q{bits}_g64": f"q{bits}" for bits in BITS},
+    "best4": "q4_g32",
     "float32": "f32",
     "float16": "f16",
     "bfloat16": "bf16",

@@ -241,7 +241,7 @@ def _schemes() -> list[Scheme]:
 SCHEMES: Mapping[str, Scheme] = {s.name: s for s in _schemes()}
 ALIASES: Mapping[str, str] = {
     "fp32": "f32", "float32": "f32", "fp16": "f16", "float16": "f16", "q4": "int4", "q8": "int8-dynamic",
-    "int4-g32": "int4", "int4-asym-g32": "int4-asym",
+    "int4-g32": "int4", "int4-asym-g32": "int4-asym", "best4": "int4-asym",
 }  # fmt: skip
 
 

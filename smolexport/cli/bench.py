@@ -52,8 +52,9 @@ def command(
 ) -> None:
     """Measure time to first token, prefill and decode rate, load time and peak memory.
 
-    All files are open at once and measured in turns, so that a slow moment of the machine meets every one; the decode
-    rate is also given as a share of what the machine's memory bandwidth, measured in the same run, allows.
+    Files are measured in turns, so that a slow moment of the machine meets every one, and are all open meanwhile; where
+    memory does not hold them, each is opened anew for its turns, and a note says so. The decode rate is also given as a
+    share of what the machine's memory bandwidth, measured in the same run, allows.
     """
     from smolexport.parity.bench import bench
     from smolexport.parity.inputs import Settings
@@ -72,10 +73,13 @@ def _models(files: tuple[str, ...], options: dict[str, Any], runtimes: tuple[str
     """What is to be played: checkpoints first."""
     from smolexport import plugins
     from smolexport.checkpoint import find_checkpoint
+    from smolexport.errors import UsageError
     from smolexport.parity.candidates import exported, reference
 
     checkpoints = [word for word in files if word == "demo" or plugins.is_checkpoint(Path(word))]
     rest = [Path(word) for word in files if word not in checkpoints]
+    if not rest and (options or runtimes):
+        raise UsageError("--set and --runtime are for exported files; a checkpoint is played by torch in bf16")
     return [
         *(reference(find_checkpoint(word)) for word in checkpoints),
         *(exported(rest, options, runtimes) if rest else ()),
@@ -101,6 +105,7 @@ def _as_json(result: Bench) -> dict[str, Any]:
         "models": rows,
         "bandwidth_bytes_per_second": result.bandwidth,
         "environment": dict(result.environment),
+        "notes": [result.note] if result.note else [],
     }
 
 
@@ -130,6 +135,8 @@ def _show(result: Bench) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table, crop=False)
+    if result.note:
+        click.echo(f"note: {result.note}")
     for row in result.rows:
         if row.note:
             click.echo(f"note: {row.model.path.name}: {row.note}")
@@ -138,6 +145,8 @@ def _show(result: Bench) -> None:
 
 
 def _cell(estimate: Estimate) -> str:
-    """A value with its standard error below it; three digits or all before the point."""
-    form = "{:,.0f}" if estimate.value >= 100 else "{:.3g}"
-    return f"{form.format(estimate.value)}\n[dim]±{estimate.error:.2g}[/dim]"
+    """A value with its standard error, where there is one, below it; three digits or all before the point."""
+    import math
+
+    value = f"{estimate.value:,.0f}" if estimate.value >= 100 else f"{estimate.value:.3g}"
+    return f"{value}\n[dim]±{estimate.error:.2g}[/dim]" if math.isfinite(estimate.error) else value

@@ -44,7 +44,8 @@ LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
 )  # fmt: skip
 @click.option(
     "--quant", "-q", metavar="A,B", type=given_word,
-    help="Schemes to make where no files are named, each in all formats that have it; default: int4.",
+    help="Schemes to make where no files are named, each in all formats that have it, e.g. int8,int4,best4; "
+    "best4 is each format's own best of 4 bits; default: int4.",
 )  # fmt: skip
 @click.option("--text", metavar="PATH", type=given_path, help="UTF-8 text to score; default: the demo's held-out text.")
 @click.option("--max-kld", type=Number(min=0), help="Fail above this mean KLD.")
@@ -147,23 +148,34 @@ def _made(
     wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
     with tempfile.TemporaryDirectory(prefix="smolexport-compare-") as scratch:
         passes = [
-            convert.prepare_all(out=scratch, targets=_having(formats, scheme), quant=scheme, **source)
-            for scheme in map(str.strip, quant.split(","))
+            convert.prepare_all(out=scratch, targets=targets, quant=scheme, **source)
+            for scheme, targets in _passes(formats, quant)
         ]
         yield [done.path for jobs in passes for done in write_jobs(jobs, force=False, threads=threads)], wanted
 
 
-def _having(formats: list[str], scheme: str) -> list[str]:
-    """Those of `formats` that have the scheme; all, which makes an error that says what there is, where none has."""
+def _passes(formats: list[str], quant: str) -> list[tuple[str, list[str]]]:
+    """Each scheme of the list `quant` with the formats that have it and were not asked for it by another name.
+
+    A scheme that none has comes with all formats: making it is an error that says what there is.
+    """
     from smolexport import plugins
     from smolexport.errors import UsageError
 
+    seen: set[tuple[str, str]] = set()
     found = []
-    for name in formats:
-        with suppress(UsageError):
-            plugins.converter(name).find_scheme(scheme)
-            found.append(name)
-    return found or formats
+    for scheme in map(str.strip, quant.split(",")):
+        if not scheme:
+            raise UsageError(f"--quant {quant}: names no scheme beside a comma")
+        known = {}
+        for name in formats:
+            with suppress(UsageError):
+                known[name] = plugins.converter(name).find_scheme(scheme).name
+        fresh = [name for name, own in known.items() if (name, own) not in seen]
+        seen.update(known.items())
+        if fresh or not known:
+            found.append((scheme, fresh or formats))
+    return found
 
 
 def _folder(checkpoint: str, revision: str | None, token: str | None) -> Path:

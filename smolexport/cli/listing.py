@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -40,13 +41,16 @@ def command(format: str | None, json: bool) -> None:  # noqa: A002
 def _facts(only: str | None) -> dict[str, Any]:
     from smolexport import plugins
     from smolexport.arch import architectures
+    from smolexport.errors import UsageError
 
     names = plugins.converters() if only is None else [only]
     formats = {}
     for name in names:
         module = plugins.converter(name)
-        mark = {module.find_scheme(module.DEFAULT).name: " (default)"}
-        formats[name] = {s.name: s.about + mark.get(s.name, "") for s in module.SCHEMES.values()}
+        marks = {"default": module.find_scheme(module.DEFAULT).name}
+        with suppress(UsageError):  # not every format has a scheme of 4 bits
+            marks["best4"] = module.find_scheme("best4").name
+        formats[name] = {s.name: s.about + _marked(s.name, marks) for s in module.SCHEMES.values()}
     options = {name: dict(plugins.converter(name).OPTIONS) for name in names}
     facts: dict[str, Any] = {"formats": formats, "options": options}
     if only is None:
@@ -56,3 +60,8 @@ def _facts(only: str | None) -> dict[str, Any]:
             for name, a in ((n, plugins.adapter(n)) for n in plugins.runtimes())
         }
     return facts
+
+
+def _marked(name: str, marks: dict[str, str]) -> str:
+    """The words that stand for the scheme `name` too, each in brackets."""
+    return "".join(f" ({word})" for word, scheme in marks.items() if scheme == name)

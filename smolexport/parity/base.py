@@ -5,6 +5,7 @@ Notation: v = vocab_size.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.errors import FileFormatError, OutputError
 from smolexport.parity.greedy import Continuation, continue_greedily
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.results import Accuracy
@@ -85,8 +87,13 @@ def play(reference: Candidate, text: str, settings: Settings, shelf: Shelf, limi
         length = max(1, min(settings.prompt_tokens, context // 2))
         count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
         starts = prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []
-        key = digest(reference.path, _facts(reference, count, settings), [*(w.tokens for w in windows), *starts])
-        found = shelf.find(key)
+        key = digest(
+            reference.path,
+            _facts(reference, count, codec.stop_tokens, settings),
+            [*(w.tokens for w in windows), *starts],
+        )
+        measured = settings.attribution and _is_bf16(reference)
+        found = _stored(shelf, key, windows, starts, floor=measured)
         if found is None:
             facts: dict[str, Any] = {}
             with shelf.making(key, facts) as folder:
@@ -95,14 +102,33 @@ def play(reference: Candidate, text: str, settings: Settings, shelf: Shelf, limi
                     _as_json(one) for one in _continuations(player.session, starts, count, codec.stop_tokens, tick)
                 ]
                 player.close()
-                if settings.attribution and _is_bf16(reference):
+                if measured:
                     _measure_floor(reference, windows, settings, folder, tick)
-            found = shelf.path(key), facts
-        entry, facts = found
-        continuations = [_from_json(start, one) for start, one in zip(starts, facts["greedy"], strict=True)]
-        floor = Accumulator.load(entry / FLOOR).result() if (entry / FLOOR).exists() else None
-        store = LogitStore(entry / LOGITS)
+            found = _stored(shelf, key, windows, starts, floor=measured)
+        if found is None:
+            raise OutputError(f"{shelf.path(key)}: what was just written there cannot be read back")
+        store, continuations, floor = found
         return Base(text, ids, codec, windows, store, continuations, count, floor, context, player.load_seconds)
+
+
+def _stored(
+    shelf: Shelf, key: str, windows: Sequence[Window], starts: Sequence[NDArray[np.int64]], *, floor: bool
+) -> tuple[LogitStore, list[Continuation], Accuracy | None] | None:
+    """What the entry `key` holds; None where there is none, or a damaged one, which is removed."""
+    found = shelf.find(key)
+    if found is None:
+        return None
+    entry, facts = found
+    try:
+        continuations = [_from_json(start, one) for start, one in zip(starts, facts["greedy"], strict=True)]
+        apart = Accumulator.load(entry / FLOOR).result() if floor else None
+        store = LogitStore(entry / LOGITS)
+        if store.rows == sum(window.scored for window in windows):
+            return store, continuations, apart
+    except (LookupError, TypeError, ValueError, FileFormatError):
+        pass
+    shelf.remove(key)
+    return None
 
 
 class _Player:
@@ -147,13 +173,14 @@ def _is_bf16(reference: Candidate) -> bool:
     return reference.options.get("dtype") == "bf16"
 
 
-def _facts(reference: Candidate, count: int, settings: Settings) -> dict[str, object]:
+def _facts(reference: Candidate, count: int, stop: frozenset[int], settings: Settings) -> dict[str, object]:
     """What the entry depends on besides weights and tokens."""
     runtime = reference.runtime
     return {
         "runtime": [runtime.NAME, runtime.version()],
         "options": dict(reference.options),
         "greedy": count,
+        "stop": sorted(stop),
         "floor": settings.attribution,
     }
 
@@ -184,7 +211,10 @@ def _as_json(one: Continuation) -> dict[str, list[float]]:
 
 
 def _from_json(prompt: NDArray[np.int64], one: Mapping[str, Any]) -> Continuation:
-    return Continuation(prompt, tuple(one["tokens"]), tuple(one["margins"]))
+    tokens, margins = tuple(map(operator.index, one["tokens"])), tuple(map(float, one["margins"]))
+    if len(tokens) != len(margins):
+        raise ValueError(f"{len(tokens)} tokens with {len(margins)} margins")
+    return Continuation(prompt, tokens, margins)
 
 
 def _measure_floor(

@@ -2,7 +2,7 @@
 
 1. The reference is played once, or what it gave is found in the cache; from here on its logits are read from disk.
 2. Files are scored in groups that hold the same weights, so that their runtimes can be told apart from their weights.
-3. All models are open at once for speed, which is measured in turns.
+3. Speed is measured in turns, with all models open at once where memory holds them.
 4. Peak memory is taken last, when the models are closed again, in a fresh process for each file.
 """
 
@@ -93,7 +93,8 @@ def compare(
         sheet = _accuracy(reference, candidates, text, settings, shelf, tick)
     models = [reference, *candidates]
     context = min(sheet.base.context, reach(settings))
-    sheet.speeds = speeds(models, np.array(sheet.base.ids, np.int64), context, settings, tick)
+    sheet.speeds, told = speeds(models, np.array(sheet.base.ids, np.int64), context, settings, tick)
+    sheet.notes += [told] if told else []
     sheet.bandwidth = machine.bandwidth(settings.threads) if settings.repetitions else None
     sheet.peaks = peaks(models, context, settings, tick)  # each is a model's alone: all are closed by now
     return _assemble(models, sheet, settings, thresholds)
@@ -114,14 +115,14 @@ def _accuracy(
     """Everything that is not time or memory; once more with shorter windows where a candidate holds too few tokens."""
     limit = None
     groups, fingerprints = _groups(candidates, settings, tick)
+    errors = _errors(reference, candidates, settings)
     while True:
         base = play(reference, text, settings, shelf, limit, tick)
         try:
-            members, pairs, notes = _play_groups(reference, base, candidates, groups, settings, tick)
+            members, pairs, notes = _play_groups(reference, base, candidates, groups, errors, settings, tick)
             break
         except TooSmall as small:
             limit = small.context
-    errors = [_errors(reference, candidate, settings) for candidate in candidates]
     return _Sheet(base, members, pairs, fingerprints, errors, notes)
 
 
@@ -147,6 +148,7 @@ def _play_groups(
     base: Base,
     candidates: Sequence[Candidate],
     groups: Sequence[Sequence[int]],
+    errors: Sequence[Sequence[TensorError]],
     settings: Settings,
     tick: Progress,
 ) -> tuple[list[Member], tuple[Pair, ...], list[str]]:
@@ -163,7 +165,10 @@ def _play_groups(
 
         models = [candidates[place] for place in places]
         known = attribute and models[0].weights is not None
-        members = play_group(reference, base, models, settings, shifted, attribute=known, conversations=conversations)
+        members = play_group(
+            reference, base, models, settings, shifted,
+            attribute=known, foreign=_foreign(errors[places[0]]), conversations=conversations,
+        )  # fmt: skip
         for place, member in zip(places, members, strict=True):
             found[place] = member
             pairs += [Pair(place, places[other], accuracy) for other, accuracy in member.pairs.items()]
@@ -184,11 +189,30 @@ def _can_attribute(reference: Candidate, candidates: Sequence[Candidate], settin
     return False, [f"deviations are not parted into the weights' and the runtime's: float32 weights need {lacking}"]
 
 
-def _errors(reference: Candidate, candidate: Candidate, settings: Settings) -> tuple[TensorError, ...]:
-    """The error of each tensor, where both sides can be read."""
-    if not settings.attribution or reference.weights is None or candidate.weights is None:
-        return ()
-    return tensor_errors(reference.weights(), candidate.weights(), candidate.path)
+def _errors(reference: Candidate, candidates: Sequence[Candidate], settings: Settings) -> list[tuple[TensorError, ...]]:
+    """The error of each tensor of each candidate, none where a side cannot be read; a file is read once."""
+    known: dict[Path, tuple[TensorError, ...]] = {}
+    for one in candidates:
+        if settings.attribution and reference.weights and one.weights and one.path not in known:
+            known[one.path] = tensor_errors(reference.weights(), one.weights(), one.path)
+    return [known.get(one.path, ()) if one.weights else () for one in candidates]
+
+
+def _foreign(errors: Sequence[TensorError]) -> list[str]:
+    """Names of the tensors that no rounding makes of the checkpoint's."""
+    return [error.source for error in errors if not error.rounded]
+
+
+def _foreign_note(errors: Sequence[TensorError]) -> str:
+    """A line on them; empty where there is none."""
+    names = _foreign(errors)
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} others" if len(names) > 3 else ""
+    return (
+        f"{', '.join(names[:3])}{more}: no rounding of the checkpoint's, which the file should hold; "
+        "counted as the exporter's"
+    )
 
 
 def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, thresholds: Thresholds) -> Comparison:
@@ -197,6 +221,7 @@ def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, th
         others = [pair.accuracy for pair in sheet.pairs if place in (pair.first, pair.second)]
         peak, peak_note = sheet.peaks[place + 1]
         rate = sheet.speeds[place + 1]
+        told = _foreign_note(sheet.errors[place]), member.tokenizer_note, chat.note(member.chat), peak_note
         results.append(
             CandidateResult(
                 model=model,
@@ -206,7 +231,7 @@ def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, th
                 load_seconds=member.load_seconds,
                 peak_rss_bytes=peak,
                 tokenizer_equal=not member.tokenizer_note,
-                notes=tuple(filter(None, (member.tokenizer_note, chat.note(member.chat), peak_note))),
+                notes=tuple(filter(None, told)),
                 misses=thresholds.thresholds_for(model).misses(member.accuracy, member.attribution, others),
                 chat=member.chat,
                 fingerprint=sheet.fingerprints[place],

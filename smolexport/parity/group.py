@@ -7,7 +7,7 @@ Memory holds one block of logits of each of them, of the reference and of the de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,6 +20,7 @@ from smolexport.parity.chat import ChatCheck, Expected, check
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.results import Accuracy, Attribution, Divergence, Greedy
 from smolexport.parity.statistics import Accumulator, Predictions, read_predictions
+from smolexport.parity.tensors import own_tensors
 from smolexport.parity.windows import block_rows, blocks
 from smolexport.runtime import Session
 
@@ -63,6 +64,7 @@ def play_group(
     tick: Tick,
     *,
     attribute: bool = False,
+    foreign: Collection[str] = (),
     conversations: Expected | None = None,
 ) -> list[Member]:
     """Play `models`, all of the same weights, on the reference's windows and prompts.
@@ -74,6 +76,7 @@ def play_group(
         settings: how much.
         tick: told about each window.
         attribute: also play their decoded weights on the reference's runtime, in float32.
+        foreign: tensors that rounding does not explain, by the checkpoint's names; its own are played instead.
         conversations: what the checkpoint makes of hard texts and of its chat template; None leaves that out.
 
     Raises:
@@ -83,7 +86,7 @@ def play_group(
     members = [Member(model) for model in models]
     with ExitStack() as stack:
         sessions = [_open(stack, reference, base, member, settings) for member in members]
-        decoded = stack.enter_context(_decoded(reference, base, models[0], settings)) if attribute else None
+        decoded = stack.enter_context(_decoded(reference, base, models[0], foreign, settings)) if attribute else None
         _score(base, members, sessions, decoded, settings, tick)
         for member, session in zip(members, sessions, strict=True):
             member.greedy = _agreement(base, session)
@@ -110,11 +113,16 @@ def _open(stack: ExitStack, reference: Candidate, base: Base, member: Member, se
     return session
 
 
-def _decoded(reference: Candidate, base: Base, model: Candidate, settings: Settings) -> Session:
-    """The reference's runtime in float32 on the weights that `model` holds."""
+def _decoded(
+    reference: Candidate, base: Base, model: Candidate, foreign: Collection[str], settings: Settings
+) -> Session:
+    """The reference's runtime in float32 on the weights that `model` holds, but for those that are `foreign`."""
     if model.weights is None or reference.origin is None:
         raise UsageError(f"{model.path}: its weights cannot be read back")
-    pairs = weights.read_back(model.weights(), model.path, reference.origin.spec)
+    stored = model.weights()
+    if foreign and reference.weights is not None:
+        stored = own_tensors(reference.weights(), stored, foreign)
+    pairs = weights.read_back(stored, model.path, reference.origin.spec)
     open_session: Callable[..., Session] = reference.runtime.open
     options = {**reference.options, "dtype": "f32", "weights": ((t.source, values) for t, values in pairs)}
     return open_session(reference.path, threads=settings.threads, context=len(base.windows[0].tokens), **options)

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from smolexport.output import atomic_file, check_target
 from smolexport.parity.gate import Check
+from smolexport.parity.report.names import reference_name
 from smolexport.parity.results import Accuracy, CandidateResult, Comparison
 
 __all__ = ["check_junit", "checks_of", "labels", "to_junit", "write_junit"]
@@ -27,7 +28,7 @@ def to_junit(comparison: Comparison) -> str:
     """The verdicts of `comparison`, an XML document."""
     root = ElementTree.Element("testsuites", name=_SUITE)
     suite = ElementTree.SubElement(root, "testsuite", name=_SUITE)
-    _properties(suite, {**comparison.environment, "reference": _label(comparison.reference.model.path.name)})
+    _properties(suite, {**comparison.environment, "reference": reference_name(comparison.reference.model.path)})
     total = failed = 0
     for index, name in enumerate(labels(comparison)):
         for check in checks_of(comparison, index):
@@ -47,7 +48,7 @@ def check_junit(path: Path | None) -> None:
         OutputError: a folder, a place that does not exist or cannot be written to.
     """
     if path is not None:
-        check_target(path, 0, force=True)
+        check_target(path, 0, force=True, option="--junit")
 
 
 def write_junit(comparison: Comparison, path: Path | None) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -13,39 +12,25 @@ from smolexport.parity import memory, speed
 from smolexport.parity.base import Tick
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.results import Speed
-from smolexport.runtime import Session
+from smolexport.parity.turns import lack_of_room, opened
 from smolexport.spec import Role
 
-__all__ = ["bandwidth_share", "opened", "peaks", "speeds"]
-
-
-def opened(
-    stack: ExitStack, models: Sequence[Candidate], context: int, settings: Settings
-) -> list[tuple[Session, float]]:
-    """Open all `models` on `stack`; each with the seconds that it took."""
-    found = []
-    for model in models:
-        start = time.perf_counter()
-        open_session: Callable[..., Session] = model.runtime.open
-        session = stack.enter_context(
-            open_session(model.path, threads=settings.threads, context=context, **model.options)
-        )
-        found.append((session, time.perf_counter() - start))
-    return found
+__all__ = ["bandwidth_share", "peaks", "speeds"]
 
 
 def speeds(
     models: Sequence[Candidate], ids: NDArray[np.int64], context: int, settings: Settings, tick: Tick
-) -> list[Speed | None]:
-    """Speed of every model on the tokens `ids`, all of them open; None where it is not asked for."""
+) -> tuple[list[Speed | None], str]:
+    """Speed of every model on the tokens `ids`, and a note on how it was taken; None where it is not asked for."""
     if settings.repetitions < 1:
-        return [None] * len(models)
+        return [None] * len(models), ""
     total = settings.repetitions * len(models)
     steps = iter(range(1, total + 1))
     tick("speed", 0, total)
+    note = lack_of_room(models)
     with ExitStack() as stack:
-        sessions = [session for session, _ in opened(stack, models, context, settings)]
-        return [*speed.measure(sessions, ids, settings, advance=lambda: tick("speed", next(steps), total))]
+        players = [player for player, _ in opened(stack, models, context, settings, alone=bool(note))]
+        return [*speed.measure(players, ids, settings, advance=lambda: tick("speed", next(steps), total))], note
 
 
 def peaks(models: Sequence[Candidate], context: int, settings: Settings, tick: Tick) -> list[tuple[int | None, str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smolexport.parity.chat import ChatCheck
 
 __all__ = [
+    "NEAR_TIE",
     "Accuracy",
     "Attribution",
     "CandidateResult",
@@ -34,6 +35,9 @@ __all__ = [
     "TextFacts",
     "Thresholds",
 ]
+
+NEAR_TIE = 0.1
+"""Margin, in nats, below which a divergence tells nothing: the second token is nine tenths as likely as the first."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class Accuracy:
 class Attribution:
     """A candidate's deviation in two parts, by way of the reference's runtime in float32 on the file's decoded weights.
 
-    A wrong rope, a lost bias or a wrong norm shows in `exporter` even where 4 bits make `quantization` large.
+    A wrong rope, a lost bias or a wrong norm shows in `exporter` even where 4 bits make `quantization` large.  So does
+    a tensor that no rounding makes of the checkpoint's: the checkpoint's own takes its place among the decoded weights.
 
     Attributes:
         quantization: decoded weights against the reference: what rounding the weights did.
@@ -114,12 +119,14 @@ class TensorError:
         layer: number of its layer, None outside of them.
         weights: number of elements.
         relative: root of the summed squared differences over that of the weights; 0 is equal.
+        rounded: whether rounding to few bits can have made it; else another tensor stands in its place.
     """
 
     source: str
     layer: int | None
     weights: int
     relative: float
+    rounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,11 @@ class Greedy:
         """The earliest divergence of all prompts, None where no prompt diverges."""
         apart = [prompt for prompt in self.prompts if prompt.position is not None]
         return min(apart, key=lambda prompt: prompt.position or 0, default=None)
+
+    @property
+    def near_ties(self) -> int:
+        """Number of prompts that diverge where the reference itself all but chose otherwise."""
+        return sum(prompt.margin is not None and prompt.margin < NEAR_TIE for prompt in self.prompts)
 
     @property
     def mean_agreed(self) -> float:

@@ -9,21 +9,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import Estimate, Speed
-from smolexport.runtime import Session
 
-__all__ = ["measure"]
+__all__ = ["Player", "measure"]
 
 _WARM_UP_STEPS = 2
 
 
+class Player(Protocol):
+    """As much of a `Session` as measuring needs."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of a row of logits."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Most tokens that it holds."""
+        ...
+
+    def append(self, tokens: Sequence[int] | NDArray[np.integer], *, last_only: bool = False) -> NDArray[np.float32]:
+        """Feed `tokens`; see `Session.append`."""
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens from position `length` on."""
+        ...
+
+
 def measure(
-    sessions: Sequence[Session],
+    sessions: Sequence[Player],
     tokens: NDArray[np.int64],
     settings: Settings,
     *,
@@ -65,7 +87,7 @@ def _speed(rows: Sequence[tuple[float, float, float]], prompt: int, block: int, 
 
 
 def _generate(
-    session: Session, prompt: NDArray[np.int64], steps: int, clock: Callable[[], float]
+    session: Player, prompt: NDArray[np.int64], steps: int, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Seconds until the first token is chosen, and for `steps` more."""
     session.rewind(0)
@@ -77,7 +99,7 @@ def _generate(
     return first - start, clock() - first
 
 
-def _prefill(session: Session, block: NDArray[np.int64], clock: Callable[[], float]) -> float:
+def _prefill(session: Player, block: NDArray[np.int64], clock: Callable[[], float]) -> float:
     session.rewind(0)
     start = clock()
     session.append(block, last_only=True)

@@ -101,6 +101,8 @@ class Recorder:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())  # after a power cut a file may have its length and hold zeros
         self._file.close()
 
 
@@ -126,11 +128,15 @@ class Shelf:
             facts = dict(json.loads((entry / FACTS).read_text(encoding="utf-8")))
             LogitStore(entry / LOGITS)
         except (OSError, ValueError, TypeError, FileFormatError):
-            shutil.rmtree(entry, ignore_errors=True)
+            self.remove(key)
             return None
         with suppress(OSError):
             os.utime(entry)  # used now
         return entry, facts
+
+    def remove(self, key: str) -> None:
+        """Forget the entry `key`, as far as it is there."""
+        shutil.rmtree(self._folder / key, ignore_errors=True)
 
     @contextmanager
     def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
@@ -142,7 +148,8 @@ class Shelf:
             (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
             with suppress(OSError):  # another process has made the same one
                 partial.rename(self._folder / key)
-        self._make_room(key)
+        with suppress(OSError):  # another process tidies up too
+            self._make_room(key)
 
     def path(self, key: str) -> Path:
         """The folder of the entry `key`."""

@@ -50,6 +50,8 @@ def cut(ids: Sequence[int], length: int, *, bos: int | None = None, limit: int |
     """
     if limit is not None and limit < 1:
         raise UsageError(f"{limit} windows to score: at least 1 is needed")
+    if len(ids) < SHORTEST_TEXT:
+        raise UsageError(f"the text has {len(ids)} tokens, too few to score: give at least {SHORTEST_TEXT} tokens")
     length = min(length, len(ids))
     if length < SHORTEST_TEXT:
         raise UsageError(f"a window of {length} tokens has nothing to score: give at least {SHORTEST_TEXT} tokens")

@@ -41,6 +41,9 @@ def test_files_and_a_checkpoint_are_measured_in_one_run(files: list[Path]) -> No
 def test_the_table_names_every_file(files: list[Path]) -> None:
     outcome = run("bench", str(files[0]), *SHORT)
     assert outcome.code == 0, outcome.err
+    assert "±" in outcome.out
+    once = run("bench", str(files[0]), *SHORT[:-4], "--repetitions", "1")
+    assert (once.code, "±" in once.out) == (0, False)  # one observation has no error
     assert "demo.gguf" in outcome.out
     assert "GB/s read from memory" in outcome.out
 
@@ -51,6 +54,8 @@ def test_the_table_names_every_file(files: list[Path]) -> None:
         (("nowhere.gguf",), "nowhere.gguf"),
         (("demo", "--repetitions", "0"), "at least one repetition"),
         (("demo", "--decode", "0"), "decode tokens: 0 is too few"),
+        (("demo", "--set", "dtype=f32"), "are for exported files"),
+        (("demo", "--runtime", "mlx"), "are for exported files"),
     ],
 )
 def test_bad_requests_are_one_line(arguments: tuple[str, ...], said: str) -> None:
@@ -76,13 +81,33 @@ def test_compare_without_files_makes_them(demo: Path) -> None:
     assert all(Path(row["path"]).name.startswith("demo-") for row in rows)
 
 
+def test_each_formats_best_and_no_file_twice() -> None:
+    """One command for the sheet: the portable schemes, and what each format does best; q4 is ONNX's int4 again."""
+    for library in ("torch", "llama_cpp", "mlx_lm", "onnxruntime"):
+        pytest.importorskip(library)
+    quick = ("--max-windows", "1", "--greedy-tokens", "0", "--repetitions", "0", "--no-chat", "--no-cache")
+    players = ("--runtime", "llama.cpp", "--runtime", "mlx", "--runtime", "onnxruntime")
+    outcome = run("compare", "demo", "-q", "int4,best4,q4,q4_k_m", *players, *quick, "--no-attribution", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)["candidates"]
+    made = sorted(f"{row['format']} {row['scheme']}" for row in rows)
+    assert made == ["gguf int4", "gguf q4_k_m", "mlx int4", "mlx q4", "mlx q4_g32", "onnx int4", "onnx int4-asym"]
+    kld = {(r["format"], r["scheme"]): r["kld"]["mean"] for r in rows}
+    assert kld["gguf", "q4_k_m"] < kld["gguf", "int4"]
+    assert kld["onnx", "int4-asym"] < kld["onnx", "int4"]
+    assert kld["mlx", "q4_g32"] < kld["mlx", "q4"]
+    assert "best4" in run("list", "mlx").out
+
+
 def test_a_scheme_is_for_files_that_are_made(files: list[Path]) -> None:
     outcome = run("compare", "demo", str(files[0]), "-q", "int8")
     assert outcome.code == 2
     assert "without files" in outcome.err
-    outcome = run("compare", "demo", "-q", "int5")
-    assert outcome.code == 2
-    assert "int5" in outcome.err
+    for quant, said in (("int5", "int5"), ("int4,", "names no scheme beside a comma")):
+        outcome = run("compare", "demo", "-q", quant)
+        assert outcome.code == 2
+        assert said in outcome.err
+        assert outcome.err.count("\n") == 1
 
 
 def test_a_cache_that_cannot_be_made_is_told_and_costs_nothing_else(files: list[Path], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_refusals_come_before_any_work(tiny: Path, exported: Path, gate: Path, t
     gate.write_text("[gguf.q8_0]\nmax_kdl = 1\n")
     assert_refused(call("compare", tiny, exported, "--gate", gate), gate, "[gguf.q8_0] max_kdl: is no threshold")
     assert_refused(call("compare", tiny, exported, "--gate", tmp_path / "none.toml"), "none.toml: No such file")
-    assert_refused(call("compare", tiny, exported, "--junit", tmp_path), "is a folder")
+    assert_refused(call("compare", tiny, exported, "--junit", tmp_path), "is a folder", "--junit")
     assert_refused(call("compare", tiny, exported, "--junit", tmp_path / "none" / "x.xml"), "none: no such folder")
 
 

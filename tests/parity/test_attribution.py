@@ -6,6 +6,7 @@ checkpoint in torch --quantization--> decoded weights in torch, float32 --export
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from smolexport.parity.candidates import exported, reference
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import CandidateResult, Comparison
+from smolexport.parity.tensors import MATRIX, tensor_errors
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.onnx_for_tests import onnxruntime
 from tests.runtimes.onnx_edits import edited
@@ -132,6 +134,49 @@ def test_the_blame_lands_on_the_exporter(
     weights, runtime = parts(found)
     assert weights < 0.03
     assert runtime > 0.1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        (("model.norm.weight",), "model.norm.weight: no rounding of the checkpoint's"),
+        (("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight"), "mlp.gate_proj.weight, model"),
+    ],
+)
+def test_tensors_that_are_not_the_checkpoints_are_the_exporters(
+    tensors: tuple[str, ...], told: str, demo: Path, tmp_path: Path
+) -> None:
+    """A norm written wrongly, and two matrices in each other's place: the file decodes to them, rounding did not."""
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(demo, other)
+    [path] = other.glob("*.safetensors")
+    held_there = load_file(path)
+    one, *rest = tensors
+    if rest:
+        held_there[one], held_there[rest[0]] = held_there[rest[0]], held_there[one]
+    else:
+        held_there[one] = held_there[one] / 2
+    save_file(held_there, path, {"format": "pt"})
+    [found] = held(demo, export("gguf", other, tmp_path / "wrong.gguf", quant="int4").path).candidates
+    weights, runtime = parts(found)
+    assert weights < 0.03
+    assert runtime > 2 * weights
+    assert any(told in note for note in found.notes)
+
+
+def test_what_rounding_does_is_told_from_another_tensor(demo: Path, tmp_path: Path) -> None:
+    """The coarsest schemes there are stay far below what a tensor in another's place comes to."""
+    for kind, scheme in (("gguf", "q2_k"), ("mlx", "q2_g128")):
+        file = export(kind, demo, tmp_path / f"{scheme}.{kind}", quant=scheme).path
+        [candidate] = exported([file])
+        assert candidate.weights is not None
+        own = reference(demo).weights
+        assert own is not None
+        errors = tensor_errors(own(), candidate.weights(), file)
+        assert max(error.relative for error in errors) < 0.75 * MATRIX
+        assert all(error.rounded for error in errors)
 
 
 def test_a_lost_bias_is_the_exporters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import smolexport_on_table as table
@@ -7,7 +9,9 @@ import smolexport_on_table as table
 from smolexport.parity import speed
 from smolexport.parity.greedy import agree, continue_greedily
 from smolexport.parity.inputs import Settings
+from smolexport.parity.rates import speeds
 from smolexport.parity.results import Divergence, Greedy
+from smolexport.parity.turns import lack_of_room
 
 PROMPT = np.array([5, 9, 17])
 
@@ -66,6 +70,7 @@ def test_summary_over_prompts():
     assert greedy.first == Divergence(11, 3, 0.0)
     assert greedy.mean_agreed == (7 + 20 + 3 + 12) / 4
     assert greedy.never == 0.25
+    assert greedy.near_ties == 1
     assert Greedy(20, (Divergence(20), Divergence(20))).first is None
     at_once = Divergence(20, 0, 0.1)
     assert Greedy(20, (Divergence(20, 2, 0.5), at_once)).first == at_once
@@ -136,3 +141,42 @@ def test_lengths_keep_to_the_context(make_model):
     (found, _), _, _ = measure(make_model, settings, context=48)
     assert (found.prompt_tokens, found.prefill_tokens, found.decode_tokens) == (32, 48, 16)
     assert np.isnan(found.decode_tok_s.error)
+
+
+def test_without_room_for_all_at_most_one_is_open(make_model, monkeypatch):
+    """The rounds stay interleaved; only who is open changes."""
+    open_now, most, opened = [0], [0], []
+    plain = table.open
+
+    def counted(path, **options):
+        session = plain(path, **options)
+        open_now[0] += 1
+        most[0] = max(most[0], open_now[0])
+        opened.append(path.name)
+        closing = session.close
+
+        def close():
+            open_now[0] -= 1
+            closing()
+
+        session.close = close
+        return session
+
+    monkeypatch.setattr(table, "open", counted)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5))
+    models = [make_model("a.table"), make_model("b.table"), make_model("c.table")]
+    settings = Settings(prefill_tokens=20, decode_tokens=4, repetitions=2)
+    found, note = speeds(models, np.arange(40), 64, settings, lambda *_: None)
+    assert [one.decode_tok_s.value > 0 for one in found] == [True] * 3
+    assert "opened anew" in note
+    assert (most[0], open_now[0]) == (1, 0)
+    # for their contexts, for the round that does not count, and in turns
+    assert "".join(name[0] for name in opened) == "abc" + "abc" + "abc" + "bca"
+
+
+def test_one_model_and_small_models_are_kept_open(make_model, monkeypatch):
+    models = [make_model("a.table"), make_model("b.table")]
+    assert lack_of_room(models) == ""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5))
+    assert lack_of_room(models[:1]) == ""
+    assert "GB" in lack_of_room(models)

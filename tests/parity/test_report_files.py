@@ -11,9 +11,11 @@ from html.parser import HTMLParser
 import pytest
 
 from smolexport.errors import MissingDependencyError, OutputError, UsageError
+from smolexport.parity.gate import Gate, Rule
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import check_reports, render_html, render_markdown, to_json, write_reports
-from smolexport.parity.results import Divergence, Greedy
+from smolexport.parity.report.looks import looks_of
+from smolexport.parity.results import Divergence, Greedy, Thresholds
 from tests.children import python
 from tests.cli.commands import assert_refused, call
 from tests.parity.rich_sheets import keeps_to_schema
@@ -154,9 +156,41 @@ def test_markdown_is_the_sheet(rich):
     assert f"{first.accuracy.kld.mean.value:.3g} ± " in row
     assert "41 of 64" in row
     assert f"{first.attribution.exporter.kld.mean.value:.3g} ± " in row
-    assert "`smolexport compare demo demo-q8_0.gguf demo-int4-onnx --dtype bf16 --window 128 --max-kld 0.5" in text
+    command = "smolexport compare demo demo-q8_0.gguf demo-int4-onnx --dtype bf16 --window 128 --max-windows 4 "
+    assert f"`{command}--max-kld 0.5" in text
     assert "processor: AMD EPYC 7B13" in text
     assert "passed: every file is within the thresholds" in text
+
+
+def test_a_gate_of_exceptions_alone_is_told(rich):
+    """Nothing under [default]: what is asked stands in the rules, and no report may say that nothing was."""
+    kind, scheme = rich.candidates[1].model.format, rich.candidates[1].model.scheme
+    gate = Gate(rules=(Rule(kind, scheme, Thresholds(max_exporter_kld=0.5)),))
+    judged = dataclasses.replace(rich, thresholds=gate)
+    sheet = to_json(judged)
+    keeps_to_schema(sheet)
+    assert [file["thresholds"]["max_exporter_kld"] for file in sheet["candidates"]][:2] == [None, 0.5]
+    page = Page(render_html(judged))
+    assert "Passed" in page.text
+    assert "No thresholds" not in page.text
+    assert f"{rich.candidates[1].model.path.name}: mean KLD by exporter at most 0.5" in page.text
+    text = render_markdown(judged)
+    assert "passed: every file is within the thresholds" in text
+    assert "--gate parity.toml" in text
+    assert "--max-kld" not in text
+
+
+def test_two_schemes_of_a_format_look_different():
+    """Also where they take the same bits per weight; one scheme on two runtimes is one look."""
+    sheet = {
+        "candidates": [
+            {"name": scheme, "format": "onnx", "scheme": scheme, "bits_per_weight": bits}
+            for scheme, bits in (("int8", 9.3), ("int4", 6.2), ("int4-asym", 6.2), ("int4", 6.2))
+        ]
+    }
+    looks = [(look.dashes, look.mark) for look in looks_of(sheet)]
+    assert len(set(looks)) == 3
+    assert looks[1] == looks[3]
 
 
 def test_as_little_as_there_can_be(plain):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import smolexport_on_table as table
 
+from smolexport.demo import demo_checkpoint, demo_text
 from smolexport.errors import FileFormatError, OutputError, SessionError
-from smolexport.parity import store
+from smolexport.parity import candidates, store
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.store import LogitStore, Recorder, Shelf
@@ -109,11 +111,37 @@ def test_a_damaged_entry_is_made_anew(make_model, text, tmp_path: Path) -> None:
     models = make_model("r.table"), [make_model("a.table", noise=0.1)]
     first = compare(*models, text=text, settings=ONCE, cache=tmp_path / "c")
     [entry] = (tmp_path / "c").iterdir()
-    for file, content in (("logits.npy", b"x"), ("facts.json", b"{"), ("facts.json", b"7")):
+    logits = (entry / "logits.npy").read_bytes()
+    facts = [b"{", b"7", b"{}", b'{"greedy": 5}', b'{"greedy": []}', b'{"greedy": [{"tokens": ["1"], "margins": [1]}]}']
+    other = tmp_path / "other.npy"
+    write(other, np.zeros((3, 96), np.float32), bf16=False)
+    damage = [("logits.npy", b"x"), ("logits.npy", other.read_bytes()), *(("facts.json", words) for words in facts)]
+    for file, content in damage:
         (entry / file).write_bytes(content)
         again = compare(*models, text=text, settings=ONCE, cache=tmp_path / "c")
         assert again.candidates[0].accuracy == first.candidates[0].accuracy
+        assert (entry / "logits.npy").read_bytes() == logits
     assert [path.name for path in (tmp_path / "c").iterdir()] == [entry.name]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), Path.unlink], ids=["damaged", "lost"])
+def test_a_noise_floor_that_is_not_there_is_measured_again(
+    demo_files: list[Path], tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    settings = Settings(window=16, max_windows=1, greedy_tokens=0, repetitions=0, threads=1, memory=False)
+
+    def floor() -> float:
+        played = compare(
+            candidates.reference(demo_checkpoint()), candidates.exported(demo_files[:1]),
+            text=demo_text(), settings=settings, cache=tmp_path / "c",
+        )  # fmt: skip
+        assert played.reference.floor is not None
+        return played.reference.floor.kld.mean.value
+
+    first = floor()
+    [entry] = (tmp_path / "c").iterdir()
+    damage(entry / "floor.npy")
+    assert floor() == pytest.approx(first)
 
 
 def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

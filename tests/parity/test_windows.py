@@ -45,7 +45,7 @@ def test_limit_and_refusals():
     assert len(cut(list(range(100)), 10, limit=30)) == 10
     with pytest.raises(UsageError, match="0 windows"):
         cut(list(range(100)), 10, limit=0)
-    with pytest.raises(UsageError, match="3 tokens has nothing to score"):
+    with pytest.raises(UsageError, match="text has 3 tokens, too few"):
         cut([1, 2, 3], 512)
 
 

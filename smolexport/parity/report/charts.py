@@ -151,8 +151,8 @@ def _attribution(sheet: Sheet, looks: Sequence[Look]) -> Chart | None:
     )
     return draw(
         "attribution", "Where the deviation comes from",
-        "Quantization: what rounding the weights did. Exporter: what graph, metadata and runtime do beyond that; well "
-        "above the noise floor it is a fault.",
+        "Quantization: what rounding the weights did. Exporter: what graph, metadata and runtime do beyond that, also "
+        "activations rounded to 8 bits; far above the noise floor it is a fault.",
         f"Bars on a log scale, mean KLD by quantization and by exporter: {figures}.",
         (WIDE, 1.1 + 0.42 * len(shown)), paint,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from smolexport.parity.report.markdown import command_line
 from smolexport.parity.report.names import ABSENT, estimate, number, printable, short_power
 from smolexport.parity.report.sheet import to_json
 from smolexport.parity.report.svg import need_matplotlib
-from smolexport.parity.results import Comparison
+from smolexport.parity.results import NEAR_TIE, Comparison
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,14 +40,14 @@ def render_html(comparison: Comparison) -> str:
     from smolexport.parity.report.charts import charts
 
     sheet = to_json(comparison)
-    limits = sheet["thresholds"]
     page = _environment().get_template("page.html.j2").render(
         sheet=sheet,
         reference=sheet["reference"],
         files=sheet["candidates"],
         charts={chart.key: chart for chart in charts(sheet)},
         command=command_line(sheet),
-        limits=[words for words in _limits(limits) if words],
+        limits=_asked(sheet),
+        near_tie=NEAR_TIE,
         missed=[(file["name"], miss) for file in sheet["candidates"] for miss in file["missed"]],
         attributed=any(file["attribution"] for file in sheet["candidates"]),
         shares=sheet["bandwidth_bytes_per_s"] is not None,
@@ -72,8 +72,18 @@ def _environment() -> Environment:
     return environment
 
 
+def _asked(sheet: Sheet) -> list[str]:
+    """What was asked for, in words: once where it is the same for all files, else with their names."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for file in sheet["candidates"]:
+        names.setdefault(tuple(filter(None, _limits(file["thresholds"]))), []).append(file["name"])
+    if len(names) == 1:
+        return list(next(iter(names)))
+    return [f"{', '.join(files)}: {', '.join(words) or 'nothing asked'}" for words, files in names.items()]
+
+
 def _limits(limits: Sheet) -> list[str]:
-    """What was asked for, in words; empty where it was not."""
+    """Thresholds in words; empty where there is none."""
     kld, top1, ratio = limits["max_kld"], limits["min_top1"], limits["max_ppl_ratio"]
     exporter, pair = limits["max_exporter_kld"], limits["max_pair_kld"]
     return [

@@ -40,8 +40,9 @@ def looks_of(sheet: Sheet) -> list[Look]:
     found = []
     for file in files:
         place = formats.index(file["format"])
-        bits = {round(f["bits_per_weight"] or 0, 1) for f in files if f["format"] == file["format"]}
-        rank = sorted(bits, reverse=True).index(round(file["bits_per_weight"] or 0, 1))
+        schemes = {(f["scheme"], -round(f["bits_per_weight"] or 0, 1)) for f in files if f["format"] == file["format"]}
+        mine = file["scheme"], -round(file["bits_per_weight"] or 0, 1)
+        rank = sorted(schemes, key=lambda one: (one[1], len(one[0]), one[0])).index(mine)
         found.append(
             Look(
                 shorter(file["name"]),

@@ -14,6 +14,7 @@ from smolexport.parity.results import Comparison
 __all__ = ["command_line", "render_markdown"]
 
 Sheet = Mapping[str, Any]
+FLAGS = "max_kld", "min_top1", "max_ppl_ratio"  # thresholds that `compare` takes on its command line
 
 
 def render_markdown(comparison: Comparison) -> str:
@@ -31,15 +32,22 @@ def render_markdown(comparison: Comparison) -> str:
 
 def command_line(sheet: Sheet) -> str:
     """The essentials of the command that gave `sheet`: names instead of paths, no option that changes no figure."""
-    reference, limits = sheet["reference"], sheet["thresholds"]
+    reference, text = sheet["reference"], sheet["text"]
     # a file that is played twice is named once
     files = dict.fromkeys(candidate["path"].replace("\\", "/").rpartition("/")[2] for candidate in sheet["candidates"])
     words = ["smolexport", "compare", reference["name"], *files, "--dtype", reference["scheme"]]
-    words += ["--window", str(sheet["text"]["window"])]
-    for option in ("max_kld", "min_top1", "max_ppl_ratio"):
-        if limits[option] is not None:
-            words += [f"--{option.replace('_', '-')}", f"{limits[option]:g}"]
+    words += ["--window", str(text["window"])]
+    words += ["--max-windows", str(text["windows"])] if text["windows"] < text["tokens"] // text["window"] else []
+    words += _asking([candidate["thresholds"] for candidate in sheet["candidates"]])
     return shlex.join(printable(word) for word in words)
+
+
+def _asking(limits: Sequence[Sheet]) -> list[str]:
+    """Flags for what was asked of all files; a gate where some flag does not exist, or files differ."""
+    asked = {name: limit for name, limit in limits[0].items() if limit is not None}
+    if any(other != limits[0] for other in limits) or asked.keys() - set(FLAGS):
+        return ["--gate", "parity.toml"]
+    return [word for name, limit in asked.items() for word in (f"--{name.replace('_', '-')}", f"{limit:g}")]
 
 
 def _accuracy(sheet: Sheet) -> str:
@@ -49,7 +57,7 @@ def _accuracy(sheet: Sheet) -> str:
     head += ["KLD by quantization", "KLD by exporter"] if parts else []
     rows = []
     if floor:
-        kind = f"{_text(reference['scheme'])} against f32"
+        kind = f"f32 against {_text(reference['scheme'])}"
         rows.append(["*noise floor*", kind, *_figures(floor), ABSENT, *[ABSENT] * (2 * parts)])
     for candidate in sheet["candidates"]:
         row = [_code(candidate["name"]), _kind(candidate), *_figures(candidate), _greedy(candidate["greedy"])]
@@ -123,7 +131,8 @@ def _verdicts(sheet: Sheet) -> str:
         for candidate in sheet["candidates"]
         for miss in candidate["missed"]
     ]
-    if not lines and any(limit is not None for limit in sheet["thresholds"].values()):
+    asked = [limit for candidate in sheet["candidates"] for limit in candidate["thresholds"].values()]
+    if not lines and any(limit is not None for limit in asked):
         lines = ["- passed: every file is within the thresholds"]
     return "\n".join(lines)
 

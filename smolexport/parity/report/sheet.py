@@ -29,6 +29,7 @@ from smolexport.parity.results import (
     Speed,
     TensorError,
     TextFacts,
+    Thresholds,
 )
 
 __all__ = ["SCHEMA", "json_schema", "model_json", "speed_json", "to_json"]
@@ -57,7 +58,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "schema": SCHEMA,
         "reference": _reference_json(comparison.reference, text),
         "candidates": [
-            _candidate_json(candidate, name, text) for candidate, name in zip(comparison.candidates, names, strict=True)
+            {**_candidate_json(one, name, text), "thresholds": _limits_json(thresholds.thresholds_for(one.model))}
+            for one, name in zip(comparison.candidates, names, strict=True)
         ],
         "pairs": [_pair_json(pair) for pair in comparison.pairs],
         "passed": comparison.passed,
@@ -68,18 +70,16 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             "scored_per_window": text.scored,
             "scored_positions": text.windows * text.scored,
         },
-        "thresholds": {
-            "max_kld": thresholds.max_kld,
-            "min_top1": thresholds.min_top1,
-            "max_ppl_ratio": thresholds.max_ppl_ratio,
-            "max_exporter_kld": thresholds.max_exporter_kld,
-            "max_pair_kld": thresholds.max_pair_kld,
-        },
+        "thresholds": _limits_json(thresholds),
         "kld_edges": list(EDGES),
         "environment": {str(key): str(value) for key, value in comparison.environment.items()},
         "bandwidth_bytes_per_s": _finite(comparison.bandwidth),
         "notes": list(comparison.notes),
     }
+
+
+def _limits_json(limits: Thresholds) -> dict[str, Any]:
+    return {field.name: getattr(limits, field.name) for field in dataclasses.fields(Thresholds)}
 
 
 def model_json(model: Candidate, name: str) -> dict[str, Any]:
@@ -209,6 +209,7 @@ def _greedy_json(greedy: Greedy | None) -> dict[str, Any] | None:
         "mean_agreed_tokens": _finite(greedy.mean_agreed),
         "median_agreed_tokens": _finite(statistics.median(agreed)),
         "share_never_diverging": _finite(greedy.never),
+        "near_ties": greedy.near_ties,
         "prompts": [_prompt_json(prompt) for prompt in greedy.prompts],
     }
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from smolexport.parity.inputs import Candidate
 from smolexport.parity.report.names import ABSENT, error_text, number, printable, reference_name, short_names
-from smolexport.parity.results import Accuracy, CandidateResult, Comparison, Estimate, Greedy, ReferenceResult
+from smolexport.parity.results import (
+    NEAR_TIE,
+    Accuracy,
+    CandidateResult,
+    Comparison,
+    Estimate,
+    Greedy,
+    ReferenceResult,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -179,13 +187,15 @@ def _cell(estimate: Estimate | None, form: str) -> str:
 
 
 def _divergence(greedy: Greedy | None) -> str:
-    """The earliest and the mean first difference; below it, how near a tie the reference was at the earliest."""
+    """The earliest and the mean first difference; below it, how near a tie the earliest was, and how many ties."""
     if greedy is None:
         return ABSENT
     first = greedy.first
     if first is None:
         return f"none\n[dim]in {len(greedy.prompts)} x {greedy.tokens}[/dim]"
-    return f"{first.position}, mean {greedy.mean_agreed:.1f}\n[dim]margin {number(first.margin, '{:.2g}')}[/dim]"
+    ties = f"\n[dim]{greedy.near_ties} near tie{'s' * (greedy.near_ties > 1)}[/dim]" if greedy.near_ties else ""
+    margin = number(first.margin, "{:.2g}")
+    return f"{first.position}, mean {greedy.mean_agreed:.1f}\n[dim]margin {margin}[/dim]{ties}"
 
 
 def _lines(comparison: Comparison) -> Iterable[str]:
@@ -212,7 +222,10 @@ def _explanations(comparison: Comparison) -> Iterable[str]:
             f"first greedy divergence: index of the first other token, earliest and mean of {len(greedy.prompts)} "
             f"prompts ({greedy.tokens} where none differs)"
         )
-        yield "margin: gap between the reference's two largest logits at the earliest one; near 0 it was a tie"
+        yield (
+            "margin: gap between the reference's two largest logits at the earliest one; "
+            f"near ties: prompts that part where it is below {NEAR_TIE:g}, which is no damage"
+        )
     if comparison.reference.floor:
         yield "noise floor: the reference against its own weights in f32; smaller figures of a file mean nothing"
     if any(result.attribution for result in comparison.candidates):
@@ -225,3 +238,4 @@ def _explanations(comparison: Comparison) -> Iterable[str]:
             f"of bandwidth: decode rate over what reading all weights once per token allows "
             f"at the {comparison.bandwidth / 1e9:.1f} GB/s measured here"
         )
+    yield "load: the first file of each runtime has its library's import in it"
