@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = set("torch transformers onnx onnxruntime onnxruntime_genai mlx mlx_lm llama_cpp coremltools tensorflow".split())
 # The first matching prefix decides.
 FLOORS = (
-    ("smolexport.cli", 6),
+    ("smolexport.cli", 7),
+    ("smolexport.sweep", 6),
     ("smolexport.face", 5),
     ("smolexport.parity", 5),
     ("smolexport.convert", 4),
@@ -239,7 +240,8 @@ def test_converting_needs_no_runtime(tmp_path: Path) -> None:
 def test_imports_stay_light(code: str) -> None:
     loaded = set(python(f"{code}\nimport sys; print('\\n', *sys.modules)").split())
     assert not loaded & (
-        HEAVY | {"numba", "tokenizers", "huggingface_hub", "safetensors", "rich.progress", "matplotlib", "jinja2"}
+        HEAVY
+        | {"numba", "tokenizers", "huggingface_hub", "safetensors", "rich.progress", "matplotlib", "jinja2", "ray"}
     )
 
 

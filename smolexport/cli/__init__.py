@@ -1,6 +1,6 @@
 """The command line: thin commands, one file each; data on stdout, progress and notes on stderr.
 
-Exit codes: 0 done, 1 a parity threshold was missed, 2 bad input or usage, 130 interrupted.
+Exit codes: 0 done, 1 a parity threshold was missed or a task of a sweep failed, 2 bad input or usage, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from smolexport.cli import bench, compare, demo, every, export, generate, inspect, listing
+from smolexport.cli import bench, compare, demo, every, export, generate, inspect, listing, sweep
 from smolexport.plugins import converters
 
 __all__ = ["build"]
@@ -18,6 +18,7 @@ smolexport mlx HuggingFaceTB/SmolLM2-135M-Instruct --quant q4
 smolexport onnx HuggingFaceTB/SmolLM2-135M-Instruct --quant int4
 smolexport all HuggingFaceTB/SmolLM2-135M-Instruct --quant int4 -o out
 smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct out/*
+smolexport sweep ./run-a ./run-b --quant int8,int4 -o sweep
 smolexport demo
 """
 
@@ -42,6 +43,6 @@ def build() -> click.Group:
 
     for name in converters():
         root.add_command(export.command_for(name))
-    for module in (every, compare, bench, generate, inspect, listing, demo):
+    for module in (every, compare, sweep, bench, generate, inspect, listing, demo):
         root.add_command(module.command)
     return root

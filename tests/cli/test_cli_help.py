@@ -11,7 +11,7 @@ import pytest
 from smolexport.cli.app import build
 from tests.cli.commands import assert_refused, call, run
 
-COMMANDS = ("gguf", "mlx", "all", "compare", "generate", "inspect", "list", "demo")
+COMMANDS = ("gguf", "mlx", "all", "compare", "sweep", "generate", "inspect", "list", "demo")
 
 
 def parameters(command: str) -> list[Any]:
@@ -79,6 +79,16 @@ def test_json_everywhere(command: str) -> None:
         (["compare"], "Missing argument"),
         (["compare", "nothing"], "nothing: no such folder"),
         (["bench"], "Missing argument"),
+        (["sweep", "x"], "Missing option '--out' / '-o'"),
+        (["sweep", "-o", "out"], "Missing argument"),
+        (["sweep", "", "-o", "out"], "is empty"),
+        (["sweep", "x", "-o", "out", "--engine", "slurm"], "'slurm' is not one of 'local', 'ray'"),
+        (["sweep", "x", "-o", "out", "--jobs", "0"], "'--jobs'"),
+        (["sweep", "x", "-o", "out", "--window", "3"], "'--window'"),
+        (["sweep", "demo", "-o", "out", "--formats", "onxx"], "no converter for the format 'onxx'; installed: gguf"),
+        (["sweep", "demo", "-o", "out", "-q", "q4_k", "--formats", "mlx"], "--quant q4_k: MLX has no such scheme"),
+        (["sweep", "demo", "-o", "out", "--text", "nothing.txt"], "nothing.txt: No such file"),
+        (["sweep", "demo", "-o", "no/such/out", "--no-compare"], "no/such: no such folder; create it"),
         (["inspect"], "Missing argument"),
         (["inspect", "nothing.gguf"], "nothing.gguf: no such file"),
         (["generate", "nothing.gguf", "Once"], "nothing.gguf: no such file"),

@@ -1,0 +1,160 @@
+"""Tasks on a Ray cluster, each in a fresh process of some machine; all of them see the same folders."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any
+
+from smolexport.errors import MissingDependencyError, SessionError, UsageError
+from smolexport.sweep.engine import Ending, share
+from smolexport.sweep.plan import Task
+from smolexport.sweep.record import empty
+from smolexport.sweep.task import attempt
+from smolexport.sweep.worker import GRACE
+
+__all__ = ["INSTALL", "Cluster", "check_ray"]
+
+INSTALL = "pip install 'smolexport[ray]'"
+NO_ADDRESS = "RAY_ADDRESS"  # where Ray itself looks for one
+STEP = 0.05  # seconds between two looks
+PATIENCE = 10.0  # seconds for a machine to answer at all
+# A cluster of our own reports nothing to anybody, and obeys nobody else; the token would land in the home folder.
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+OBJECTS = 80 << 20  # bytes of shared memory for objects, Ray's least: tasks exchange none
+
+
+class Cluster:
+    """A Ray cluster; an `Engine`."""
+
+    def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
+        """Connect.
+
+        Args:
+            jobs: tasks at a time.
+            address: of a running cluster; None = that of RAY_ADDRESS, else one on this machine that ends with us.
+
+        Raises:
+            MissingDependencyError: Ray is not installed.
+            UsageError: no cluster answers.
+        """
+        given = address or os.environ.get(NO_ADDRESS)
+        if given is None:
+            for name, value in OWN.items():
+                os.environ.setdefault(name, value)
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        else:
+            _check_answer(given)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what goes wrong comes as an exception too
+        self._ray = _ray()
+        with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(sys.stderr))  # Ray's remarks about dead workers go there
+            stack.callback(self._shut_down)
+            self._connect(given)
+            self._open = stack.pop_all()
+        cores = [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+        self.jobs, self.threads = share(cores, jobs)
+        # max_calls=1: a fresh process for each task; retries are the driver's, who counts and tells them
+        options = {"num_cpus": self.threads, "max_calls": 1, "max_retries": 0}
+        self._attempt = self._ray.remote(**options)(attempt)
+        self._running: dict[Any, Task] = {}
+
+    def _connect(self, address: str | None) -> None:
+        own = {"object_store_memory": OBJECTS, "include_dashboard": False} if address is None else {}
+        try:
+            with _same_signals():
+                self._ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            where = f"--address {address}" if address else "this machine"
+            raise UsageError(f"{where}: no Ray cluster answers ({_line(error)})") from error
+
+    def _shut_down(self) -> None:
+        with _same_signals():
+            self._ray.shutdown()
+
+    def start(self, task: Task) -> None:
+        """Begin with `task`."""
+        self._running[self._attempt.remote(task)] = task
+
+    def wait(self) -> tuple[Task, Ending]:
+        """Wait until one of them ends.  Raises SessionError where the cluster does not answer any more."""
+        errors = self._ray.exceptions
+        ready: list[Any] = []
+        try:
+            while not ready:
+                time.sleep(STEP)  # here rather than in Ray, which makes a SystemError of a signal's exception
+                ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=0)
+        except errors.RayError as error:
+            raise SessionError(f"the Ray cluster does not answer any more: {_line(error)}") from error
+        except SystemError as error:
+            raise error.__cause__ or error from None
+        task = self._running.pop(ready[0])
+        try:
+            return task, Ending(self._ray.get(ready[0]))
+        except errors.RayTaskError as error:  # not of the task, which tells, but of getting to it
+            return task, Ending(empty(task, f"{task.title}: Ray could not run it: {_line(error.cause or error)}"))
+        except errors.RayError as error:
+            return task, Ending(None, f"its process ended: {_line(error)}")
+
+    def close(self) -> None:
+        """End all that is under way: asked first, killed after some seconds."""
+        with self._open:
+            for force in (False, True):
+                for one in self._running:
+                    self._ray.cancel(one, force=force)
+                if self._running:
+                    _, left = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=GRACE)
+                    self._running = {one: self._running[one] for one in left}
+
+
+def check_ray() -> None:
+    """Refuse before any work where Ray is not installed; raises MissingDependencyError."""
+    if importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError(f"--engine ray: needs ray: {INSTALL}")
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError(f"--engine ray: needs ray ({error}): {INSTALL}") from error
+    return ray
+
+
+def _check_answer(address: str) -> None:
+    """Refuse HOST:PORT where nothing listens, for which Ray would wait for minutes; raises UsageError."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--address {address}: no Ray cluster answers ({error})") from error
+
+
+def _line(error: BaseException) -> str:
+    """What happened, of a message that goes on to tell where to look."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Give signals back to whom they belonged: Ray takes SIGTERM for itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # set from outside of Python
+                signal.signal(number, handler)

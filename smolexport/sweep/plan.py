@@ -1,0 +1,229 @@
+"""Which tasks there are: checkpoints x formats x schemes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from smolexport import plugins
+from smolexport.card import installed_version
+from smolexport.checkpoint import find_checkpoint
+from smolexport.errors import CheckpointError, MissingDependencyError, UsageError
+
+__all__ = ["Source", "Task", "Terms", "check_players", "find_sources", "pairs", "tasks_of"]
+
+STATE, TABLE = ".sweep", "sweep.json"  # what else lies in the folder of the outputs
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint of the sweep.
+
+    Attributes:
+        given: as it was named.
+        name: what its outputs are called; no two of a sweep have the same.
+        folder: where it lies; None where it was not found.
+        error: why not.
+    """
+
+    given: str
+    name: str
+    folder: Path | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for every task of a sweep.
+
+    Attributes:
+        out: folder of the outputs.
+        text: what is scored; None = exported files are not compared.
+        window: tokens per window.
+        max_windows: score at most so many.
+        ignore_config: keys of config.json that the caller vouches for as inert.
+        force: replace what stands where an output goes, whoever made it.
+        version: of smolexport.
+        mark: in the name of a file in `out`, by which a worker knows that it sees the same folder.
+    """
+
+    out: str
+    text: str | None = None
+    window: int = 512
+    max_windows: int | None = None
+    ignore_config: Sequence[str] = ()
+    force: bool = False
+    version: str = field(default_factory=installed_version)
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One output.  Plain values only, so that it goes through a pipe to another process or machine.
+
+    Attributes:
+        source: the checkpoint as it was named.
+        name: what its outputs are called.
+        folder: where it lies; empty where it was not found.
+        format: e.g. `gguf`.
+        scheme: the format's own name of it.
+        terms: what holds for every task.
+        fingerprint: of the checkpoint's files.
+        seen: their sizes and dates when the fingerprint was taken.
+        threads: that it may use.
+    """
+
+    source: str
+    name: str
+    folder: str
+    format: str
+    scheme: str
+    terms: Terms
+    fingerprint: str = ""
+    seen: str = ""
+    threads: int = 1
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"{self.name} {self.format} {self.scheme}"
+
+    @property
+    def key(self) -> Path:
+        """Its place in folders that hold something of every task."""
+        return Path(self.name) / f"{self.format}-{self.scheme}"
+
+
+def find_sources(
+    checkpoints: Sequence[str], *, revision: str | None = None, token: str | None = None, weights: bool = True
+) -> list[Source]:
+    """Find every checkpoint; one that is not there is a source with an error.
+
+    Args:
+        checkpoints: folders, hub ids, or `demo`.
+        revision: hub revision.
+        token: hub token.
+        weights: False = the weights of a hub id stay there.
+
+    Raises:
+        UsageError: none at all, an empty name, one named twice.
+    """
+    if not checkpoints:
+        raise UsageError("no checkpoint to export: name at least one")
+    found: list[Source] = []
+    for given in checkpoints:
+        try:
+            folder = find_checkpoint(given, revision=revision, token=token, weights=weights)
+            found.append(Source(given, "", folder.resolve()))
+        except CheckpointError as error:
+            found.append(Source(given, "", None, str(error)))
+    places: dict[str, str] = {}
+    for source in found:
+        place = str(source.folder or Path(source.given).absolute())
+        if place in places:
+            raise UsageError(f"{source.given}: is the same checkpoint as {places[place]}; name each once")
+        places[place] = source.given
+    names = _names(found)
+    return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """The last part of each path or hub id, with as many of the parts before it as it takes to tell them apart."""
+    parts = [_parts(source) for source in sources]
+    counts = [1] * len(sources)
+    while True:
+        names = ["-".join(words[-count:]) for words, count in zip(parts, counts, strict=True)]
+        groups: dict[str, list[int]] = {}
+        for place, name in enumerate(names):
+            groups.setdefault(name.casefold(), []).append(place)
+        alike = [place for group in groups.values() if len(group) > 1 for place in group]
+        longer = [place for place in alike if counts[place] < len(parts[place])]
+        if not alike:
+            return names
+        if not longer:
+            first, second = (sources[place].given for place in alike[:2])
+            raise UsageError(f"{first} and {second}: cannot be told apart by their names; rename one of them")
+        for place in longer:
+            counts[place] += 1
+
+
+def _parts(source: Source) -> list[str]:
+    """The words that name a checkpoint; of a hub id those of the id, not of the cache."""
+    local = source.folder is None or source.given == "demo" or Path(source.given).resolve() == source.folder
+    path = Path(source.given).resolve() if local and source.given != "demo" else Path(source.given)
+    words = [part for part in path.parts if part not in ("/", "\\", path.anchor)]
+    return [word.encode("utf-8", "replace").decode() for word in words] or ["model"]
+
+
+def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Every (format, scheme) that is asked for, and a line for each scheme that a format has not.
+
+    Args:
+        formats: format names; None = every installed converter.
+        quants: schemes, for all formats that have them, or `FORMAT:SCHEME` for one.
+
+    Raises:
+        UsageError: an unknown format; a scheme that none of the formats has.
+    """
+    names = plugins.converters() if formats is None else list(formats)
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"--formats {','.join(names)}: name each format once, and at least one")
+    modules = {name: plugins.converter(name) for name in names}
+    found: dict[tuple[str, str], None] = {}
+    lines = []
+    for word in quants:
+        one, colon, scheme = word.partition(":")
+        if colon and one not in modules:
+            raise UsageError(f"--quant {word}: the format '{one}' is none of those asked for: {', '.join(modules)}")
+        lacking: dict[str, UsageError] = {}
+        for name in [one] if colon else names:
+            try:
+                found[name, modules[name].find_scheme(scheme if colon else word).name] = None
+            except UsageError as error:
+                lacking[name] = error
+        if len(lacking) == (1 if colon else len(names)):
+            refusal = next(iter(lacking.values()))
+            many = f"--quant {word}: none of {', '.join(lacking)} has such a scheme; `smolexport list` names them"
+            raise refusal if len(lacking) == 1 else UsageError(many)
+        lines += [f"{name} has no scheme {word}: left out" for name in lacking]
+    order = {name: place for place, name in enumerate(names)}
+    return sorted(found, key=lambda pair: order[pair[0]]), lines
+
+
+def tasks_of(sources: Sequence[Source], wanted: Sequence[tuple[str, str]], terms: Terms) -> list[Task]:
+    """A task for each checkpoint and each of the `wanted` (format, scheme).
+
+    Raises:
+        UsageError: the outputs of a checkpoint would go where they must not.
+    """
+    for source in sources:
+        target = Path(terms.out) / source.name
+        if source.name in (STATE, TABLE, "..") or target.resolve() == source.folder:
+            raise UsageError(f"{target}: is no place for the outputs of {source.given}; give another folder with -o")
+    return [
+        Task(source.given, source.name, str(source.folder or ""), form, scheme, terms)
+        for source in sources
+        for form, scheme in wanted
+    ]
+
+
+def check_players(formats: Collection[str]) -> None:
+    """Refuse a comparison for which a library is missing here; raises MissingDependencyError."""
+    lacking = [_lacking("checkpoint"), *(_lacking(plugins.converter(name).FORMAT) for name in formats)]
+    lines = [line for line in dict.fromkeys(lacking) if line]
+    if lines:
+        raise MissingDependencyError(f"{'; '.join(lines)}; or pass --no-compare")
+
+
+def _lacking(kind: str) -> str:
+    """What has to be installed to play the format `kind`; empty where one of its runtimes is ready."""
+    players: Mapping[str, str | None] = {
+        name: plugins.missing(name) for name in plugins.runtimes() if kind == plugins.adapter(name).READS
+    }
+    if None in players.values():
+        return ""
+    if not players:
+        return f"no installed runtime plays the format '{kind}'"
+    name, line = next(iter(players.items()))
+    return f"the runtime {plugins.adapter(name).NAME} {line}"

@@ -1,0 +1,52 @@
+"""What a sweep would do, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from smolexport import convert
+from smolexport.errors import SmolexportError
+from smolexport.sweep import record as records
+from smolexport.sweep.driver import HASHES, fingerprinted, state_of
+from smolexport.sweep.fingerprint import Hashes
+from smolexport.sweep.plan import STATE, Source, Task
+from smolexport.sweep.table import Row
+
+__all__ = ["preview"]
+
+
+def preview(sources: Sequence[Source], tasks: Sequence[Task], out: Path) -> list[Row]:
+    """A row for each task: what is kept with its figures, what is to do with its size, what is refused and why.
+
+    Args:
+        sources: the checkpoints, the weights of hub ids may be missing.
+        tasks: what `tasks_of` made of them.
+        out: the folder of the outputs, which need not be there.
+    """
+    known = {source.name for source in sources if (out / STATE / "records" / source.name).is_dir()}
+    asked = [source for source in sources if source.name in known or source.folder is None]
+    marks, errors = fingerprinted(asked, Hashes(out / STATE / HASHES), lambda _: None)
+    given = (replace(task, fingerprint=marks.get(task.name, ("", ""))[0]) for task in tasks)
+    return [_row(task, errors.get(task.name, "")) for task in given]
+
+
+def _row(task: Task, error: str) -> Row:
+    found, whole = state_of(task) if task.fingerprint else (records.empty(task), False)
+    if error:
+        return Row(task, "failed", found, error)
+    if whole and not task.terms.force:
+        return Row(task, "kept", found)
+    if records.done(task, found)[0] and not task.terms.force:
+        return Row(task, "to do", replace(found, compared=None))
+    try:
+        plan = convert.prepare(
+            task.format, Path(task.folder), task.terms.out, quant=task.scheme, name=task.name,
+            ignore_config=task.terms.ignore_config, weights=False,
+        ).plan  # fmt: skip
+    except SmolexportError as refused:
+        return Row(task, "failed", found, str(refused))
+    size = plan.nbytes + sum(companion.nbytes for companion in plan.companions)
+    sizes = {"bytes": size, "bits_per_weight": round(plan.bits_per_weight, 4), "notes": plan.fallback_lines()}
+    return Row(task, "to do", replace(found, exported=sizes, compared=None, error=""))

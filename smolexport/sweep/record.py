@@ -1,0 +1,143 @@
+"""What is known of a task from earlier: a small JSON file that is written when something is done, never before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from smolexport.output import atomic_file
+from smolexport.sweep.plan import STATE, Task
+
+__all__ = [
+    "Record",
+    "compare_inputs",
+    "done",
+    "dumped",
+    "empty",
+    "export_inputs",
+    "parsed",
+    "path_of",
+    "read",
+    "write",
+]
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of a task.
+
+    Attributes:
+        source: the checkpoint as it was named.
+        format: of the output.
+        scheme: of the output.
+        target: the output, from the sweep's folder on; whatever stands there is the sweep's.  Empty before the plan.
+        exported: what was made of what: `inputs`; `files` by their names beside the target, each with `bytes` and
+            `sha256`; `bytes`, `weights`, `bits_per_weight`, `notes`, `seconds`.  None before that.
+        compared: how far the output is from the checkpoint: `inputs`, figures as `compare --json` names them,
+            `seconds`.
+        error: why the last attempt failed; empty where it did not.
+    """
+
+    source: str
+    format: str
+    scheme: str
+    target: str = ""
+    exported: Facts | None = None
+    compared: Facts | None = None
+    error: str = ""
+
+
+def path_of(task: Task) -> Path:
+    """Where the record of `task` lies."""
+    key = task.key
+    return Path(task.terms.out) / STATE / "records" / key.parent / f"{key.name}.json"
+
+
+def empty(task: Task, error: str = "") -> Record:
+    """The record of a task of which nothing is known but, perhaps, an error."""
+    return Record(task.source, task.format, task.scheme, error=error)
+
+
+def read(task: Task) -> Record:
+    """The record of `task`; an empty one where there is none, or nothing that can be understood."""
+    try:
+        return parsed(path_of(task).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return empty(task)
+
+
+def parsed(text: str) -> Record:
+    """What `dumped` made a text of; raises ValueError."""
+    found = json.loads(text)
+    try:
+        record = Record(**{field.name: found[field.name] for field in fields(Record)})
+    except (LookupError, TypeError) as error:
+        raise ValueError("is no record") from error
+    texts = (record.source, record.format, record.scheme, record.target, record.error)
+    parts = (record.exported, record.compared)
+    if not (all(isinstance(text, str) for text in texts) and all(p is None or isinstance(p, dict) for p in parts)):
+        raise ValueError("is no record")
+    return record
+
+
+def dumped(record: Record, indent: int | None = None) -> str:
+    """As JSON, on one line without `indent`."""
+    return json.dumps(asdict(record), indent=indent, allow_nan=False) + "\n"
+
+
+def write(task: Task, record: Record) -> None:
+    """Replace the record of `task`; raises OutputError."""
+    path = path_of(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, force=True) as file:
+        file.write(dumped(record, indent=2).encode())
+
+
+def export_inputs(task: Task) -> dict[str, Any]:
+    """All that the output of `task` depends on."""
+    return {
+        "checkpoint": task.fingerprint,
+        "name": task.name,
+        "format": task.format,
+        "scheme": task.scheme,
+        "ignore_config": sorted(task.terms.ignore_config),
+        "smolexport": task.terms.version,
+    }
+
+
+def compare_inputs(task: Task) -> dict[str, Any]:
+    """What the comparison depends on besides checkpoint and output."""
+    text = (task.terms.text or "").encode()
+    return {
+        "text": hashlib.sha256(text).hexdigest()[:32],
+        "window": task.terms.window,
+        "max_windows": task.terms.max_windows,
+    }
+
+
+def done(task: Task, record: Record) -> tuple[bool, bool]:
+    """Whether the export and the comparison that `record` tells of are those that `task` asks for.
+
+    A comparison that is not asked for is done.
+    """
+    exported = record.exported
+    made = exported is not None and exported.get("inputs") == export_inputs(task) and _stands(task, record, exported)
+    compared = record.compared is not None and record.compared.get("inputs") == compare_inputs(task)
+    return made, made and (compared or task.terms.text is None)
+
+
+def _stands(task: Task, record: Record, exported: Facts) -> bool:
+    """Whether every file of the output is there with the recorded size."""
+    folder, files = (Path(task.terms.out) / record.target).parent, exported.get("files")
+    if not isinstance(files, dict) or not files:
+        return False
+    try:
+        return all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
+    except (OSError, LookupError, TypeError):
+        return False

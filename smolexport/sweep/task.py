@@ -1,0 +1,202 @@
+"""Doing one task: export, compare, and a record after each.
+
+Whatever a killed attempt had finished is kept: its successor begins with what the record does not tell of.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolexport import convert
+from smolexport.card import installed_version
+from smolexport.errors import CheckpointError, OutputError, SmolexportError, UsageError
+from smolexport.sweep import record as records
+from smolexport.sweep.fingerprint import file_hash, signature
+from smolexport.sweep.lock import held
+from smolexport.sweep.plan import STATE, Task
+from smolexport.sweep.record import Record
+
+if TYPE_CHECKING:
+    from smolexport.parity.inputs import Candidate, Settings
+
+__all__ = ["MARK", "WORK", "attempt", "mark_of"]
+
+MARK, WORK = "mark-", "work"
+FIGURES = (
+    "runtime",
+    "fingerprint",
+    "kld",
+    "top1_agreement",
+    "top1_agreement_error",
+    "top5_overlap",
+    "perplexity",
+    "perplexity_error",
+    "perplexity_ratio",
+    "perplexity_ratio_error",
+    "tokenizer_equal",
+    "notes",
+)
+
+
+def attempt(task: Task) -> Record:
+    """Do what the record does not tell of; returns the record, in which an error says what is wrong in one line."""
+    try:
+        _check_place(task)
+        return _run(task)
+    except SmolexportError as error:
+        line = str(error)
+    except MemoryError:
+        line = f"{task.folder}: out of memory; take fewer --jobs"
+    except OSError as error:
+        line = f"{error.filename or task.folder}: {error.strerror or error}"
+    except Exception as error:  # of a library, unforeseen: it ends this task, not the sweep
+        line = f"{task.folder}: {type(error).__name__}: {error}"
+    failed = replace(records.read(task), error=" ".join(line.splitlines()))
+    if mark_of(task).exists():  # else this is another machine's folder, or another sweep's turn by now
+        with suppress(SmolexportError, OSError):
+            records.write(task, failed)
+    return failed
+
+
+def mark_of(task: Task) -> Path:
+    """The file by which a machine knows that it sees what the driver sees; no two sweeps have the same."""
+    return Path(task.terms.out) / STATE / f"{MARK}{task.terms.mark}"
+
+
+def _check_place(task: Task) -> None:
+    """Refuse a machine that does not see what the driver sees, or is another version."""
+    out, host = Path(task.terms.out), socket.gethostname()
+    if not mark_of(task).exists():
+        raise OutputError(f"{out}: is not the same folder on {host}; it must lie on storage that all machines share")
+    if not Path(task.folder).is_dir():
+        raise CheckpointError(f"{task.folder}: is not there on {host}; it must lie on storage that all machines share")
+    if task.terms.version != installed_version():
+        here = installed_version()
+        raise UsageError(f"smolexport is {here} on {host} and {task.terms.version} where the sweep was started")
+
+
+def _run(task: Task) -> Record:
+    found = records.read(task)
+    made, compared = records.done(task, found)
+    if not made or task.terms.force:
+        found = _export(task, found)
+        records.write(task, found)
+    if task.terms.text is not None and (found.compared is None or not compared):
+        found = replace(found, compared=_compare(task, Path(task.terms.out) / found.target))
+    found = replace(found, error="")
+    records.write(task, found)
+    return found
+
+
+def _export(task: Task, found: Record) -> Record:
+    """Write the output in a folder of its own and move it to its place, to which an earlier record gives the right."""
+    work = Path(task.terms.out) / STATE / WORK / task.key
+    shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed
+    work.mkdir(parents=True)
+    try:
+        job = convert.prepare(
+            task.format, Path(task.folder), work, quant=task.scheme, name=task.name,
+            ignore_config=task.terms.ignore_config,
+        )  # fmt: skip
+        target = Path(task.name) / job.path.name
+        place = Path(task.terms.out) / target
+        ours = task.terms.force or found.target == str(target)
+        if os.path.lexists(place) and not ours:
+            raise OutputError(f"{place}: exists already, not made by a sweep; remove it or pass --force")
+        started = Record(task.source, task.format, task.scheme, str(target))
+        records.write(task, started)  # from here on what stands there may be replaced
+        _check_unchanged(task)
+        done = convert.write(job, threads=task.threads)
+        _check_unchanged(task)
+        facts = _facts(job.path)
+        _move(job.path, place, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    plan = done.plan
+    exported = {
+        "inputs": records.export_inputs(task),
+        "files": facts,
+        "bytes": done.bytes,
+        "weights": plan.weights,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "notes": [*plan.fallback_lines(), *plan.notes],
+        "seconds": round(done.seconds, 3),
+    }
+    return replace(started, exported=exported)
+
+
+def _check_unchanged(task: Task) -> None:
+    """Refuse to record a fingerprint for weights that it was not taken of."""
+    if signature(Path(task.folder)) != task.seen:
+        raise CheckpointError(f"{task.folder}: changed during the sweep; start it again")
+
+
+def _facts(path: Path) -> dict[str, dict[str, Any]]:
+    """Bytes and SHA-256 of every file of an output, by the name beside it."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {
+        file.relative_to(path.parent).as_posix(): {"bytes": file.stat().st_size, "sha256": file_hash(file)}
+        for file in files
+    }
+
+
+def _move(made: Path, place: Path, work: Path) -> None:
+    """Give a finished output its name; what stood there goes with `work`."""
+    place.parent.mkdir(exist_ok=True)
+    if made.is_dir() and os.path.lexists(place):
+        place.rename(work / "replaced")
+    made.replace(place)
+
+
+def _compare(task: Task, path: Path) -> dict[str, Any]:
+    """Figures of the output at `path` against its checkpoint."""
+    from smolexport.parity.candidates import exported, reference
+    from smolexport.parity.compare import compare
+    from smolexport.parity.inputs import Settings
+    from smolexport.parity.report import to_json
+
+    start, text = time.perf_counter(), task.terms.text or ""
+    # Rates and memory mean nothing beside other tasks, and the table has no column for the rest.
+    settings = Settings(
+        window=task.terms.window, max_windows=task.terms.max_windows, greedy_tokens=0, repetitions=0,
+        threads=task.threads, memory=False, attribution=False,
+    )  # fmt: skip
+    base = reference(Path(task.folder), ignore_config=task.terms.ignore_config)
+    shelf = _shelf()
+    if shelf:
+        _play_once(base, text, settings, shelf, task)
+    sheet = to_json(compare(base, exported([path]), text=text, settings=settings, cache=shelf))
+    [candidate] = sheet["candidates"]
+    return {
+        "inputs": records.compare_inputs(task),
+        **{name: candidate[name] for name in FIGURES},
+        "reference_perplexity": sheet["reference"]["perplexity"],
+        "scored_positions": sheet["text"]["scored_positions"],
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _shelf() -> Path | None:
+    """Where the reference's logits are kept; None where nothing can be."""
+    from smolexport.parity.store import usual_folder
+
+    with suppress(OutputError):
+        return usual_folder()
+    return None
+
+
+def _play_once(base: Candidate, text: str, settings: Settings, folder: Path, task: Task) -> None:
+    """Leave the reference's logits in `folder`: of several tasks of a checkpoint the first one, the others wait."""
+    from smolexport.parity.base import play
+    from smolexport.parity.store import Shelf
+
+    lock = held(folder / f".playing-{task.fingerprint[:2]}") if os.access(folder, os.W_OK) else nullcontext()
+    with lock, Shelf(folder) as shelf:
+        play(base, text, settings, shelf, None, lambda *_: None)

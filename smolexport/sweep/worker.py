@@ -1,0 +1,58 @@
+"""The process in which one task of a local sweep is done.
+
+    python -m smolexport.sweep.worker
+
+It reads the task from the first line of stdin, as `asdict` gives it, does it, and prints its record on stdout, on one
+line.  It ends, and removes what it has half written, on SIGTERM and
+when stdin is closed, as happens when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from smolexport.sweep.plan import Task, Terms
+
+__all__ = ["main"]
+
+GRACE = 10.0  # seconds to remove what is half written
+STOPPED = 143
+
+
+def main() -> None:
+    """Do one task."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no part of the answer
+    signal.signal(signal.SIGTERM, _stop)
+    line = sys.stdin.readline()
+    threading.Thread(target=_watch, daemon=True).start()
+    from smolexport.sweep.record import dumped
+    from smolexport.sweep.task import attempt
+
+    given = json.loads(line)
+    record = attempt(Task(**{**given, "terms": Terms(**given["terms"])}))
+    with os.fdopen(out, "w", encoding="utf-8") as answer:
+        answer.write(dumped(record))
+
+
+def _stop(*_: object) -> NoReturn:
+    sys.exit(STOPPED)
+
+
+def _watch() -> None:
+    """End with the driver.  Not through `sys.stdin`, whose lock would stop the interpreter from ending."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(STOPPED)  # a library that does not come back
+
+
+if __name__ == "__main__":
+    main()
