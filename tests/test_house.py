@@ -245,6 +245,21 @@ def test_imports_stay_light(code: str) -> None:
     )
 
 
+def test_an_export_loads_no_more_than_it_needs(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    code = (
+        "import sys\nfrom importlib.metadata import packages_distributions\n"
+        "from smolexport.cli import main\n"
+        "try:\n    main(['gguf', sys.argv[1], '-q', 'q8_0', '-o', sys.argv[2]])\nexcept SystemExit:\n    pass\n"
+        "print('\\n', *{m.split('.')[0] for m in sys.modules} & set(packages_distributions()))"
+    )
+    made, *loaded = python(code, str(folder), str(tmp_path / "x.gguf")).split()
+    assert made.endswith("x.gguf")
+    needed = {"click", "numpy", "numba", "llvmlite", "ml_dtypes", "safetensors", "tokenizers", "yaml"}
+    parts = {name for name in loaded if name.startswith(("_", "cython", "smolexport"))}
+    assert set(loaded) - parts <= needed
+
+
 def test_nothing_tells_where_it_was_made() -> None:
     """No absolute path of a workplace, no ticket number and nothing left to do in any text of the repository."""
     pattern = re.compile(r"/wo[r]k/|/ro[o]t/|/ho[m]e/\w+/|\bissue #?\d+\b|\bTO[D]O\b|\bFIX[M]E\b|\bXX[X]\b")

@@ -10,6 +10,7 @@ own and all in turns:
 * `plain`: the same with `InferenceSession.run`, arrays in and out;
 * `genai`: the generator of onnxruntime-genai on our folder, where installed;
 * `builder`: the same on what onnxruntime-genai's own builder makes of the checkpoint, where it runs;
+* `unshared`: the same with the caches of a step made anew, as that generator did before it shared them;
 * `optimum`: optimum's f32 graph of the checkpoint, its outputs bound as the inputs of the next step, where
   SMOLEXPORT_OPTIMUM_PYTHON names a Python that has optimum to export it (`make optimum`);
 * `torch`: the checkpoint in bf16.
@@ -41,7 +42,8 @@ from tests.benchmarks.turns import Player, in_turns, ratio, serve
 from tests.core.published_configs import PUBLISHED
 from tests.optimum_for_tests import VARIABLE, export_f32, optimum_python
 
-WAYS = ("session", "fresh", "plain", "genai", "builder", "optimum", "torch")
+WAYS = ("session", "fresh", "plain", "genai", "builder", "unshared", "optimum", "torch")
+BUILDERS = ("builder", "unshared")
 KEYS = ("prefill", "decode", "prefill_cpu", "decode_cpu")
 
 
@@ -99,7 +101,7 @@ def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> Play
     return feed, rewind
 
 
-def genai(folder: Path, threads: int, context: int, spinning: bool) -> Player:
+def genai(folder: Path, threads: int, context: int, spinning: bool, share: bool = True) -> Player:
     import onnxruntime_genai as og
 
     config = og.Config(str(folder))
@@ -107,14 +109,18 @@ def genai(folder: Path, threads: int, context: int, spinning: bool) -> Player:
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = og.Model(config)
     params = og.GeneratorParams(model)
-    params.set_search_options(max_length=context, do_sample=False, past_present_share_buffer=True)
+    params.set_search_options(max_length=context, do_sample=False, past_present_share_buffer=share)
     generator = og.Generator(model, params)
 
     def feed(ids: list[int]) -> object:
         generator.append_tokens(np.array([ids], np.int32))
         return generator.get_logits()
 
-    return feed, lambda: generator.rewind_to(0)
+    def rewind() -> None:
+        nonlocal generator
+        generator = og.Generator(model, params)
+
+    return feed, rewind
 
 
 def torch(checkpoint: Path, threads: int, context: int) -> Player:
@@ -132,6 +138,7 @@ def player(way: str, folder: Path, threads: int, spinning: bool, context: int) -
         "plain": lambda: onnxruntime(folder, threads, spinning, bound=False),
         "genai": lambda: genai(folder, threads, context, spinning),
         "builder": lambda: genai(folder, threads, context, spinning),
+        "unshared": lambda: genai(folder, threads, context, spinning, share=False),
         "optimum": lambda: onnxruntime(folder, threads, spinning, bound=True),
         "torch": lambda: torch(folder, threads, context),
     }
@@ -164,9 +171,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     checkpoint = scratch / args.model
     write_random(checkpoint, PUBLISHED[args.model], args.tokenizer)
     ours = smolexport.export("onnx", checkpoint, scratch / "ours-onnx", quant=args.scheme)
-    folders = {**dict.fromkeys(WAYS, ours.path), "torch": checkpoint, "builder": scratch / "theirs"}
+    folders = {**dict.fromkeys(WAYS, ours.path), "torch": checkpoint, **dict.fromkeys(BUILDERS, scratch / "theirs")}
     folders["optimum"] = scratch / "optimum"
-    ways = [way for way in args.ways if way != "builder" or build(checkpoint, folders["builder"])]
+    wanted = set(args.ways) & set(BUILDERS)
+    built = bool(wanted) and build(checkpoint, folders["builder"])
+    ways = [way for way in args.ways if way not in BUILDERS or built]
     ways = [way for way in ways if way != "optimum" or export_optimum(checkpoint, folders["optimum"])]
     entries = [entry for entry in ours.plan.entries if entry.tensor is not None]
     tied = all(entry.tensor.role is not Role.HEAD for entry in entries if entry.tensor)
