@@ -8,8 +8,8 @@ of a format in turns, with the same number of threads:
 * `gguf`: our q4_k_m file in our session; llama.cpp's own quantizer's file in llama-cpp-python's `Llama.generate`;
 * `mlx`: our q4 folder in our session; `mlx_lm.convert`'s in mlx-lm's `generate_step`, in float32, with which an x86
   processor is some ten times faster than with bfloat16; a few tokens only, for MLX's processor kernels are slow;
-* `onnx`: our int4 folder in our session; the folder of onnxruntime-genai's builder in its generator, whose next token
-  is the one that scores highest.
+* `onnx`: our int4-pure folder, which has as many bits as theirs everywhere, and our int4 folder, whose embedding and
+  head have 8, in our session; the folder of onnxruntime-genai's builder in its generator.
 
 Every side chooses the highest logit after each step.  Prints medians over the turns of tokens per second, by the clock,
 with the ratio to the runtime's own tool, turn by turn; what share of the memory's bandwidth, measured in the same run,
@@ -38,7 +38,7 @@ from tests.benchmarks.export_memory import write_random
 from tests.benchmarks.turns import Player, in_turns, ratio, serve
 from tests.core.published_configs import PUBLISHED
 
-SCHEMES = {"gguf": "q4_k_m", "mlx": "q4", "onnx": "int4"}
+SCHEMES = {"gguf": ("q4_k_m",), "mlx": ("q4",), "onnx": ("int4-pure", "int4")}
 RUNTIMES = {"gguf": "smolexport_on_llamacpp", "mlx": "smolexport_on_mlx", "onnx": "smolexport_on_onnxruntime"}
 FEW = {"mlx": {"prompt": 32, "tokens": 16}}  # at most
 
@@ -185,13 +185,14 @@ def convert_with(format_name: str, checkpoint: Path, scratch: Path) -> Path:
     return path
 
 
-def measure(format_name: str, checkpoint: Path, scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Figures of one format."""
+def measure(
+    format_name: str, scheme: str, checkpoint: Path, rival: Path, scratch: Path, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures of one export beside `rival`, what the runtime's own converter makes."""
     import smolexport
 
-    scheme = SCHEMES[format_name]
-    made = smolexport.export(format_name, checkpoint, scratch / f"ours-{format_name}.gguf", quant=scheme)
-    paths = {"ours": made.path, "theirs": convert_with(format_name, checkpoint, scratch)}
+    made = smolexport.export(format_name, checkpoint, scratch / f"ours-{scheme}.gguf", quant=scheme)
+    paths = {"ours": made.path, "theirs": rival}
     prompt, tokens = (
         min(getattr(args, key), FEW.get(format_name, {}).get(key, 1 << 30)) for key in ("prompt", "tokens")
     )
@@ -228,7 +229,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         checkpoint = Path(scratch, args.model)
         write_random(checkpoint, PUBLISHED[args.model], args.tokenizer or demo_checkpoint())
-        rows = [measure(name, checkpoint, Path(scratch), args) for name in args.formats]
+        rows = []
+        for name in args.formats:
+            rival = convert_with(name, checkpoint, Path(scratch))
+            rows += [measure(name, scheme, checkpoint, rival, Path(scratch), args) for scheme in SCHEMES[name]]
     if args.json:
         print(json.dumps(rows, indent=2))
         return
@@ -242,7 +246,7 @@ def main() -> None:
     for r in rows:
         cells = "".join(f"{r[k]:>9.1f}{r[f'{k}_theirs']:>10.1f}{r[f'{k}_ratio']:>7.2f}" for k in ("prefill", "decode"))
         print(
-            f"{r['format']:5}{r['scheme']:8}{r['prompt']:>6}+{r['tokens']}{cells}{r['bandwidth_share']:>14.2f}{r['outside']:>9.1%}"
+            f"{r['format']:5}{r['scheme']:10}{r['prompt']:>6}+{r['tokens']}{cells}{r['bandwidth_share']:>14.2f}{r['outside']:>9.1%}"
         )
 
 
