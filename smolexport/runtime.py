@@ -233,9 +233,8 @@ def token_array(
         raise SessionError("append: no tokens; give at least one")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise SessionError(f"append: {ids.dtype} of shape {ids.shape} should be a flat sequence of integers")
-    outside = (ids < 0) | (ids >= vocab_size)
-    if outside.any():
-        where = int(np.argmax(outside))
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        where = int(np.argmax((ids < 0) | (ids >= vocab_size)))
         raise SessionError(f"append: token {ids[where]} at position {where} is outside the vocabulary of {vocab_size}")
     if held + ids.size > context:
         raise ContextOverflowError(

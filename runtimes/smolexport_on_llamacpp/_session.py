@@ -100,17 +100,14 @@ class LlamaSession:
         """
         self._model.check_open()
         ids = token_array(tokens, held=self._length, context=self._context, vocab_size=self.vocab_size)
-        wanted = np.zeros(len(ids), np.int8)
-        wanted[-1 if last_only else 0 :] = 1
-        logits = np.empty((int(wanted.sum()), self.vocab_size), np.float32)
-        done = 0
+        logits = np.empty((1 if last_only else len(ids), self.vocab_size), np.float32)
         try:
             for start in range(0, len(ids), self._batch):
-                part = slice(start, start + self._batch)
-                rows = int(wanted[part].sum())
-                self._decode(ids[part], wanted[part])
-                self._read(logits[done : done + rows])
-                done += rows
+                part = ids[start : start + self._batch]
+                last = start + len(part) == len(ids)
+                wanted = int(last) if last_only else len(part)
+                self._decode(part, wanted)
+                self._read(logits[:wanted] if last_only else logits[start : start + wanted])
         except BaseException:
             self._lib.llama_memory_seq_rm(self._memory, SEQUENCE, self._length, -1)
             raise
@@ -141,13 +138,14 @@ class LlamaSession:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _decode(self, ids: NDArray[np.int32], wanted: NDArray[np.int8]) -> None:
-        """Compute one batch; positions and the sequence are left to llama.cpp, which goes on where the cache ends."""
-        batch = self._lib.llama_batch(
-            n_tokens=len(ids),
-            token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
+    def _decode(self, ids: NDArray[np.int32], wanted: int) -> None:
+        """Compute one batch, with logits of its last `wanted` tokens.
+
+        Positions and the sequence are left to llama.cpp, which goes on where the cache ends.
+        """
+        n = len(ids)
+        batch = self._lib.llama_batch(n_tokens=n, token=(ctypes.c_int32 * n)(*ids.tolist()))
+        batch.logits = (ctypes.c_int8 * n)(*bytes(n - wanted), *b"\1" * wanted)
         status = call(self._lib.llama_decode, self._pointer, batch)
         raise_interruption()
         if status != 0:
