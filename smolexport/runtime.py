@@ -228,6 +228,9 @@ def token_array(
         SessionError: no tokens, not a flat sequence of integers, or an id outside the vocabulary.
         ContextOverflowError: held + n exceeds the context.
     """
+    one = tokens[0] if isinstance(tokens, list) and len(tokens) == 1 else None
+    if type(one) is int and 0 <= one < vocab_size and held < context:  # a step of decoding: quick
+        return np.array(tokens, np.int32)
     ids = np.asarray(tokens)
     if ids.size == 0:
         raise SessionError("append: no tokens; give at least one")
