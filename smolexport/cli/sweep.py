@@ -60,7 +60,7 @@ SOME_FAILED = 1
     help="Of a Ray cluster, e.g. auto or HOST:6379; default: RAY_ADDRESS, else a cluster of this machine alone.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be made and what is kept, and write nothing.")
-@click.option("--force", "-f", is_flag=True, help="Do everything again, and replace files that no sweep has made.")
+@click.option("--force", "-f", is_flag=True, help="Do everything again, and replace whatever stands there.")
 @source_options
 @json_option
 def command(
@@ -82,7 +82,8 @@ def command(
     """Export every checkpoint to every format and scheme, compare each output with its checkpoint, print one table.
 
     Outputs go to FOLDER/NAME/, the table to FOLDER/sweep.json. Each output has a record; run the same line again and
-    only what is missing, has failed, or whose checkpoint has changed is done, so a sweep may be killed at any time.
+    only what is missing, has failed, or whose checkpoint, text or version of smolexport is another now is done, so a
+    sweep may be killed at any time. Outputs of another checkpoint of the same name are not replaced.
     A task whose process dies gets a new one, three in all. A task that fails does not stop the others; exit code 1
     then.
 

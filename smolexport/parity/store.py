@@ -14,8 +14,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +32,7 @@ __all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
 
 LOGITS, FACTS = "logits.npy", "facts.json"
 ROOM = 16 << 30  # bytes that all entries together may take
-PIECE = 1 << 22  # bytes hashed at a time
+SETTLED = 2.0  # seconds since the last write, below which a second one could leave the same date
 BF16, F32 = np.dtype("<u2"), np.dtype("<f4")
 
 
@@ -187,16 +189,25 @@ def usual_folder() -> Path:
 def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any]]) -> str:
     """A name for what `facts` (plain JSON values), `arrays` and the model at `path` determine.
 
-    Of a folder config.json and all safetensors count, with their names.
+    Of a folder config.json and all safetensors count, with their names.  A process reads a file once, and again when
+    it has changed.
     """
     total = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
     files = [path] if path.is_file() else sorted([*path.glob("config.json"), *path.glob("*.safetensors")])
     for file in files:
-        total.update(f"\n{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb", buffering=0) as opened:
-            while piece := opened.read(PIECE):
-                total.update(piece)
+        stat = file.stat()
+        written = max(stat.st_mtime, stat.st_ctime)
+        read = _file_digest if abs(time.time() - written) > SETTLED else _file_digest.__wrapped__
+        seen = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+        total.update(f"\n{file.name} {stat.st_size} {read(file, seen)}\n".encode())
     for array in arrays:
         total.update(f"\n{array.dtype.str} {array.shape}\n".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: Path, _seen: tuple[int, ...]) -> str:
+    """Of the contents; `_seen`, size, dates and numbers of the file, tells whether a known digest still holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,10 @@ def _opened(out: Path) -> Iterator[tuple[str, int | None]]:
     """
     check_parent(out)
     state = out / STATE
+    if os.path.lexists(out / TABLE) and not state.is_dir():
+        raise OutputError(
+            f"{out / TABLE}: exists already, not made by a sweep; remove it or give another folder with -o"
+        )
     try:
         state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -209,6 +214,8 @@ def _ended(tasks: list[Task], engine: Engine, watch: Watch) -> Iterator[Row]:
             waiting.append(task)
         elif found is None:
             reason = f"{task.title}: {ending.reason}, {ATTEMPTS} times; if memory is short, take fewer --jobs"
-            yield Row(task, "failed", records.read(task), reason)
+            yield Row(task, "failed", records.holding(task, records.read(task)), reason)
+        elif found.error:
+            yield Row(task, "failed", records.holding(task, found), found.error)
         else:
-            yield Row(task, "failed" if found.error else "new", found, found.error)
+            yield Row(task, "new", found)

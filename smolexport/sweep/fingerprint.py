@@ -52,7 +52,7 @@ class Hashes:
         except (OSError, ValueError):
             return
         if isinstance(found, dict):
-            self._known = {name: value for name, value in found.items() if isinstance(value, list) and len(value) == 3}
+            self._known = {name: value for name, value in found.items() if isinstance(value, list) and len(value) == 5}
 
     def fingerprint(self, folder: Path) -> str:
         """One hash for names and contents of all files of the checkpoint in `folder`.
@@ -74,13 +74,14 @@ class Hashes:
 
     def _hash(self, path: Path) -> str:
         stat = path.stat()
-        size, date = stat.st_size, stat.st_mtime_ns
+        # the second date is the system's: copying and unpacking can restore the first one, but not that
+        seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         known = self._known.get(str(path))
-        if known is not None and [size, date] == list(known[:2]):
-            return str(known[2])
+        if known is not None and seen == list(known[:4]):
+            return str(known[4])
         mark = file_hash(path)
-        if abs(time.time() - stat.st_mtime) > SETTLED:
-            self._known[str(path)] = (size, date, mark)
+        if abs(time.time() - max(stat.st_mtime, stat.st_ctime)) > SETTLED:
+            self._known[str(path)] = [*seen, mark]
         return mark
 
     def save(self) -> None:

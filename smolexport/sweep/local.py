@@ -26,10 +26,11 @@ STEP = 0.02  # seconds between two looks
 
 @dataclass(frozen=True)
 class Running:
-    """A task and its process, whose stderr goes to a file that nobody has to empty."""
+    """A task and its process, whose stdout and stderr go to files that nobody has to empty."""
 
     task: Task
     process: subprocess.Popen[str]
+    answer: IO[bytes]
     errors: IO[bytes]
 
 
@@ -47,17 +48,20 @@ class Local:
         """Begin with `task`; raises SessionError where no process can be started."""
         # what this process can import, the other one shall import: a source tree, an editable install
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "smolexport.sweep.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
-                env=environment, pass_fds=self._lock, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            errors.close()
-            raise SessionError(f"{sys.executable}: a process cannot be started: {error.strerror or error}") from error
-        self._running.append(Running(task, process, errors))
+        with contextlib.ExitStack() as stack:
+            try:
+                answer, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+                process = subprocess.Popen(
+                    # -P: nothing is imported from the working folder, which may be somebody's checkpoint
+                    [sys.executable, "-P", "-W", "ignore", "-m", "smolexport.sweep.worker"],
+                    stdin=subprocess.PIPE, stdout=answer, stderr=errors, text=True, encoding="utf-8",
+                    env=environment, pass_fds=self._lock, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                why = error.strerror or error
+                raise SessionError(f"{sys.executable}: a process cannot be started: {why}") from error
+            self._running.append(Running(task, process, answer, errors))
+            stack.pop_all()  # open for as long as the process
         with contextlib.suppress(BrokenPipeError):  # it has died already, which `wait` will find
             _stdin(process).write(json.dumps(asdict(task)) + "\n")
             _stdin(process).flush()
@@ -94,7 +98,8 @@ def _stdin(process: subprocess.Popen[str]) -> IO[str]:
 
 def _ending(one: Running) -> Ending:
     code = one.process.returncode
-    answer = one.process.stdout.read() if one.process.stdout else ""
+    one.answer.seek(0)
+    answer = one.answer.read().decode("utf-8", "replace")
     errors = _let_go(one)
     if code == 0:
         with contextlib.suppress(ValueError):
@@ -110,7 +115,7 @@ def _let_go(one: Running) -> str:
     """Close everything; returns the end of what the process said on stderr."""
     with contextlib.suppress(BrokenPipeError), one.process:
         pass
-    with one.errors as errors:
+    with one.answer, one.errors as errors:
         errors.seek(0, os.SEEK_END)
         errors.seek(max(0, errors.tell() - 4096))
         return errors.read().decode("utf-8", "replace")

@@ -72,6 +72,7 @@ class Task:
         fingerprint: of the checkpoint's files.
         seen: their sizes and dates when the fingerprint was taken.
         threads: that it may use.
+        origin: whose output it is: a hub id, or the folder's full path.
     """
 
     source: str
@@ -83,6 +84,7 @@ class Task:
     fingerprint: str = ""
     seen: str = ""
     threads: int = 1
+    origin: str = ""
 
     @property
     def title(self) -> str:
@@ -150,10 +152,13 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 def _parts(source: Source) -> list[str]:
     """The words that name a checkpoint; of a hub id those of the id, not of the cache."""
-    local = source.folder is None or source.given == "demo" or Path(source.given).resolve() == source.folder
-    path = Path(source.given).resolve() if local and source.given != "demo" else Path(source.given)
+    path = Path(source.given) if source.given == "demo" or _of_hub(source) else Path(source.given).resolve()
     words = [part for part in path.parts if part not in ("/", "\\", path.anchor)]
     return [word.encode("utf-8", "replace").decode() for word in words] or ["model"]
+
+
+def _of_hub(source: Source) -> bool:
+    return source.folder not in (None, Path(source.given).resolve()) and source.given != "demo"
 
 
 def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -199,11 +204,12 @@ def tasks_of(sources: Sequence[Source], wanted: Sequence[tuple[str, str]], terms
     """
     for source in sources:
         target = Path(terms.out) / source.name
-        if source.name in (STATE, TABLE, "..") or target.resolve() == source.folder:
+        inside = source.folder in (target.resolve(), target.parent.resolve())
+        if source.name in (STATE, TABLE, "..") or (source.folder and inside):
             raise UsageError(f"{target}: is no place for the outputs of {source.given}; give another folder with -o")
     return [
-        Task(source.given, source.name, str(source.folder or ""), form, scheme, terms)
-        for source in sources
+        Task(source.given, source.name, folder, form, scheme, terms, origin=source.given if _of_hub(source) else folder)
+        for source, folder in ((source, str(source.folder or "")) for source in sources)
         for form, scheme in wanted
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smolexport import convert
 from smolexport.errors import SmolexportError
+from smolexport.output import check_parent
 from smolexport.sweep import record as records
 from smolexport.sweep.driver import HASHES, fingerprinted, state_of
 from smolexport.sweep.fingerprint import Hashes
@@ -24,7 +25,11 @@ def preview(sources: Sequence[Source], tasks: Sequence[Task], out: Path) -> list
         sources: the checkpoints, the weights of hub ids may be missing.
         tasks: what `tasks_of` made of them.
         out: the folder of the outputs, which need not be there.
+
+    Raises:
+        OutputError: it cannot be made.
     """
+    check_parent(out)
     known = {source.name for source in sources if (out / STATE / "records" / source.name).is_dir()}
     asked = [source for source in sources if source.name in known or source.folder is None]
     marks, errors = fingerprinted(asked, Hashes(out / STATE / HASHES), lambda _: None)
@@ -33,9 +38,9 @@ def preview(sources: Sequence[Source], tasks: Sequence[Task], out: Path) -> list
 
 
 def _row(task: Task, error: str) -> Row:
-    found, whole = state_of(task) if task.fingerprint else (records.empty(task), False)
     if error:
-        return Row(task, "failed", found, error)
+        return Row(task, "failed", records.empty(task), error)
+    found, whole = state_of(task) if task.fingerprint else (records.empty(task), False)
     if whole and not task.terms.force:
         return Row(task, "kept", found)
     if records.done(task, found)[0] and not task.terms.force:
@@ -46,7 +51,7 @@ def _row(task: Task, error: str) -> Row:
             ignore_config=task.terms.ignore_config, weights=False,
         ).plan  # fmt: skip
     except SmolexportError as refused:
-        return Row(task, "failed", found, str(refused))
+        return Row(task, "failed", records.holding(task, found), str(refused))
     size = plan.nbytes + sum(companion.nbytes for companion in plan.companions)
     sizes = {"bytes": size, "bits_per_weight": round(plan.bits_per_weight, 4), "notes": plan.fallback_lines()}
     return Row(task, "to do", replace(found, exported=sizes, compared=None, error=""))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from smolexport.output import atomic_file
@@ -19,6 +20,7 @@ __all__ = [
     "dumped",
     "empty",
     "export_inputs",
+    "holding",
     "parsed",
     "path_of",
     "read",
@@ -26,6 +28,9 @@ __all__ = [
 ]
 
 Facts = Mapping[str, Any]
+# What the table shows of a record has to be there.
+EXPORTED = {"inputs": dict, "files": dict, "bytes": int, "bits_per_weight": int | float, "seconds": int | float}
+COMPARED = {"inputs": dict, "kld": dict, "top1_agreement": int | float, "seconds": int | float}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Record:
     """The record of a task.
 
     Attributes:
-        source: the checkpoint as it was named.
+        source: the checkpoint: a hub id, or the folder's full path.
         format: of the output.
         scheme: of the output.
         target: the output, from the sweep's folder on; whatever stands there is the sweep's.  Empty before the plan.
@@ -61,7 +66,7 @@ def path_of(task: Task) -> Path:
 
 def empty(task: Task, error: str = "") -> Record:
     """The record of a task of which nothing is known but, perhaps, an error."""
-    return Record(task.source, task.format, task.scheme, error=error)
+    return Record(task.origin, task.format, task.scheme, error=error)
 
 
 def read(task: Task) -> Record:
@@ -80,10 +85,16 @@ def parsed(text: str) -> Record:
     except (LookupError, TypeError) as error:
         raise ValueError("is no record") from error
     texts = (record.source, record.format, record.scheme, record.target, record.error)
-    parts = (record.exported, record.compared)
-    if not (all(isinstance(text, str) for text in texts) and all(p is None or isinstance(p, dict) for p in parts)):
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("is no record")
+    for part, kinds in ((record.exported, EXPORTED), (record.compared, COMPARED)):
+        if part is not None and not (isinstance(part, dict) and _has(part, kinds)):
+            raise ValueError("is no record")
     return record
+
+
+def _has(part: Facts, kinds: Mapping[str, type | UnionType]) -> bool:
+    return all(isinstance(part.get(name), kind) for name, kind in kinds.items())
 
 
 def dumped(record: Record, indent: int | None = None) -> str:
@@ -130,6 +141,13 @@ def done(task: Task, record: Record) -> tuple[bool, bool]:
     made = exported is not None and exported.get("inputs") == export_inputs(task) and _stands(task, record, exported)
     compared = record.compared is not None and record.compared.get("inputs") == compare_inputs(task)
     return made, made and (compared or task.terms.text is None)
+
+
+def holding(task: Task, record: Record) -> Record:
+    """`record` without what it tells of another checkpoint, of other wishes, or of an output that is not there."""
+    made, compared = done(task, record)
+    exported = record.exported if made else None
+    return replace(record, exported=exported, compared=record.compared if compared else None)
 
 
 def _stands(task: Task, record: Record, exported: Facts) -> bool:

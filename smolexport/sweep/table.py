@@ -76,7 +76,7 @@ def line(row: Row) -> str:
     """A task that has ended, in one line."""
     found = _row_json(row)
     if row.state == "failed":
-        return f"{row.task.title}: failed: {row.error}"
+        return f"{row.task.title}: failed: {row.error.removeprefix(f'{row.task.title}: ')}"
     figures = [f"{found['bytes'] / 1e6:.1f} MB", f"{found['bits_per_weight']:.2f} bits per weight"]
     figures += [] if found["kld"] is None else [f"KLD {found['kld']:.5f}"]
     return f"{row.task.title}: {', '.join(figures)}, {'kept' if row.state == 'kept' else _seconds(found['seconds'])}"

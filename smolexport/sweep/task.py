@@ -90,6 +90,8 @@ def _run(task: Task) -> Record:
         records.write(task, found)
     if task.terms.text is not None and (found.compared is None or not compared):
         found = replace(found, compared=_compare(task, Path(task.terms.out) / found.target))
+        _check_place(task)
+        _check_unchanged(task)
     found = replace(found, error="")
     records.write(task, found)
     return found
@@ -97,9 +99,10 @@ def _run(task: Task) -> Record:
 
 def _export(task: Task, found: Record) -> Record:
     """Write the output in a folder of its own and move it to its place, to which an earlier record gives the right."""
-    work = Path(task.terms.out) / STATE / WORK / task.key
+    # no other sweep has this mark: what one on lost machines still does stays away from here
+    work = Path(task.terms.out) / STATE / WORK / task.terms.mark / task.key
     shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)  # a network's file system may keep what a process still holds
     try:
         job = convert.prepare(
             task.format, Path(task.folder), work, quant=task.scheme, name=task.name,
@@ -107,15 +110,15 @@ def _export(task: Task, found: Record) -> Record:
         )  # fmt: skip
         target = Path(task.name) / job.path.name
         place = Path(task.terms.out) / target
-        ours = task.terms.force or found.target == str(target)
-        if os.path.lexists(place) and not ours:
-            raise OutputError(f"{place}: exists already, not made by a sweep; remove it or pass --force")
-        started = Record(task.source, task.format, task.scheme, str(target))
+        if os.path.lexists(place) and not task.terms.force:
+            _check_ours(task, found, target)
+        started = replace(records.empty(task), target=str(target))
         records.write(task, started)  # from here on what stands there may be replaced
         _check_unchanged(task)
         done = convert.write(job, threads=task.threads)
         _check_unchanged(task)
         facts = _facts(job.path)
+        _check_place(task)  # the last moment: from here on another sweep may have its turn
         _move(job.path, place, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -130,6 +133,16 @@ def _export(task: Task, found: Record) -> Record:
         "seconds": round(done.seconds, 3),
     }
     return replace(started, exported=exported)
+
+
+def _check_ours(task: Task, found: Record, target: Path) -> None:
+    """Refuse to replace what no sweep has made, or what one made of another checkpoint that has the same name."""
+    place = Path(task.terms.out) / target
+    if found.target != str(target):
+        raise OutputError(f"{place}: exists already, not made by a sweep; remove it or pass --force")
+    if found.source != task.origin:
+        way = "name both in one sweep, give another folder with -o, or pass --force"
+        raise OutputError(f"{place}: is made of {found.source}; {way}")
 
 
 def _check_unchanged(task: Task) -> None:

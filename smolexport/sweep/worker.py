@@ -3,8 +3,8 @@
     python -m smolexport.sweep.worker
 
 It reads the task from the first line of stdin, as `asdict` gives it, does it, and prints its record on stdout, on one
-line.  It ends, and removes what it has half written, on SIGTERM and
-when stdin is closed, as happens when the process that started it is gone.
+line.  It ends, and removes what it has half written, on SIGTERM and when stdin is closed, as happens when the process
+that started it is gone.
 """
 
 from __future__ import annotations

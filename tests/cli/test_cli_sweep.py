@@ -88,7 +88,23 @@ def test_files_of_others_are_safe(tiny: Path, tmp_path: Path) -> None:
     assert mine.read_bytes()[:4] == b"GGUF"
 
 
+def test_a_table_of_others_is_safe(tiny: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "sweep.json"
+    mine.write_text("mine")
+    wish = ("sweep", tiny, "--formats", "gguf", "-q", "q8_0", "-o", tmp_path, *QUICK)
+    assert_refused(call(*wish), f"{mine}: exists already, not made by a sweep; remove it or give another folder")
+    assert mine.read_text() == "mine"
+
+
+def test_a_file_is_no_place(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    for option in ((), ("--dry-run",)):
+        refused = call("sweep", tiny, "--formats", "gguf", "-o", tmp_path / "out", *option, *QUICK)
+        assert_refused(refused, f"{tmp_path}/out: is no folder; give another one with -o")
+
+
 def test_outputs_into_the_checkpoint_are_refused(tiny: Path) -> None:
+    assert_refused(call("sweep", tiny, "-o", tiny, *QUICK), "is no place for the outputs of")
     assert_refused(call("sweep", tiny, "-o", tiny.parent, *QUICK), f"{tiny}: is no place for the outputs of {tiny}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from smolexport.errors import FileFormatError, OutputError, SessionError
 from smolexport.parity import candidates, store
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
-from smolexport.parity.store import LogitStore, Recorder, Shelf
+from smolexport.parity.store import LogitStore, Recorder, Shelf, digest
 from tests.children import python
 
 ONCE = Settings(window=64, repetitions=0, memory=False)
@@ -166,3 +168,30 @@ def test_the_cache_goes_where_the_hubs_goes(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path))
     said = python("from smolexport.parity.store import usual_folder; print(usual_folder())")
     assert tmp_path in Path(said.strip()).parents
+
+
+def test_a_digest_reads_a_file_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, with the same size and the date set back, too; one that was just written is read each time."""
+    file, ago = tmp_path / "model.safetensors", time.time() - 1000
+    file.write_bytes(b"abcd")
+    os.utime(file, (ago, ago))
+    read = list[Path]()
+    plain = store.hashlib.file_digest
+    monkeypatch.setattr(store.hashlib, "file_digest", lambda f, kind: read.append(Path(f.name)) or plain(f, kind))
+
+    def mark() -> str:
+        return digest(tmp_path, {"a": 1}, [])
+
+    assert mark() == mark()
+    assert read == [file, file], "a second write could leave it the same date"
+    monkeypatch.setattr(store, "SETTLED", -1)
+    first = mark()
+    assert first == mark()
+    assert len(read) == 3
+    time.sleep(0.05)  # the clock of a file system ticks
+    with file.open("r+b") as opened:
+        opened.write(b"x")
+    os.utime(file, (ago, ago))
+    assert mark() != first
+    assert len(read) == 4
+    assert digest(tmp_path, {"a": 2}, []) != digest(tmp_path, {"a": 1}, []) != digest(file, {"a": 2}, [])

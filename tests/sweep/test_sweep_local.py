@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from smolexport.sweep import driver
 from smolexport.sweep.engine import Ending
 from smolexport.sweep.local import Local
 from smolexport.sweep.plan import Task, Terms, find_sources, tasks_of
+from smolexport.sweep.record import Record
 from tests.cli.commands import Outcome, assert_refused, call
 from tests.sweep.processes import gone, started, writer
 
@@ -63,9 +64,7 @@ def test_nothing_is_done_twice(small: Path, other: Path, tmp_path: Path) -> None
         assert name == f"{about.name} {about.format} {about.scheme}"
         assert (row["bytes"], row["bits_per_weight"]) == (about.bytes, pytest.approx(about.bits_per_weight, abs=1e-4))
 
-    began = time.perf_counter()
     again = call("sweep", *wish)
-    assert time.perf_counter() - began < 2
     assert set(states(again).values()) == {"kept"}
     assert "at a time" not in again.err, "no engine was opened"
     assert [{**row, "state": ""} for row in rows(again).values()] == [
@@ -89,35 +88,28 @@ def test_nothing_is_done_twice(small: Path, other: Path, tmp_path: Path) -> None
 @pytest.mark.skipif(
     any(plugins.missing(name) for name in ("torch", "llamacpp", "onnxruntime")), reason="a runtime is not installed"
 )
-def test_trained_models_are_compared(demo: Path, twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo model and its twin; figures are those of `compare`; each reference is played once."""
+def test_a_trained_model_is_compared(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are those of `compare`; two tasks at a time play the reference once."""
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))
-    wish = ("demo", twin, "--formats", "gguf,onnx", "-q", "int8,int4", "--max-windows", "2", "--jobs", "2")
+    wish = (twin, "--formats", "gguf,onnx", "-q", "int4", "--max-windows", "2", "--jobs", "2")
     outcome = call("sweep", *wish, "-o", tmp_path / "out", "--json")
     assert outcome.code == 0, outcome.err
     found = rows(outcome)
-    assert len(found) == 8
+    assert len(found) == 2
     for name, row in found.items():
-        kld, top1 = (0.001, 0.97) if "int8" in name else (0.03, 0.86)
-        assert 0 < row["kld"] < kld, name
-        assert top1 < row["top1_agreement"] <= 1
+        assert 0 < row["kld"] < 0.03, name
+        assert 0.86 < row["top1_agreement"] <= 1
         assert 0.95 < row["perplexity_ratio"] < 1.05
-    for scheme in ("int8", "int4"):
-        marks = [
-            found[f"{name} {form} {scheme}"]["weights_fingerprint"]
-            for name in ("demo", "twin")
-            for form in ("gguf", "onnx")
-        ]
-        assert marks[0] == marks[1] != marks[2] == marks[3]
+    assert found["twin gguf int4"]["weights_fingerprint"] == found["twin onnx int4"]["weights_fingerprint"] is not None
     entries = [path for path in (tmp_path / "cache").rglob("facts.json") if ".making" not in str(path)]
-    assert len(entries) == 2
+    assert len(entries) == 1
     settings = Settings(max_windows=2, greedy_tokens=0, repetitions=0, memory=False, attribution=False, threads=1)
     row = found["twin gguf int4"]
     alone = smolexport.compare(twin, [tmp_path / "out" / row["path"]], text=demo_text(), settings=settings)
     assert row["kld"] == pytest.approx(alone.candidates[0].accuracy.kld.mean.value, rel=1e-6)
     table = call("sweep", *wish, "-o", tmp_path / "out")
     assert f"{row['kld']:.5f}" in table.out
-    assert table.out.count(" kept") == 8
+    assert table.out.count(" kept") == 2
 
 
 def test_a_broken_checkpoint_fails_alone(small: Path, other: Path, tmp_path: Path) -> None:
@@ -255,6 +247,32 @@ def test_a_task_is_given_up_after_some_deaths(small: Path, other: Path, tmp_path
     assert second.error.startswith("other gguf int8: its process was ended by SIGKILL, 3 times; if memory is short")
     assert engine.names == ["small"] * 3 + ["other"] * 3
     assert json.loads((out / "sweep.json").read_text())["tasks"][1]["error"] == second.error
+
+
+def test_a_process_imports_nothing_from_the_working_folder(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be a stranger's checkpoint."""
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    outcome = call("sweep", small, "--formats", "gguf", "-q", "int8", "-o", tmp_path / "out", "--json", *QUICK)
+    assert done_now(outcome) == {"small gguf int8"}, outcome.err
+
+
+def test_a_long_answer_is_read(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a pipe holds."""
+    [task] = tasks_of(find_sources([str(small)]), [("gguf", "int8")], Terms(str(tmp_path / "out")))
+    long = tmp_path / "long"
+    answer = json.dumps(asdict(Record("x", "gguf", "int8", error="x" * 100_000)))
+    long.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    long.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(long))
+    engine = Local(1)
+    engine.start(task)
+    ended, ending = engine.wait()
+    assert ended == task
+    assert ending.record is not None
+    assert len(ending.record.error) == 100_000
 
 
 def test_what_a_process_cannot_tell(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ def test_a_hub_id_gives_its_name(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: str(runs / "a" / "y"))
     [hub, folder] = find_sources(["owner/x", str(runs / "b" / "x")])
     assert (hub.name, hub.folder, folder.name) == ("owner-x", runs / "a" / "y", "b-x")
+    tasks = tasks_of([hub, folder], [("gguf", "int4")], Terms(str(runs / "out")))
+    assert [task.origin for task in tasks] == ["owner/x", str(runs / "b" / "x")], "a revision has its own folder"
     assert names("owner/x") == ["x"]
 
 
@@ -100,6 +102,8 @@ def test_outputs_go_into_no_checkpoint(tmp_path: Path) -> None:
     assert len(tasks_of([source], [("gguf", "int4")], Terms(str(tmp_path / "out")))) == 1
     with pytest.raises(UsageError, match="is no place for the outputs of models/x"):
         tasks_of([source], [("gguf", "int4")], Terms(str(tmp_path)))
+    with pytest.raises(UsageError, match="is no place for the outputs of models/x"):
+        tasks_of([source], [("gguf", "int4")], Terms(str(tmp_path / "x")))
     with pytest.raises(UsageError, match="give another folder with -o"):
         tasks_of([Source(".sweep", ".sweep", tmp_path / ".sweep")], [], Terms(str(tmp_path / "out")))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from smolexport.sweep import fingerprint
 from smolexport.sweep import record as records
 from smolexport.sweep.fingerprint import Hashes, files_of, signature
 from smolexport.sweep.plan import Task, Terms
@@ -42,7 +43,8 @@ def test_a_fingerprint_is_that_of_names_and_contents(small: Path, tmp_path: Path
     assert first == mark() != second
 
 
-def test_files_are_hashed_again_when_they_changed(small: Path, tmp_path: Path) -> None:
+def test_files_are_hashed_again_when_they_changed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "SETTLED", -1)
     settle(small)
     path, weights = tmp_path / "hashes.json", small / "model.safetensors"
     hashes = Hashes(path)
@@ -54,9 +56,16 @@ def test_files_are_hashed_again_when_they_changed(small: Path, tmp_path: Path) -
     assert Hashes(path).fingerprint(small) != first, "of the same size, written later"
     assert signature(small) != seen
     os.utime(weights, (AGO, AGO))
-    assert Hashes(path).fingerprint(small) == first, "size and date as known: not read"
+    assert Hashes(path).fingerprint(small) != first, "of the same size and date, which somebody has set"
+    hashes = Hashes(path)
+    second = hashes.fingerprint(small)
+    hashes.save()
+    known = json.loads(path.read_text())
+    known[str(weights)][-1] = "known"
+    path.write_text(json.dumps(known))
+    assert Hashes(path).fingerprint(small) != second, "size and dates as known: not read"
     path.write_text('{"x": [1]')
-    assert Hashes(path).fingerprint(small) != first, "nothing is known any more"
+    assert Hashes(path).fingerprint(small) == second, "nothing is known any more"
 
 
 def test_a_file_that_was_just_written_is_not_trusted(small: Path, tmp_path: Path) -> None:
@@ -70,16 +79,17 @@ def test_a_file_that_was_just_written_is_not_trusted(small: Path, tmp_path: Path
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    return Task("x", "x", "/x", "gguf", "int4", Terms(str(tmp_path), text="Once"), fingerprint="f")
+    return Task("x", "x", "/x", "gguf", "int4", Terms(str(tmp_path), text="Once"), fingerprint="f", origin="/x")
 
 
 def made(task: Task, tmp_path: Path) -> Record:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x-int4.gguf").write_bytes(b"1234")
     files = {"x-int4.gguf": {"bytes": 4, "sha256": "-"}}
-    exported = {"inputs": records.export_inputs(task), "files": files, "bytes": 4}
-    compared = {"inputs": records.compare_inputs(task), "kld": {"mean": 0.5}}
-    return Record("x", "gguf", "int4", "x/x-int4.gguf", exported, compared)
+    exported = {"inputs": records.export_inputs(task), "files": files, "bytes": 4, "bits_per_weight": 4.5, "seconds": 1}
+    figures = {"kld": {"mean": 0.5}, "top1_agreement": 1.0, "seconds": 0.5}
+    compared = {"inputs": records.compare_inputs(task), **figures}
+    return Record("/x", "gguf", "int4", "x/x-int4.gguf", exported, compared)
 
 
 def test_done(task: Task, tmp_path: Path) -> None:
@@ -119,6 +129,7 @@ def test_done(task: Task, tmp_path: Path) -> None:
         "{}",
         '{"source": 1, "format": "", "scheme": "", "target": "", "exported": null, "compared": null, "error": ""}',
         '{"source": "", "format": "", "scheme": "", "target": "", "exported": [], "compared": null, "error": ""}',
+        '{"source": "", "format": "", "scheme": "", "target": "", "exported": {}, "compared": null, "error": ""}',
         "\0",
     ],
 )
@@ -126,7 +137,7 @@ def test_a_damaged_record_is_none(damage: str, task: Task) -> None:
     records.path_of(task).parent.mkdir(parents=True)
     records.path_of(task).write_text(damage)
     found = records.read(task)
-    assert found == Record("x", "gguf", "int4")
+    assert found == Record("/x", "gguf", "int4")
     assert records.done(task, found) == (False, False)
 
 
@@ -135,3 +146,20 @@ def test_damaged_files_in_a_record_are_no_output(files: Any, task: Task, tmp_pat
     found = made(task, tmp_path)
     exported = {**(found.exported or {}), "files": files}
     assert records.done(task, replace(found, exported=exported)) == (False, False)
+
+
+def test_what_does_not_hold_is_not_told(task: Task, tmp_path: Path) -> None:
+    found = made(task, tmp_path)
+    assert records.holding(task, found) == found
+    another = replace(task, terms=replace(task.terms, text="Twice"))
+    assert records.holding(another, found) == replace(found, compared=None)
+    assert records.holding(replace(task, fingerprint="g"), found) == replace(found, exported=None, compared=None)
+
+
+@pytest.mark.parametrize(("part", "name"), [("exported", "bytes"), ("exported", "seconds"), ("compared", "kld")])
+def test_a_record_without_a_figure_is_none(part: str, name: str, task: Task, tmp_path: Path) -> None:
+    found = json.loads(records.dumped(made(task, tmp_path)))
+    assert records.parsed(json.dumps(found)) == Record(**found)
+    del found[part][name]
+    with pytest.raises(ValueError, match="is no record"):
+        records.parsed(json.dumps(found))

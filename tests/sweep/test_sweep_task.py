@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from smolexport import plugins
+from smolexport import convert, plugins
 from smolexport.convert import export
 from smolexport.sweep import record as records
 from smolexport.sweep.fingerprint import Hashes, signature
@@ -70,6 +71,21 @@ def test_a_checkpoint_that_changes_meanwhile_is_not_recorded(task: Task, small: 
     assert not output(task).exists()
 
 
+def test_a_checkpoint_that_changes_while_it_is_compared_is_not_recorded(
+    task: Task, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(*_: object) -> dict[str, Any]:
+        (small / "README.md").write_text("new")
+        return {}
+
+    monkeypatch.setattr("smolexport.sweep.task._compare", changing)
+    given = replace(task, terms=replace(task.terms, text="x"))
+    assert attempt(given).error.endswith("changed during the sweep; start it again")
+    found = records.read(given)
+    assert found.exported is not None, "that was done before"
+    assert found.compared is None
+
+
 def test_only_what_a_sweep_made_is_replaced(task: Task) -> None:
     output(task).parent.mkdir()
     output(task).write_text("mine")
@@ -81,6 +97,38 @@ def test_only_what_a_sweep_made_is_replaced(task: Task) -> None:
     output(task).write_text("damaged")
     assert attempt(task).error == ""
     assert output(task).stat().st_mtime_ns > before
+
+
+def test_an_output_of_another_checkpoint_is_not_replaced(task: Task, other: Path, tmp_path: Path) -> None:
+    """Sweeps of run-1/small and of run-2/small into one folder."""
+    given = replace(task, origin=task.folder)
+    assert attempt(given).error == ""
+    data = output(task).read_bytes()
+    mark = Hashes(tmp_path / "none").fingerprint(other)
+    stranger = replace(given, folder=str(other), origin=str(other), fingerprint=mark, seen=signature(other))
+    said = f"{output(task)}: is made of {task.folder}; name both in one sweep, give another folder with -o"
+    assert attempt(stranger).error.startswith(said)
+    assert output(task).read_bytes() == data
+    assert attempt(given).error == ""
+    assert records.read(given).source == task.folder
+    assert attempt(replace(stranger, terms=replace(task.terms, force=True))).error == ""
+    assert output(task).read_bytes() != data
+
+
+def test_a_sweep_that_is_over_names_nothing(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that the driver has given up, and that is still writing when the next sweep begins."""
+    state = Path(task.terms.out) / ".sweep"
+    write = convert.write
+
+    def slowly(*given: Any, **options: Any) -> Any:
+        done = write(*given, **options)
+        (state / "mark-m").rename(state / "mark-of-the-next")
+        return done
+
+    monkeypatch.setattr(convert, "write", slowly)
+    assert attempt(task).error
+    assert not output(task).exists()
+    assert records.read(task).exported is None
 
 
 def test_an_output_that_was_named_before_its_record_is_replaced(task: Task) -> None:
