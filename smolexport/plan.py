@@ -54,6 +54,7 @@ class Entry:
         transform: reordering of rows on the way.
         via: values are rounded to this format first; None = they are not.
         values: content of a generated tensor.
+        importance: [columns] how much an error in each column matters to the format's search; None = its own choice.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Entry:
     transform: InterleaveHeads | None = None
     via: RowFormat | None = None
     values: tuple[float, ...] = ()
+    importance: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:

@@ -27,6 +27,8 @@ __all__ = ["Encoded", "encoded_chunks", "thread_count"]
 
 CHUNK_BYTES = 2 << 20  # as float32; half of that costs a tenth more time
 ALIVE_BYTES = 18 << 20  # of all chunks at a time: with more than eight threads they become smaller
+# Encoded rows by the format that their values were rounded to, their own, and the importance (its id) that they got.
+Made = dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]
 SMALL = 32768.0  # below this no format overflows, whatever it derives from a weight
 BLOCK_MAX = 2.0**30  # no block format reaches so far, and squares of larger weights overflow inside the searches
 
@@ -112,29 +114,31 @@ def _encode(checkpoint: Checkpoint, chunk: Chunk) -> list[Encoded]:
     rows = stored.read_rows(chunk.start, chunk.stop)
     _refuse_nonfinite(stored, rows, chunk.start)
     large = _largest(rows) > SMALL
-    made: dict[tuple[RowFormat | None, RowFormat], NDArray[np.uint8]] = {}
+    made: Made = {}
     found = []
     for number, entry in chunk.wanted:
         encoded = _encoded(rows, entry, made)
         if large:
             _refuse_overflow(stored, rows, chunk.start, entry, encoded)
+        elif entry.importance is not None:
+            _refuse_importance(stored, rows, entry, encoded)
         found.append(Encoded(number, entry, chunk.start, _moved(encoded, entry)))
     return found
 
 
-def _encoded(
-    rows: NDArray[Any], entry: Entry, made: dict[tuple[RowFormat | None, RowFormat], NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
+def _encoded(rows: NDArray[Any], entry: Entry, made: Made) -> NDArray[np.uint8]:
     """`rows` in the entry's format; `made` keeps what other entries of this chunk can share."""
     via, form = entry.via, entry.format
     if via is not None:
-        if (None, via) not in made:
-            made[None, via] = via.encode(rows)
-        rows = via.decode(made[None, via], rows.shape[1])
+        rounded = (None, via, id(None))
+        if rounded not in made:
+            made[rounded] = via.encode(rows)
+        rows = via.decode(made[rounded], rows.shape[1])
     base = form.lattice or form
-    if (via, base) not in made:
-        made[via, base] = base.encode(rows)
-    return form.repack(made[via, base], rows.shape[1]) if form.lattice else made[via, base]
+    key = (via, base, id(entry.importance))
+    if key not in made:
+        made[key] = base.encode(rows, entry.importance)
+    return form.repack(made[key], rows.shape[1]) if form.lattice else made[key]
 
 
 def _moved(encoded: NDArray[np.uint8], entry: Entry) -> NDArray[np.uint8]:
@@ -164,6 +168,15 @@ def _refuse_overflow(
         name = (entry.via or form).name
         found = _described(stored, rows, start, *where)
         raise TensorError(f"{found}, which {name} cannot hold; take f32 or bf16, or repair the checkpoint")
+
+
+def _refuse_importance(stored: StoredTensor, rows: NDArray[Any], entry: Entry, encoded: NDArray[np.uint8]) -> None:
+    """Refuse what a search made of weights and an importance whose products no float32 holds."""
+    if first_nonfinite(entry.format.decode(encoded, rows.shape[1])) is not None:
+        raise TensorError(
+            f"{stored.path}: tensor {stored.name}: {entry.format.name} finds no finite scale under its importances; "
+            "they are out of range, make the importance matrix anew"
+        )
 
 
 def _largest(rows: NDArray[Any]) -> float:

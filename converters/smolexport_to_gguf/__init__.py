@@ -22,6 +22,7 @@ from smolexport.spec import ModelSpec, Role
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.description import describe
+from smolexport_to_gguf.importance import Importance, read_importance
 from smolexport_to_gguf.lint import lint
 from smolexport_to_gguf.metadata import model_metadata, rope_factors
 from smolexport_to_gguf.reading import weights
@@ -50,7 +51,7 @@ FORMAT = "gguf"
 SUFFIX = ".gguf"
 FOLDER = False
 DEFAULT = "q4_k_m"
-OPTIONS: dict[str, str] = {}
+OPTIONS: dict[str, str] = {"imatrix": "importance matrix of llama.cpp, a file; the same as --imatrix"}
 
 check = architectures.check
 
@@ -69,41 +70,49 @@ def replaceable(path: Path) -> bool:
     return recognises(path)
 
 
-def plan(model: Model, scheme: str) -> Plan:
+def plan(model: Model, scheme: str, *, imatrix: str | None = None) -> Plan:
     """Decide every tensor and every key of the file.
 
     Args:
         model: a model whose spec `check` has passed.
         scheme: a name of `SCHEMES` or an alias.
+        imatrix: file of an importance matrix of llama.cpp, in either form.
 
     Raises:
-        UsageError: unknown scheme.
+        UsageError: unknown scheme, or one that does not go with an importance matrix, or not without.
+        FileFormatError: the importance matrix is damaged, or of another model.
         UnsupportedError: the tokenizer cannot be expressed; see `check_vocabulary`.
     """
     spec, tokenizer, chosen = model.spec, model.tokenizer, find_scheme(scheme)
     reasons = check_vocabulary(tokenizer)
     if reasons:
         raise UnsupportedError(f"the tokenizer cannot be exported to GGUF: {'; '.join(reasons)}")
-    entries = _entries(spec, chosen)
+    importance = read_importance(imatrix, chosen)
+    entries = _entries(spec, chosen, importance)
     row = architectures.ROWS[spec.model_type]
     plain = Plan(FORMAT, row.name, chosen.name, entries)
     notes = [*_advice(spec, chosen, plain), *vocabulary_notes(tokenizer)]
+    keys = []
+    if importance:
+        notes += importance.notes(entries, chosen)
+        keys = importance.metadata()
     if chosen.name in portable.SCHEMES:
         notes.insert(0, portable.NOTE)
     if row.since:
         notes.append(f"needs llama.cpp of {row.since} or newer")
-    metadata = (*model_metadata(spec, chosen, model.name), *vocabulary_metadata(tokenizer))
+    metadata = (*model_metadata(spec, chosen, model.name), *vocabulary_metadata(tokenizer), *keys)
     return Plan(FORMAT, row.name, chosen.name, entries, metadata, tuple(notes))
 
 
-def _entries(spec: ModelSpec, scheme: Scheme) -> tuple[Entry, ...]:
+def _entries(spec: ModelSpec, scheme: Scheme, importance: Importance | None = None) -> tuple[Entry, ...]:
     pairs = architectures.ROWS[spec.model_type].pairs
     entries = []
     for tensor in spec.tensors():
-        form, wanted = scheme.choose(tensor, spec)
+        form, wanted = scheme.choose(tensor, spec, importance is not None)
         reorder = InterleaveHeads(spec.head_dim) if pairs and tensor.role in (Role.Q, Role.K) else None
         name, via = architectures.output_name(tensor), scheme.via(tensor)
-        entries.append(Entry(name, form, tensor.shape, tensor, wanted, reorder, via))
+        weights = importance.of(tensor, form, scheme) if importance else None
+        entries.append(Entry(name, form, tensor.shape, tensor, wanted, reorder, via, importance=weights))
     factors = rope_factors(spec)
     if factors:
         entries.append(Entry("rope_freqs.weight", FORMATS["f32"], (len(factors),), values=factors))

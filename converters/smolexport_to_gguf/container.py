@@ -18,7 +18,7 @@ import numpy as np
 from smolexport.errors import FileFormatError
 from smolexport.quant import FORMATS, BlockFormat
 
-__all__ = ["ALIGNMENT", "GgufFile", "Metadata", "TensorInfo", "header_bytes", "padding", "read_gguf"]
+__all__ = ["ALIGNMENT", "GgufFile", "Metadata", "Reader", "TensorInfo", "header_bytes", "padding", "read_gguf"]
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_DIMS = 4
@@ -115,7 +115,7 @@ def _value(kind: str, value: Any) -> bytes:
     return head + (b"".join(map(_string, value)) if item == "string" else np.asarray(value, NUMPY[item]).tobytes())
 
 
-class _Reader:
+class Reader:
     """Reads forward through a file of known size; every length is checked before anything is allocated."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -123,22 +123,27 @@ class _Reader:
         self.left = path.stat().st_size
 
     def fail(self, what: str) -> FileFormatError:
+        """The error to raise when `what` is wrong."""
         return FileFormatError(f"{self.path}: {what}; the file is damaged or incomplete")
 
     def take(self, count: int) -> bytes:
+        """The next `count` bytes; raises FileFormatError when there are fewer."""
         if count > self.left:
             raise self.fail(f"ends early, {count:,} bytes are promised where {self.left:,} are left")
         self.left -= count
         return self.file.read(count)
 
     def number(self, kind: str) -> Any:
+        """The next number of the given kind."""
         dtype = np.dtype(NUMPY[kind])
         return np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
 
     def string(self) -> str:
+        """The next text, behind its length."""
         return self.take(self.number("u64")).decode("utf-8", "replace")
 
     def value(self) -> tuple[str, Any]:
+        """The next metadata value and its kind."""
         code = self.number("u32")
         if code != ARRAY:
             kind = self.kind(code)
@@ -152,6 +157,7 @@ class _Reader:
         return f"[{item}]", np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
     def kind(self, code: int) -> str:
+        """The kind that `code` stands for; raises FileFormatError for an unknown one."""
         if code not in KINDS:
             raise self.fail(f"metadata value type {code} is unknown")
         return KINDS[code]
@@ -165,12 +171,12 @@ def read_gguf(path: Path) -> GgufFile:
     """
     try:
         with path.open("rb") as file:
-            return _read(_Reader(file, path))
+            return _read(Reader(file, path))
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror}") from error
 
 
-def _read(reader: _Reader) -> GgufFile:
+def _read(reader: Reader) -> GgufFile:
     size = reader.left
     if size < 24 or reader.take(4) != MAGIC:
         raise FileFormatError(f"{reader.path}: is not a GGUF file")
@@ -201,14 +207,14 @@ def _read(reader: _Reader) -> GgufFile:
     return GgufFile(reader.path, metadata, tensors)
 
 
-def _alignment(reader: _Reader, metadata: dict[str, tuple[str, Any]]) -> int:
+def _alignment(reader: Reader, metadata: dict[str, tuple[str, Any]]) -> int:
     kind, value = metadata.get("general.alignment", ("u32", ALIGNMENT))
     if kind != "u32" or value < 1 or value & (value - 1):
         raise reader.fail(f"general.alignment is {value!r} ({kind}), not a power of two")
     return int(value)
 
 
-def _tensor_info(reader: _Reader) -> tuple[str, tuple[int, ...], BlockFormat, int]:
+def _tensor_info(reader: Reader) -> tuple[str, tuple[int, ...], BlockFormat, int]:
     name, dims = reader.string(), reader.number("u32")
     if not 1 <= dims <= MAX_DIMS:
         raise reader.fail(f"the tensor {name} has {dims} dimensions")

@@ -1,8 +1,8 @@
 """Quantization schemes under llama.cpp's names, choosing tensor by tensor what llama.cpp's quantizer chooses.
 
 A scheme is a base format and exceptions: the output matrix, and the projections that llama.cpp gives more bits in
-some layers.  Facts: llama.cpp `src/llama-quant.cpp`, for dense models without an importance matrix; the layer
-arithmetic is integer division throughout.
+some layers; a few exceptions depend on whether there is an importance matrix.  Facts: llama.cpp
+`src/llama-quant.cpp`, for dense models; the layer arithmetic is integer division throughout.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ NORMS = frozenset({Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM, Role.Q_NORM, 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a projection stands: layer `i` of `n`, and query heads per key/value head."""
+    """Where a projection stands: layer `i` of `n`, query heads per key/value head, with an importance matrix or not."""
 
     i: int
     n: int
     group: int
+    weighed: bool
 
     @property
     def more_bits(self) -> bool:
@@ -53,6 +54,7 @@ class Scheme:
         file_type: `general.file_type`.
         about: one line for people.
         exceptions: per role, the format for a place, None = base.
+        needs_importance: whether llama.cpp refuses it without an importance matrix.
     """
 
     name: str
@@ -60,14 +62,21 @@ class Scheme:
     file_type: int
     about: str
     exceptions: Mapping[Role, Exception_] = field(default_factory=dict)
+    needs_importance: bool = False
 
     @property
     def quantized(self) -> bool:
         """Whether the base format is quantized."""
         return self.base not in ("f32", "f16", "bf16")
 
-    def wants(self, tensor: Tensor, spec: ModelSpec) -> BlockFormat:
-        """The format that this scheme asks for, whatever the row length (but see the output matrix)."""
+    def wants(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> BlockFormat:
+        """The format that this scheme asks for, whatever the row length (but see the output matrix).
+
+        Args:
+            tensor: of the model.
+            spec: the model.
+            weighed: whether there is an importance matrix.
+        """
         if tensor.part != "weight" or tensor.role in NORMS:
             return FORMATS["f32"]
         if not self.quantized:
@@ -76,7 +85,7 @@ class Scheme:
         if tensor.role is output:
             return FORMATS[self._output(tensor.shape[-1])]
         group = spec.num_attention_heads // spec.num_key_value_heads
-        place = Place(tensor.layer or 0, len(spec.layers), group)
+        place = Place(tensor.layer or 0, len(spec.layers), group, weighed)
         exception = self.exceptions.get(tensor.role)
         chosen = (exception(place) if exception else None) or self.base
         if tensor.role is Role.V and _is_70b(spec) and chosen in ("q3_k", "q4_k"):
@@ -88,9 +97,9 @@ class Scheme:
             return "q8_0"
         return "q8_0" if self.base == "q8_0" else "q6_k"
 
-    def choose(self, tensor: Tensor, spec: ModelSpec) -> tuple[BlockFormat, BlockFormat | None]:
-        """(format, wanted): `wanted` is what the row length did not allow, None when it did."""
-        wanted = self.wants(tensor, spec)
+    def choose(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> tuple[BlockFormat, BlockFormat | None]:
+        """(format, wanted): `wanted` is what the row length did not allow, None when it did.  Arguments: `wants`."""
+        wanted = self.wants(tensor, spec, weighed)
         columns = tensor.shape[-1]
         if self.quantized and tensor.role is (Role.EMBED if spec.tied else Role.HEAD):
             # The rule of the output matrix has the fall-back built in; name what a fitting row would have got.
@@ -110,13 +119,13 @@ class Scheme:
 class PortableScheme(Scheme):
     """A scheme whose choices `smolexport.portable` makes for all formats.  Vectors are f32 here, rounded to f16."""
 
-    def wants(self, tensor: Tensor, spec: ModelSpec) -> BlockFormat:  # noqa: ARG002
+    def wants(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> BlockFormat:  # noqa: ARG002
         """The portable format, whatever the row length."""
         return FORMATS["f32" if len(tensor.shape) == 1 else portable.wanted_of(tensor, self.name).value]
 
-    def choose(self, tensor: Tensor, spec: ModelSpec) -> tuple[BlockFormat, BlockFormat | None]:
+    def choose(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> tuple[BlockFormat, BlockFormat | None]:
         """(format, wanted), as in `Scheme.choose`."""
-        wanted = self.wants(tensor, spec)
+        wanted = self.wants(tensor, spec, weighed)
         form = wanted if len(tensor.shape) == 1 else FORMATS[portable.storage_of(tensor, self.name).value]
         return form, (wanted if form is not wanted else None)
 
@@ -145,6 +154,12 @@ def _where_more_bits(name: str) -> Exception_:
     return lambda place: name if place.more_bits else None
 
 
+def _more_when_weighed(name: str) -> dict[Role, Exception_]:
+    """With an importance matrix the first down projections of q4_0 and q5_0 get a minimum as well."""
+    better = {"q4_0": "q4_1", "q5_0": "q5_1"}.get(name)
+    return {Role.DOWN: lambda p: better if p.weighed and p.first(8) else None} if better else {}
+
+
 def _schemes() -> list[Scheme]:
     v, down, o = Role.V, Role.DOWN, Role.O
     plain = [
@@ -159,11 +174,14 @@ def _schemes() -> list[Scheme]:
         ("q6_k", 18, "6 bits, super-blocks of 256"),
     ]
     return [
-        *(Scheme(name, name, code, about) for name, code, about in plain),
+        *(Scheme(name, name, code, about, _more_when_weighed(name)) for name, code, about in plain),
         PortableScheme("int8", "q8_0", 7, portable.SCHEMES["int8"]),
         PortableScheme("int4", "q4_0", 2, portable.SCHEMES["int4"]),
         Scheme("q2_k", "q2_k", 10, "2 bits, super-blocks of 256; small and lossy", {
             v: lambda p: "q4_k" if p.group >= 4 else "q3_k", down: _always("q3_k"), o: _always("q3_k")}),
+        Scheme("q2_k_s", "q2_k", 21, "2 bits, super-blocks of 256, small mix; only with --imatrix", {
+            v: lambda p: "q4_k" if p.group >= 4 else None, down: lambda p: "q4_k" if p.first(8) else None},
+               needs_importance=True),
         Scheme("q3_k_s", "q3_k", 11, "3 bits, super-blocks of 256, small mix"),
         Scheme("q3_k_m", "q3_k", 12, "3 bits, super-blocks of 256, medium mix", {
             v: lambda p: "q5_k" if p.i < 2 else "q4_k",
@@ -178,7 +196,8 @@ def _schemes() -> list[Scheme]:
         Scheme("q5_k_m", "q5_k", 17, "5 bits, super-blocks of 256, medium mix",
                dict.fromkeys((v, down), _where_more_bits("q6_k"))),
         Scheme("iq4_nl", "iq4_nl", 25, "4 bits on a non-linear grid, blocks of 32; fits every row", {
-            v: lambda p: "q5_k" if p.group >= 4 else None, down: lambda p: "q5_k" if p.first(8) else None}),
+            v: lambda p: "q5_k" if p.group >= 4 else None,
+            down: lambda p: "q5_k" if p.first(8) and not p.weighed else None}),
     ]  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,6 +31,15 @@ __all__ = ["command_for", "facts", "write_jobs"]
 QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them."
 
 
+# Flags of single formats; their values are options of the format, as those of --set.
+OWN: Mapping[str, Callable[[Any], Any]] = {
+    "gguf": click.option(
+        "--imatrix", metavar="FILE", type=given_word,
+        help="Importance matrix of llama.cpp, GGUF or .dat: which columns matter when scales are searched.",
+    ),
+}  # fmt: skip
+
+
 def command_for(target: str) -> click.Command:
     """The command that writes `target`."""
 
@@ -42,6 +52,7 @@ def command_for(target: str) -> click.Command:
     @strict_option
     @click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
     @threads_option
+    @OWN.get(target, lambda unchanged: unchanged)
     @format_options
     @source_options
     @json_option
@@ -59,26 +70,43 @@ def command_for(target: str) -> click.Command:
         revision: str | None,
         token: str | None,
         json: bool,
+        **own: str | None,
     ) -> None:
         from smolexport import convert
-        from smolexport.memory import share_heap
 
         job = convert.prepare(
-            target, checkpoint, out, quant=quant, name=name, options=parse_settings(settings), strict=strict,
+            target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
             ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
             weights=not dry_run,
         )  # fmt: skip
         if dry_run:
             _show_plan(job, json)
-            return
-        share_heap()
-        [done] = write_jobs([job], force=force, threads=threads)
-        if json:
-            print_json({**facts(job), "bytes": done.bytes, "seconds": round(done.seconds, 3)})
         else:
-            click.echo(str(done.path))
+            _write(job, force, threads, json)
 
     return command
+
+
+def _write(job: Job, force: bool, threads: int | None, json: bool) -> None:
+    from smolexport.memory import share_heap
+
+    share_heap()
+    [done] = write_jobs([job], force=force, threads=threads)
+    if json:
+        print_json({**facts(job), "bytes": done.bytes, "seconds": round(done.seconds, 3)})
+    else:
+        click.echo(str(done.path))
+
+
+def _options(settings: tuple[str, ...], own: Mapping[str, str | None]) -> dict[str, Any]:
+    """What --set and the format's own flags say; raises UsageError where they differ."""
+    from smolexport.errors import UsageError
+
+    options = parse_settings(settings)
+    for key, value in own.items():
+        if value is not None and options.setdefault(key, value) != value:
+            raise UsageError(f"--{key} {value}: --set {key} says {options[key]}; give one of them")
+    return options
 
 
 def _help(target: str) -> str:

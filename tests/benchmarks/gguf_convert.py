@@ -39,7 +39,8 @@ params = llama_cpp.llama_model_quantize_default_params()
 params.ftype, params.nthread = int(code), choose_threads(None)
 assert not llama_cpp.llama_model_quantize(wide.encode(), (out + "/{FILE}").encode(), ctypes.byref(params))
 """
-QUANTIZED = {s.name: str(s.file_type) for s in SCHEMES.values() if s.quantized and s.name not in portable.SCHEMES}
+OFFERED = (s for s in SCHEMES.values() if s.quantized and s.name not in portable.SCHEMES and not s.needs_importance)
+QUANTIZED = {s.name: str(s.file_type) for s in OFFERED}
 
 
 def differing(ours: Path, theirs: Path) -> list[str]:

@@ -146,7 +146,8 @@ def test_list_json() -> None:
     assert facts["runtimes"]["torch"]["reads"] == "checkpoint"
     assert sum("(default)" in about for about in facts["formats"]["gguf"].values()) == 1
     only = json.loads(call("list", "--json", "gguf").out)
-    assert only == {"formats": {"gguf": facts["formats"]["gguf"]}, "options": {"gguf": {}}}
+    assert only == {"formats": {"gguf": facts["formats"]["gguf"]}, "options": {"gguf": facts["options"]["gguf"]}}
+    assert list(facts["options"]["gguf"]) == ["imatrix"]
 
 
 @pytest.mark.parametrize("reader", ["head -n 1", "head -c 1", "true"])

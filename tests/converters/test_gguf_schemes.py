@@ -1,7 +1,8 @@
 """Which tensor gets which format: equal to llama.cpp's quantizer for every scheme, model and depth.
 
 The oracle is `llama_model_quantize` as a dry run over sparse files, so the true shapes cost nothing.
-Axes: schemes x published models (four architectures) x tied and untied heads.  Not compared here: bytes; see
+Axes: schemes x published models (four architectures) x tied and untied heads x with and without an importance matrix,
+whose mere presence changes some choices.  Not compared here: bytes; see
 `test_gguf_bytes.py`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smolexport import portable
@@ -49,12 +51,14 @@ def test_every_scheme_chooses_what_llama_cpp_chooses(name: str, tmp_path: Path) 
     pytest.importorskip("llama_cpp")
     spec = load_spec(MODELS[name])
     write_sparse(spec, tmp_path / "model.gguf")
-    theirs = oracle(tmp_path / "model.gguf", None, [s.file_type for s in QUANTIZED])
-    for scheme in QUANTIZED:
-        ours = {architectures.output_name(t): scheme.choose(t, spec)[0].name for t in spec.tensors()}
-        if rope_factors(spec):
-            ours["rope_freqs.weight"] = "f32"
-        assert ours == {k: v.lower() for k, v in theirs[scheme.file_type].items()}, scheme.name
+    for weighed in (False, True):
+        importance = {"some.weight": np.ones(1, np.float32)} if weighed else None
+        theirs = oracle(tmp_path / "model.gguf", None, [s.file_type for s in QUANTIZED], importance)
+        for scheme in QUANTIZED:
+            ours = {architectures.output_name(t): scheme.choose(t, spec, weighed)[0].name for t in spec.tensors()}
+            if rope_factors(spec):
+                ours["rope_freqs.weight"] = "f32"
+            assert ours == {k: v.lower() for k, v in theirs[scheme.file_type].items()}, (scheme.name, weighed)
 
 
 def test_wanted_is_named_only_where_the_shape_stood_against_it() -> None:

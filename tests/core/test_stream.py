@@ -72,6 +72,20 @@ def test_chunks_and_threads_change_nothing(
     assert collect(checkpoint, entries, threads) == whole
 
 
+def test_what_differs_in_importance_is_not_shared(checkpoint: Checkpoint) -> None:
+    """Outputs that want one tensor in one format under different importances each get their own search."""
+    tensor = next(t for t in checkpoint.spec.tensors() if t.source == UP)
+    rows, random = checkpoint.stored[tensor].read_rows(), np.random.default_rng(2)
+    importances = [None, *(random.lognormal(0, 3, rows.shape[1]).astype(np.float32) for _ in range(2))]
+    form = FORMATS["q4_0"]
+    outputs = [[Entry(UP, form, tensor.shape, tensor, importance=importance)] for importance in importances]
+    wanted = [form.encode(rows, importance) for importance in importances]
+    assert len({w.tobytes() for w in wanted}) == 3
+    for piece in encoded_chunks(checkpoint, outputs, 2):
+        end = piece.start + len(piece.rows)
+        np.testing.assert_array_equal(piece.rows, wanted[piece.output][piece.start : end])
+
+
 def test_generated_values(checkpoint: Checkpoint) -> None:
     entry = Entry("rope_freqs.weight", FORMATS["f32"], (3,), values=(1.0, 2.5, 32.0))
     [piece] = encoded_chunks(checkpoint, [(entry,)], 1)

@@ -1,0 +1,256 @@
+"""llama.cpp's importance matrices as files: for each matrix the summed squares of its inputs, column by column.
+
+Two forms exist.  The present one is a GGUF file of the type `imatrix`, with two f32 tensors per matrix, NAME.in_sum2
+and NAME.counts.  The old one, usually `.dat`, is a list of (name, calls, values), the values being mean squares times
+the calls, and behind it the number of chunks and the name of the text.  Both may come from anywhere: every length is
+checked before it is used, and every number before it is believed.
+Source: llama.cpp `tools/imatrix/imatrix.cpp`, `common/imatrix-loader.cpp`, `tools/quantize/quantize.cpp`.
+
+Notation: m = matrices under one name (1 unless a model has experts), c = input columns.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.errors import FileFormatError, UsageError
+from smolexport.output import atomic_file, check_target
+from smolexport.quant import FORMATS
+from smolexport_to_gguf.container import GgufFile, Metadata, Reader, TensorInfo, header_bytes, padding, read_gguf
+
+__all__ = ["Imatrix", "Statistic", "read_imatrix", "write_imatrix"]
+
+KIND = "imatrix"
+DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+KEYS = {DATASETS: "[string]", CHUNK_COUNT: "u32", CHUNK_SIZE: "u32"}
+SUMS, COUNTS = ".in_sum2", ".counts"
+LONGEST_NAME = 63  # bytes, of any tensor in llama.cpp
+MOST = 2**31 - 1  # a count of either form
+OTHER = "give a file that llama-imatrix wrote"
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What the inputs of one matrix were like.
+
+    Attributes:
+        sums: [m, c] float32, finite and not negative: squares summed over tokens.
+        counts: [m] int64, how many tokens (of the old form: chunks).
+    """
+
+    sums: NDArray[np.float32] = field(repr=False)
+    counts: NDArray[np.int64] = field(repr=False)
+
+    def importance(self) -> NDArray[np.float32]:
+        """[m * c] mean squares, in float32 as llama.cpp divides them; 1 where nothing was counted."""
+        counts = self.counts.astype(np.float32)[:, None]
+        means = self.sums / np.maximum(counts, np.float32(1))
+        return np.where(counts > 0, means, np.float32(1)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An importance matrix.
+
+    Attributes:
+        entries: a statistic per tensor name of the GGUF file that it serves.
+        datasets: names of the texts.
+        chunks: how many chunks of text; 0 = unknown.
+        chunk_size: tokens of a chunk; 0 = unknown, as after reading the old form.
+    """
+
+    entries: Mapping[str, Statistic] = field(repr=False)
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+    chunk_size: int = 0
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read either form.
+
+    Raises:
+        FileFormatError: names the file, the entry, and what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                file.seek(0)
+                return _from_dat(Reader(file, path))
+            found = read_gguf(path)
+            file.seek(0)
+            return _from_gguf(found, Reader(file, path))
+    except OSError as error:
+        raise FileFormatError(f"{path}: {error.strerror}; {OTHER}") from error
+
+
+def _from_gguf(file: GgufFile, reader: Reader) -> Imatrix:
+    kind = file.text("general.type")
+    if kind not in (None, KIND):
+        raise FileFormatError(f"{file.path}: is a GGUF file of the type '{kind}', no importance matrix; {OTHER}")
+    for key, wanted in KEYS.items():
+        if key not in file.metadata or file.metadata[key][0] != wanted:
+            raise FileFormatError(f"{file.path}: {key} is missing or not {wanted}; {OTHER}")
+    pairs: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in file.tensors.items():
+        for suffix in (SUMS, COUNTS):
+            if name.endswith(suffix):
+                pairs.setdefault(name.removesuffix(suffix), {})[suffix] = info
+    # Tensors may overlap in a forged file, whose small size would then say nothing about the memory it takes.
+    if sum(info.nbytes for pair in pairs.values() for info in pair.values()) > reader.left:
+        raise reader.fail("its tensors share their bytes")
+    entries = {name: _statistic(name, pair, reader) for name, pair in pairs.items()}
+    chunks, size = min(file.get(CHUNK_COUNT), MOST), min(file.get(CHUNK_SIZE), MOST)
+    return Imatrix(_some(entries, reader), tuple(file.get(DATASETS)), chunks, size)
+
+
+def _statistic(name: str, pair: Mapping[str, TensorInfo], reader: Reader) -> Statistic:
+    arrays = {}
+    for suffix in (SUMS, COUNTS):
+        if suffix not in pair:
+            raise reader.fail(f"{name} lacks its tensor {name}{suffix}")
+        if pair[suffix].format is not FORMATS["f32"]:
+            raise reader.fail(f"the tensor {name}{suffix} is {pair[suffix].format.name}, not f32")
+        reader.file.seek(pair[suffix].offset)
+        raw = reader.file.read(pair[suffix].nbytes)
+        if len(raw) < pair[suffix].nbytes:
+            raise reader.fail(f"the tensor {name}{suffix} was cut while it was read")
+        arrays[suffix] = np.frombuffer(raw, "<f4")
+    sums, counts = arrays[SUMS], arrays[COUNTS]
+    if not counts.size or not sums.size or sums.size % counts.size:
+        raise reader.fail(f"the tensor {name}{SUMS} has {sums.size} numbers for {counts.size} counts")
+    wrong = np.flatnonzero(~((counts >= 0) & (counts <= MOST)))
+    if wrong.size:
+        raise reader.fail(f"the tensor {name}{COUNTS} has {counts[wrong[0]]} at [{wrong[0]}], no count")
+    whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)  # half a token counts as one
+    return _sound(name, Statistic(sums.reshape(counts.size, -1).astype(np.float32), whole), reader)
+
+
+def _from_dat(reader: Reader) -> Imatrix:
+    """The old form, which has no mark: a file of another kind fails at its first numbers."""
+    size = reader.left
+    count = reader.number("i32") if size >= 4 else 0
+    if not 1 <= count <= size // 17:  # bytes of the shortest entry
+        raise FileFormatError(
+            f"{reader.path}: is neither a GGUF file nor an importance matrix of the old form; {OTHER}"
+        )
+    entries: dict[str, Statistic] = {}
+    for number in range(1, count + 1):
+        name, statistic = _dat_entry(reader, f"entry {number} of {count}")
+        if name in entries:
+            raise reader.fail(f"{name} stands twice")
+        entries[name] = statistic
+    chunks = reader.number("i32") if reader.left else 0
+    if chunks < 0:
+        raise reader.fail(f"it counts {chunks} chunks")
+    text = reader.take(_length(reader, reader.number("i32"), "the name of the text")) if reader.left else b""
+    if reader.left:
+        raise reader.fail(f"{reader.left} bytes follow after its end")
+    return Imatrix(entries, (text.decode("utf-8", "replace"),) if text else (), chunks)
+
+
+def _dat_entry(reader: Reader, place: str) -> tuple[str, Statistic]:
+    length = reader.number("i32")
+    if not 1 <= length <= LONGEST_NAME:
+        raise reader.fail(f"{place} has a name of {length} bytes")
+    name = reader.take(length).decode("utf-8", "replace")
+    calls, columns = reader.number("i32"), reader.number("i32")
+    if calls < 0:
+        raise reader.fail(f"{name} counts {calls} calls")
+    if columns < 1:
+        raise reader.fail(f"{name} has {columns} values")
+    values = np.frombuffer(reader.take(4 * columns), "<f4").astype(np.float32)
+    # Without a call the values are taken as they are.
+    return name, _sound(name, Statistic(values[None], np.array([max(calls, 1)])), reader)
+
+
+def _length(reader: Reader, length: int, what: str) -> int:
+    if length < 0:
+        raise reader.fail(f"{what} has {length} bytes")
+    return length
+
+
+def _sound(name: str, statistic: Statistic, reader: Reader) -> Statistic:
+    fault = _fault(statistic)
+    if fault:
+        raise reader.fail(f"{name} {fault}")
+    return statistic
+
+
+def _some(entries: dict[str, Statistic], reader: Reader) -> dict[str, Statistic]:
+    if not entries:
+        raise FileFormatError(f"{reader.path}: holds no tensor NAME{SUMS}; {OTHER}")
+    return entries
+
+
+def _fault(statistic: Statistic) -> str | None:
+    """What is wrong with the sums: none may be negative, infinite or NaN."""
+    wrong = np.argwhere(~((statistic.sums >= 0) & np.isfinite(statistic.sums)))
+    if not wrong.size:
+        return None
+    row, column = (int(i) for i in wrong[0])
+    place = f"[{row}, {column}]" if len(statistic.sums) > 1 else f"[{column}]"
+    return f"has {statistic.sums[row, column]} at {place}, no sum of squares"
+
+
+def write_imatrix(imatrix: Imatrix, path: Path, *, form: Literal["gguf", "dat"] = "gguf", force: bool = False) -> None:
+    """Write either form, entries in the order of their names, as llama-imatrix does.
+
+    Args:
+        imatrix: what to write.
+        path: the target file; it appears whole or not at all.
+        form: `gguf`, or `dat` for the old form, which keeps the importances and one text, but no counts of tokens.
+        force: replace an existing file.
+
+    Raises:
+        UsageError: an entry that no reader would take.
+        OutputError: the target exists or cannot be written.
+    """
+    for name, statistic in imatrix.entries.items():
+        fault = _fault(statistic) or (f"counts {statistic.counts}" if (statistic.counts < 0).any() else None)
+        if fault or not 1 <= len(name.encode()) + len(SUMS) <= LONGEST_NAME:
+            raise UsageError(
+                f"{path}: {name} {fault or 'is too long a name'}; such an importance matrix is not written"
+            )
+    content = _gguf_bytes(imatrix) if form == "gguf" else _dat_bytes(imatrix)
+    check_target(path, len(content), force=force)
+    with atomic_file(path, force=force) as file:
+        file.write(content)
+
+
+def _gguf_bytes(imatrix: Imatrix) -> bytes:
+    metadata: Metadata = [
+        ("general.type", "string", KIND),
+        (DATASETS, "[string]", imatrix.datasets),
+        (CHUNK_COUNT, "u32", imatrix.chunks),
+        (CHUNK_SIZE, "u32", imatrix.chunk_size),
+    ]
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for name, statistic in sorted(imatrix.entries.items()):
+        # One matrix is written as a vector: ggml drops axes of length 1.
+        several = len(statistic.counts) > 1
+        arrays[name + SUMS] = statistic.sums if several else statistic.sums[0]
+        arrays[name + COUNTS] = statistic.counts.astype("<f4")[:, None] if several else statistic.counts.astype("<f4")
+    header = header_bytes(metadata, ((name, array.shape, FORMATS["f32"]) for name, array in arrays.items()))
+    data = (array.astype("<f4").tobytes() for array in arrays.values())
+    return header + b"".join(raw + bytes(padding(len(raw))) for raw in data)
+
+
+def _dat_bytes(imatrix: Imatrix) -> bytes:
+    counted = {n: s for n, s in sorted(imatrix.entries.items()) if s.counts.any()}
+    out = bytearray(struct.pack("<i", len(counted)))
+    for name, statistic in counted.items():
+        calls = min(-(-int(statistic.counts.max()) // max(imatrix.chunk_size, 1)), MOST)
+        values = statistic.importance() * np.float32(calls)
+        raw = name.encode()
+        out += (
+            struct.pack("<i", len(raw)) + raw + struct.pack("<ii", calls, values.size) + values.astype("<f4").tobytes()
+        )
+    text = imatrix.datasets[-1].encode("utf-8", "replace") if imatrix.datasets else b""
+    return bytes(out + struct.pack("<ii", imatrix.chunks, len(text)) + text)
