@@ -13,38 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper
+from smolexport.quant.jit import lean_helper
 from smolexport.quant.lane_floats import rint
-from smolexport.quant.lanes import WIDTH, largest, load, magnitude, negative, smallest, splat, store, where
+from smolexport.quant.lane_groups import extremes_of_groups
+from smolexport.quant.lanes import WIDTH, magnitude, negative, splat, store, where
 
 __all__ = ["find_grids", "position"]
 
 ZERO, EPSILON = np.float32(0), np.float32(1e-7)
 
 
-@helper
-def position(x: Any, scale: Any, bias: Any, top: int) -> Any:
-    """Where values lie on a grid, between two codes for most, limited to 0 ... top."""
-    zero, last = splat(ZERO), splat(np.float32(top))
+@lean_helper
+def position(x: Any, scale: Any, bias: Any) -> Any:
+    """Where values lie on a grid, between two codes for most; 0 for what lies below code 0."""
     place = (x - bias) / scale
-    place = where(place > zero, place, zero)
-    return where(place < last, place, last)
+    return where(place > splat(ZERO), place, splat(ZERO))
 
 
-@helper
+@lean_helper
 def find_grids(tile: NDArray[Any], group: int, top: int, grids: NDArray[Any]) -> None:
-    """Scale and bias, in float32, of each group of the tile."""
-    count = tile.size // group
-    for i in range(count):
-        start = i * group
-        low = high = load(tile, start)
-        for e in range(start + WIDTH, start + group, WIDTH):
-            x = load(tile, e)
-            low, high = where(x < low, x, low), where(x > high, x, high)
-        grids[0, i], grids[1, i] = smallest(low), largest(high)
+    """Scale and bias, in float32, of each group of the tile, which is WIDTH groups or a multiple of them."""
     zero, steps, epsilon = splat(ZERO), splat(np.float32(top)), splat(EPSILON)
-    for i in range(0, count, WIDTH):
-        low, high = load(grids[0], i), load(grids[1], i)
+    for i in range(0, tile.size // group, WIDTH):
+        low, high = extremes_of_groups(tile, i * group, group)
         scale = (high - low) / steps
         scale = where(scale > epsilon, scale, epsilon)
         upwards = magnitude(low) > magnitude(high)

@@ -18,14 +18,24 @@ from numpy.typing import NDArray
 from smolexport.quant.affine_grids import find_grids, position
 from smolexport.quant.affine_search import search_grids
 from smolexport.quant.bitstream import load_codes, store_codes
-from smolexport.quant.jit import kernel
+from smolexport.quant.jit import kernel, lean_helper
 from smolexport.quant.lanes import WIDTH, load, splat, store
-from smolexport.quant.rowparts import fetch_rounded, find_places, put_floats, round_values, take_float
+from smolexport.quant.rowparts import codes_putter, fetch_rounded, put_part, round_values, store_floats, take_float
 from smolexport.quant.source import F32
+from smolexport.quant.tile import aligned
 
 __all__ = ["decoder", "encoder"]
 
-TILE = 4096  # elements; as many lanes of groups as possible: WIDTH groups of 128
+TILE = 2048  # elements, more where that is less than WIDTH groups
+
+
+@lean_helper
+def put_nearest(out: NDArray[Any], at: int, x: Any, scale: Any, bias: Any, bits: int) -> None:
+    """Write codes."""
+    store_codes(out, at, position(x, scale, bias), bits)
+
+
+put_codes = codes_putter(put_nearest)
 
 
 @cache
@@ -46,29 +56,27 @@ def encoder(bits: int, search: bool) -> Callable[..., None]:
         out: NDArray[Any],
     ) -> None:
         """Codes follow from the grids as computed or, to `recode`, from the grids as stored; a search implies that."""
-        buffer, grids = np.empty(TILE, np.float32), np.zeros((2, TILE // group), np.float32)
-        places = np.empty((2, TILE // group), np.int64)
+        step = max(TILE // group, WIDTH)
+        buffer, grids = aligned(step * group), np.zeros((2, step), np.float32)
+        scales, biases = np.empty((2, step), np.float32)
         per_row, group_bytes, scale_bytes = columns // group, group * bits // 8, 4 if dtype == F32 else 2
-        row_bytes = per_row * (group_bytes + 2 * scale_bytes)
+        end = per_row * group_bytes
+        row_bytes = end + 2 * per_row * scale_bytes
         groups = out.size // row_bytes * per_row
-        for first in range(0, groups, TILE // group):
-            here = places[:, : min(TILE // group, groups - first)]
-            find_places(first, per_row, row_bytes, group_bytes, scale_bytes, here)
-            tile = buffer[: here.shape[1] * group]
-            fetch_rounded(f32, u16, kind, dtype, first * group, tile)
-            find_grids(tile, group, top, grids)
+        for first in range(0, groups, step):
+            count, place = min(step, groups - first), (first // per_row, first % per_row, per_row, row_bytes)
+            fetch_rounded(f32, u16, kind, dtype, first * group, buffer[: count * group])
+            find_grids(buffer, group, top, grids)
             if recode:
                 round_values(grids.reshape(-1), dtype)
             if search:
-                search_grids(tile, group, top, dtype, importance, first, grids)
-            for i in range(here.shape[1]):
-                scale, bias, at = splat(grids[0, i]), splat(grids[1, i]), here[0, i]
-                for e in range(0, group, WIDTH):
-                    code = position(load(tile, i * group + e), scale, bias, top)
-                    store_codes(out, at + e * bits // 8, code, bits)
-            round_values(grids.reshape(-1), dtype)
-            put_floats(grids[0], dtype, here[1], 0, out)
-            put_floats(grids[1], dtype, here[1], per_row * scale_bytes, out)
+                search_grids(buffer, count, group, top, dtype, importance, first, grids)
+            put_codes(buffer, grids, place, count, group, bits, out)
+            for i in range(0, count, WIDTH):
+                store_floats(scales, i, load(grids[0], i), dtype)
+                store_floats(biases, i, load(grids[1], i), dtype)
+            put_part(scales, scale_bytes, place, count, end, out)
+            put_part(biases, scale_bytes, place, count, end + per_row * scale_bytes, out)
 
     return encode_affine
 

@@ -34,12 +34,19 @@ MARGIN = np.float32(1 - 2.0**-15)
 
 @helper
 def search_grids(
-    tile: NDArray[Any], group: int, top: int, dtype: int, importance: NDArray[Any], first: int, grids: NDArray[Any]
+    tile: NDArray[Any],
+    count: int,
+    group: int,
+    top: int,
+    dtype: int,
+    importance: NDArray[Any],
+    first: int,
+    grids: NDArray[Any],
 ) -> None:
-    """Improve `grids`, rounded to the storage type, of the groups of `tile`, of which `first` is the first's number."""
+    """Improve `grids`, rounded to the storage type, of `count` groups of the tile, the first of them number `first`."""
     x, w = np.empty((2, group * WIDTH), np.float32)
-    for start in range(0, tile.size // group, WIDTH):
-        transpose(tile, start, group, importance, first, x, w)
+    for start in range(0, count, WIDTH):
+        transpose(tile[: count * group], start, group, importance, first, x, w)
         scale, bias = search_lanes(x, w, group, top, dtype, load(grids[0], start), load(grids[1], start))
         store(grids[0], start, scale)
         store(grids[1], start, bias)
@@ -138,9 +145,10 @@ def fit(
 @helper
 def grid_error(x: NDArray[Any], w: NDArray[Any], n: int, top: int, scale: Any, bias: Any) -> Any:
     """Weighted squared error of a grid with the codes that are nearest on it."""
-    error = splat(ZERO)
+    error, last = splat(ZERO), splat(np.float32(top))
     for e in range(n):
         value = load(x, e * WIDTH)
-        difference = scale * rint(position(value, scale, bias, top)) + bias - value
+        code = position(value, scale, bias)
+        difference = scale * rint(where(code < last, code, last)) + bias - value
         error = error + load(w, e * WIDTH) * (difference * difference)
     return error

@@ -6,18 +6,21 @@ field is whole bytes, and what is left over in between is dropped by one shuffle
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils
 
 from smolexport.quant.jit import instruction
-from smolexport.quant.lane_codes import MAGIC
+from smolexport.quant.lane_codes import MAGIC, clamp
 from smolexport.quant.lanes import VALUES, WIDTH, WORDS, constant, lanes
 
-__all__ = ["flip_top_bits", "load_codes", "reorder_nibbles", "store_codes"]
+__all__ = ["copy_bytes", "flip_top_bits", "load_codes", "reorder_nibbles", "store_codes", "store_limited"]
 
+MAGIC_WORD = 0x4B400000  # the bits of MAGIC
 OCTETS = ir.VectorType(ir.IntType(8), WIDTH)
 
 
@@ -43,24 +46,19 @@ def octet_shuffle(builder: Any, vector: Any, picks: list[int]) -> Any:
 
 
 def byte_address(context: Any, builder: Any, array_type: Any, place: Any, kind: Any) -> Any:
-    """Pointer to a vector of type `kind` at `place`: a uint8 array and the byte in it."""
+    """Pointer to something of type `kind` at `place`: an array and a byte of its memory."""
     array, index = place
-    data = context.make_array(array_type)(context, builder, array).data
+    data = builder.bitcast(context.make_array(array_type)(context, builder, array).data, cgutils.voidptr_t)
     return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
 
 
-@instruction
-def store_codes(_context: Any, array: Any, _index: Any, _a: Any, bits: Any) -> Any:
-    """Write lanes within 0 ... 2^bits - 1, rounded to nearest, ties to even, to the uint8 `array` from byte i on.
-
-    `bits` must be a constant of the kernel, 1 to 8; 4 * bits bytes are written.
-    """
+def packed_codes(bits: Any, to_words: Callable[[Any, Any], Any]) -> Callable[..., Any] | None:
+    """What stores the low `bits` bits of the integers that `to_words` makes of lanes as a bit stream."""
     if not isinstance(bits, types.IntegerLiteral):
         return None
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words = builder.bitcast(builder.fadd(args[2], constant(VALUES, MAGIC)), WORDS)
-        packed = builder.trunc(words, OCTETS)
+        packed = builder.trunc(to_words(builder, args[2]), OCTETS)
         plan = steps(bits.literal_value)
         for (_, field), (size, _) in pairwise(plan):
             packed, every = containers(builder, packed, size)
@@ -73,7 +71,35 @@ def store_codes(_context: Any, array: Any, _index: Any, _a: Any, bits: Any) -> A
         builder.store(packed, byte_address(context, builder, signature.args[0], args[:2], packed.type), align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, lanes, bits), generate
+    return generate
+
+
+@instruction
+def store_codes(_context: Any, array: Any, _index: Any, _a: Any, bits: Any) -> Any:
+    """Write lanes from 0 on, rounded to nearest, ties to even, at most 2^bits - 1, to `array` from byte i on.
+
+    `bits` must be a constant of the kernel, 1 to 8; 4 * bits bytes are written.
+    """
+
+    def to_words(builder: Any, a: Any) -> Any:
+        last = constant(WORDS, MAGIC_WORD + (1 << bits.literal_value) - 1)
+        words = builder.bitcast(builder.fadd(a, constant(VALUES, MAGIC)), WORDS)
+        return builder.select(builder.icmp_unsigned("<", words, last), words, last)
+
+    generate = packed_codes(bits, to_words)
+    return (types.void(array, types.intp, lanes, bits), generate) if generate else None
+
+
+@instruction
+def store_limited(_context: Any, array: Any, _index: Any, _a: Any, bits: Any) -> Any:
+    """As `store_codes`, but of any lanes below 2^31 in magnitude: rounded towards zero, limited to 0 ... 2^bits - 1."""
+
+    def to_words(builder: Any, a: Any) -> Any:
+        limits = (constant(WORDS, limit) for limit in (0, (1 << bits.literal_value) - 1))
+        return clamp(builder, builder.fptosi(a, WORDS), *limits)
+
+    generate = packed_codes(bits, to_words)
+    return (types.void(array, types.intp, lanes, bits), generate) if generate else None
 
 
 @instruction
@@ -129,3 +155,15 @@ def flip_top_bits(_context: Any, source: Any, _at: Any, target: Any, _to: Any) -
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp), generate
+
+
+@instruction
+def copy_bytes(_context: Any, source: Any, _at: Any, target: Any, _to: Any, _count: Any) -> Any:
+    """Copy `count` bytes from byte `at` of the memory of one array to byte `to` of that of another."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        places = [byte_address(context, builder, signature.args[i], args[i : i + 2], ir.IntType(8)) for i in (0, 2)]
+        cgutils.raw_memcpy(builder, places[1], places[0], args[4], 1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, types.intp), generate

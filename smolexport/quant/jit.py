@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from smolexport.memory import give_back_library
 
-__all__ = ["helper", "instruction", "kernel"]
+__all__ = ["helper", "instruction", "kernel", "lean_helper"]
 
 give_back_library("libllvmlite")  # kernels from the cache need little of the compiler
 
@@ -47,6 +47,15 @@ def kernel(function: F) -> F:
 def helper(function: F) -> F:
     """Compile `function` as a part of the kernels that call it; it has no cache entry of its own."""
     return cast(F, numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function))
+
+
+def lean_helper(function: F) -> F:
+    """A `helper` that counts no references to arrays, for what is called for every tile of a few blocks.
+
+    Counting takes an atomic operation per argument and slice, as long as the arithmetic on a vector or two.  Without it
+    a helper can neither make nor return an array.
+    """
+    return cast(F, numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)(function))
 
 
 def instruction(generate: Callable[..., Any]) -> Any:

@@ -2,14 +2,16 @@
 
 Integer lanes are float32 lanes whose values are whole numbers, exact up to 2^24.
 
-    truncate(a)   nearest(a)   codes(a, low, high)           rounding
+    truncate(a)   nearest(a)   rounded(a)   codes(a, low, high)    rounding
     upper(a, n)   low_bits(a, n)   joined(a, b, n)           bit fields: a >> n, a & 2^n - 1, a | b << n
     half_bits(a)   half_value(a)                             to and from the bits of float16
     store_bytes(array, i, a)   store_nibbles(array, i, a)    to a uint8 array
+    store_halves(array, i, a)   load_halves(array, i)        to and from uint16
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -23,9 +25,12 @@ __all__ = [
     "half_bits",
     "half_value",
     "joined",
+    "load_halves",
     "low_bits",
     "nearest",
+    "rounded",
     "store_bytes",
+    "store_halves",
     "store_nibbles",
     "truncate",
     "upper",
@@ -116,6 +121,16 @@ def truncate(_context: Any, _a: Any) -> Any:
 
 
 @instruction
+def rounded(_context: Any, _a: Any) -> Any:
+    """Nearest integers, ties away from zero."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return unary(builder, "round", args[0])
+
+    return lanes(lanes), generate
+
+
+@instruction
 def upper(_context: Any, _a: Any, _bits: Any) -> Any:
     """Non-negative integers without their lowest `bits` bits: a // 2**bits."""
 
@@ -126,18 +141,46 @@ def upper(_context: Any, _a: Any, _bits: Any) -> Any:
     return lanes(lanes, types.intp), generate
 
 
+def memory(context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: Any) -> Any:
+    """Pointer to a vector of `kind` that begins `index` of its elements after the beginning of an array."""
+    data = builder.bitcast(context.make_array(array_type)(context, builder, array).data, kind.element.as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+
+def store_low_bits(bits: int) -> Callable[..., Any]:
+    """What writes the lowest `bits` bits of integer lanes as consecutive integers of that size."""
+    kind = ir.VectorType(ir.IntType(bits), WIDTH)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = memory(context, builder, signature.args[0], args[0], args[1], kind)
+        builder.store(builder.trunc(builder.fptosi(args[2], WORDS), kind), place, align=1)
+        return context.get_dummy_value()
+
+    return generate
+
+
 @instruction
 def store_bytes(_context: Any, array: Any, _index: Any, _a: Any) -> Any:
     """Write integer lanes, each reduced to its low byte, to the uint8 `array[i : i + WIDTH]`."""
+    return types.void(array, types.intp, lanes), store_low_bits(8)
+
+
+@instruction
+def store_halves(_context: Any, array: Any, _index: Any, _a: Any) -> Any:
+    """Write integer lanes, each reduced to its low 16 bits, to `array`, seen as uint16, from its element i on."""
+    return types.void(array, types.intp, lanes), store_low_bits(16)
+
+
+@instruction
+def load_halves(_context: Any, array: Any, _index: Any) -> Any:
+    """Integer lanes with the uint16 `array[i : i + WIDTH]`."""
+    kind = ir.VectorType(ir.IntType(16), WIDTH)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        octets = ir.VectorType(ir.IntType(8), WIDTH)
-        target = builder.bitcast(builder.gep(data, [args[1]]), octets.as_pointer())
-        builder.store(builder.trunc(builder.fptosi(args[2], WORDS), octets), target, align=1)
-        return context.get_dummy_value()
+        stored = builder.load(memory(context, builder, signature.args[0], args[0], args[1], kind), align=1)
+        return builder.sitofp(builder.zext(stored, WORDS), VALUES)
 
-    return types.void(array, types.intp, lanes), generate
+    return lanes(array, types.intp), generate
 
 
 @instruction

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+
 from smolexport.quant.jit import helper, instruction
-from smolexport.quant.lane_codes import half_bits, half_value
-from smolexport.quant.lanes import VALUES, WORDS, constant, lanes, unary
+from smolexport.quant.lane_codes import half_bits, half_value, memory
+from smolexport.quant.lanes import VALUES, WIDTH, WORDS, constant, lanes, unary
 
 __all__ = [
+    "brain_bits",
     "brain_rounded",
     "e4m3_bits",
     "e4m3_value",
     "exponents_up",
     "half_rounded",
+    "load_brains",
     "powers_of_two",
     "rint",
 ]
@@ -44,17 +49,44 @@ def rint(_context: Any, _a: Any) -> Any:
     return lanes(lanes), generate
 
 
+def brain_words(builder: Any, value: Any) -> Any:
+    """Words whose upper halves are the bits of the bfloat16 nearest to finite lanes, ties to even."""
+    bits = builder.bitcast(value, WORDS)
+    odd = builder.and_(builder.lshr(bits, constant(WORDS, 16)), constant(WORDS, 1))
+    return builder.add(builder.add(bits, constant(WORDS, 0x7FFF)), odd)
+
+
 @instruction
 def brain_rounded(_context: Any, _a: Any) -> Any:
     """Finite lanes rounded to bfloat16, ties to even."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[0], WORDS)
-        odd = builder.and_(builder.lshr(bits, constant(WORDS, 16)), constant(WORDS, 1))
-        moved = builder.add(builder.add(bits, constant(WORDS, 0x7FFF)), odd)
-        return builder.bitcast(builder.and_(moved, constant(WORDS, 0xFFFF0000)), VALUES)
+        words = builder.and_(brain_words(builder, args[0]), constant(WORDS, 0xFFFF0000))
+        return builder.bitcast(words, VALUES)
 
     return lanes(lanes), generate
+
+
+@instruction
+def brain_bits(_context: Any, _a: Any) -> Any:
+    """Bits of the bfloat16 nearest to finite lanes, ties to even, as integers."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.sitofp(builder.lshr(brain_words(builder, args[0]), constant(WORDS, 16)), VALUES)
+
+    return lanes(lanes), generate
+
+
+@instruction
+def load_brains(_context: Any, array: Any, _index: Any) -> Any:
+    """Lanes with the bfloat16 whose bits are the uint16 `array[i : i + WIDTH]`."""
+    kind = ir.VectorType(ir.IntType(16), WIDTH)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        stored = builder.load(memory(context, builder, signature.args[0], args[0], args[1], kind), align=1)
+        return builder.bitcast(builder.shl(builder.zext(stored, WORDS), constant(WORDS, 16)), VALUES)
+
+    return lanes(array, types.intp), generate
 
 
 @instruction

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from smolexport.quant.bitstream import load_codes, store_codes
 from smolexport.quant.jit import helper, kernel
+from smolexport.quant.lane_codes import store_bytes
 from smolexport.quant.lane_floats import e4m3_bits, e4m3_value, exponents_up, powers_of_two
 from smolexport.quant.lanes import (
     WIDTH,
@@ -29,7 +30,7 @@ from smolexport.quant.lanes import (
     store,
     where,
 )
-from smolexport.quant.rowparts import fetch_rounded, find_places, round_lanes
+from smolexport.quant.rowparts import fetch_rounded, put_part, round_lanes
 
 __all__ = ["decoder", "encoder"]
 
@@ -48,21 +49,18 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
         f32: NDArray[Any], u16: NDArray[Any], kind: int, dtype: int, columns: int, out: NDArray[Any]
     ) -> None:
         buffer, scales = np.empty(TILE, np.float32), np.zeros((2, TILE // group), np.float32)
-        codes = np.empty(TILE * bits // 8, np.uint8)
-        places = np.empty((2, TILE // group), np.int64)
+        codes, exponents = np.empty(TILE * bits // 8, np.uint8), np.empty(TILE // group, np.uint8)
         per_row, group_bytes = columns // group, group * bits // 8
         row_bytes = per_row * (group_bytes + 1)
         groups = out.size // row_bytes * per_row
-        # A vector holds two groups of 16.  Where rows have an odd number of them, the two may go to different rows.
-        apart = group < WIDTH and per_row % 2 == 1
         for first in range(0, groups, TILE // group):
-            here = places[:, : min(TILE // group, groups - first)]
-            find_places(first, per_row, row_bytes, group_bytes, 1, here)
-            tile = buffer[: here.shape[1] * group]
+            count = min(TILE // group, groups - first)
+            place = (first // per_row, first % per_row, per_row, row_bytes)
+            tile = buffer[: count * group]
             fetch_rounded(f32, u16, kind, dtype, first * group, tile)
             find_scales(tile, group, top, dtype, scales)
-            for i in range(here.shape[1]):
-                out[here[1, i]] = np.uint8(np.int64(scales[1, i]))
+            for i in range(0, count, WIDTH):
+                store_bytes(exponents, i, load(scales[1], i))
             for e in range(0, tile.size, WIDTH):
                 i = e // group
                 scale = splat_halves(scales[0, i], scales[0, i + WIDTH // group - 1])
@@ -70,14 +68,9 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
                 if group < WIDTH:
                     x = round_lanes(where(scale > splat(ZERO), x, splat(ZERO)), dtype)
                 code = e2m1_bits(x) if bits == 4 else e4m3_bits(x)
-                if apart:
-                    store_codes(codes, i * group_bytes, code, bits)
-                else:
-                    store_codes(out, here[0, i], code, bits)
-            if apart:
-                for i in range(here.shape[1]):
-                    for byte in range(group_bytes):
-                        out[here[0, i] + byte] = codes[i * group_bytes + byte]
+                store_codes(codes, e * bits // 8, code, bits)
+            put_part(codes, group_bytes, place, count, 0, out)
+            put_part(exponents, 1, place, count, per_row * group_bytes, out)
 
     return encode_microscale
 

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 from smolexport.quant.formats import FORMATS, BlockFormat, Part
-from smolexport.quant.parted import PartedFormat
+from smolexport.quant.parted import LatticeFormat, PartedFormat, Source
 
 __all__ = ["GROUPS", "NBits", "PortableNBits"]
 
 LATTICES = {4: "q4_0", 8: "q8_0"}
 DTYPES = {"F32": 0, "F16": 1}  # storage types, as the kernels know them
 BITS, GROUPS = (4, 8), (32, 64, 128)
-AT_ONCE = 1 << 18  # bytes of blocks between the two steps of `encode`: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class NBits(PartedFormat):
 
 
 @dataclass(frozen=True)
-class PortableNBits(PartedFormat):
+class PortableNBits(LatticeFormat):
     """Blocks of 32 that hold a `lattice` of GGUF: the same integers and scales.
 
     Attributes:
@@ -161,49 +160,11 @@ class PortableNBits(PartedFormat):
         self.check_fit(columns)
         return self.nbits.parts(columns)
 
-    def encode(
-        self, rows: NDArray[Any], importance: NDArray[np.float32] | None = None, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """Quantize `rows` as the lattice does, and repack.
+    def _encode(self, source: Source, columns: int, out: NDArray[np.uint8]) -> None:
+        from smolexport.quant.nbits_kernels import portable_encoder
 
-        Args:
-            rows: [n, columns] float32, float16 or bfloat16, C-contiguous and finite.
-            importance: [columns] float32, finite and not negative, as the lattice takes it.
-            out: [n, row_bytes] uint8, C-contiguous; made if None.
-
-        Returns:
-            `out`.
-
-        Raises:
-            UsageError: an argument of another type, shape or layout, or an importance that is negative or not finite.
-        """
-        _, _, out = self.source(rows, importance, out)
-        columns = rows.shape[1]
-        width = self.lattice.row_bytes(columns)
-        step = max(1, AT_ONCE // width)
-        blocks = np.empty((min(step, len(rows)), width), np.uint8)
-        for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            self.lattice.encode(some, importance, blocks[: len(some)])
-            self._repack(blocks[: len(some)], columns, out[start : start + step])
-        return out
-
-    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-        """Encoded rows from those of the lattice.
-
-        Args:
-            blocks: [n, bytes of a row of the lattice] uint8, C-contiguous.
-            columns: elements per row.
-
-        Returns:
-            [n, row_bytes] uint8.
-
-        Raises:
-            UsageError: `blocks` of another type, shape or layout.
-        """
-        out = np.empty((len(blocks), self.row_bytes(columns)), np.uint8)
-        self._repack(blocks, columns, out)
-        return out
+        encode = portable_encoder(self.bits)
+        encode(*source, columns // self.block, DTYPES[self.dtype], not self.zero_points, out.reshape(-1))
 
     def _repack(self, blocks: NDArray[np.uint8], columns: int, out: NDArray[np.uint8]) -> None:
         flat = self.stored(blocks, self.lattice.row_bytes(columns))

@@ -19,25 +19,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.quant.bitstream import flip_top_bits, load_codes, reorder_nibbles, store_codes
-from smolexport.quant.half import bits_of, float_of, narrow_f16, widen_f16
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import truncate
-from smolexport.quant.lanes import WIDTH, largest, load, magnitude, negative, smallest, splat, store, where
-from smolexport.quant.rowparts import fetch_rounded, find_places, round_lanes, round_values
+from smolexport.quant.bitstream import copy_bytes, load_codes, store_codes, store_limited
+from smolexport.quant.half import float_of, widen_f16
+from smolexport.quant.jit import helper, kernel, lean_helper
+from smolexport.quant.lane_codes import half_value, load_halves, truncate
+from smolexport.quant.lane_groups import extremes_of_groups
+from smolexport.quant.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
+from smolexport.quant.repacking import BLOCK, take_apart, tile_encoder
+from smolexport.quant.rowparts import codes_putter, fetch_rounded, put_part, round_lanes, round_values, store_floats
 from smolexport.quant.source import F32, fetch
+from smolexport.quant.tile import BLOCKS, aligned
 
-__all__ = ["decoder", "encoder", "repacker"]
+__all__ = ["decoder", "encoder", "portable_encoder", "repacker"]
 
-TILE = 4096  # elements; as many lanes of groups as possible: WIDTH groups of 128
-BLOCK = 32  # elements of a block of q4_0 and q8_0
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+TILE = 2048  # elements, more where that is less than WIDTH groups
+ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
+BELOW_HALF = np.float32(0.5 - 2.0**-25)  # x >= 0 plus this, truncated, is the integer nearest to x, ties up
+
+
+@lean_helper
+def put_limited(out: NDArray[Any], at: int, x: Any, factor: Any, zero: Any, bits: int) -> None:
+    """Write codes."""
+    store_limited(out, at, x * factor + zero + splat(BELOW_HALF), bits)
+
+
+put_codes = codes_putter(put_limited)
 
 
 @cache
 def encoder(bits: int) -> Callable[..., None]:
     """The kernel for `bits` bits."""
-    top = (1 << bits) - 1
 
     @kernel
     def encode_nbits(
@@ -51,33 +62,28 @@ def encoder(bits: int) -> Callable[..., None]:
         out: NDArray[Any],
     ) -> None:
         """Symmetric groups have the middle code as their zero point and do not store it."""
-        buffer, grids = np.empty(TILE, np.float32), np.zeros((3, TILE // group), np.float32)
-        places = np.empty((2, TILE // group), np.int64)
+        step = max(TILE // group, WIDTH)
+        buffer, zeros = aligned(step * group), np.empty(step * bits // 8, np.uint8)
+        grids, scales = np.zeros((2, step), np.float32), np.empty(step, np.float32)
         per_row, group_bytes, scale_bytes = -(-columns // group), group * bits // 8, 4 if dtype == F32 else 2
-        zeros = per_row * (group_bytes + scale_bytes)  # where they begin in a row
-        row_bytes = zeros if symmetric else zeros + (per_row * bits + 7) // 8
+        end = per_row * (group_bytes + scale_bytes)
+        row_bytes = end if symmetric else end + (per_row * bits + 7) // 8
         groups = out.size // row_bytes * per_row
-        for first in range(0, groups, TILE // group):
-            here = places[:, : min(TILE // group, groups - first)]
-            find_places(first, per_row, row_bytes, group_bytes, scale_bytes, here)
-            tile = buffer[: here.shape[1] * group]
-            fetch_groups(f32, u16, kind, dtype, first, group, columns, tile)
-            find_grids(tile, group, top, symmetric, dtype, grids)
-            for i in range(here.shape[1]):
-                factor, zero, at = splat(grids[1, i]), splat(grids[2, i]), here[0, i]
-                for e in range(0, group, WIDTH):
-                    code = nearest_code(load(tile, i * group + e) * factor + zero, top)
-                    store_codes(out, at + e * bits // 8, code, bits)
-                put_scale(grids[0, i], dtype, out, here[1, i])
+        for first in range(0, groups, step):
+            count, place = min(step, groups - first), (first // per_row, first % per_row, per_row, row_bytes)
+            fetch_groups(f32, u16, kind, dtype, first, group, columns, count, buffer)
+            find_grids(buffer, group, bits, symmetric, dtype, grids, scales, zeros)
+            put_codes(buffer, grids, place, count, group, bits, out)
             if columns % group:
-                clear_fill(first, here.shape[1], group, columns, bits, here[0], out)
+                clear_fill(place, count, group, columns, bits, out)
+            put_part(scales, scale_bytes, place, count, per_row * group_bytes, out)
             if not symmetric:
-                put_zeros(grids[2], first, here.shape[1], per_row, row_bytes, zeros, bits, out)
+                put_zeros(zeros, place, count, end, bits, out)
 
     return encode_nbits
 
 
-@helper
+@lean_helper
 def fetch_groups(
     f32: NDArray[Any],
     u16: NDArray[Any],
@@ -86,18 +92,20 @@ def fetch_groups(
     first: int,
     group: int,
     columns: int,
-    tile: NDArray[Any],
+    count: int,
+    buffer: NDArray[Any],
 ) -> None:
-    """Fill `tile` with the groups from number `first` on, short ones filled up with zeros."""
+    """Fill `buffer` with `count` groups from number `first` on, short ones filled up with zeros."""
+    tile = buffer[: count * group]
     if columns % group == 0:
         fetch_rounded(f32, u16, kind, dtype, first * group, tile)
         return
     row, i = divmod(first, -(-columns // group))
     for start in range(0, tile.size, group):
-        count = min(group, columns - i * group)
+        used = min(group, columns - i * group)
         piece = tile[start : start + group]
-        fetch(f32, u16, kind, row * columns + i * group, piece[:count])
-        piece[count:] = ZERO
+        fetch(f32, u16, kind, row * columns + i * group, piece[:used])
+        piece[used:] = ZERO
         i += 1
         if i * group >= columns:
             row, i = row + 1, 0
@@ -105,59 +113,72 @@ def fetch_groups(
         round_values(tile, dtype)
 
 
-@helper
-def nearest_code(x: Any, top: int) -> Any:
-    """Nearest integers, ties up, within 0 ... top; 0 for NaN."""
+@lean_helper
+def limited(x: Any, top: int) -> Any:
+    """Values within 0 ... top; 0 for NaN."""
     x = where(x > splat(ZERO), x, splat(ZERO))
-    x = where(x < splat(np.float32(top)), x, splat(np.float32(top)))
-    whole = truncate(x)
-    return where(x - whole >= splat(HALF), whole + splat(ONE), whole)
+    return where(x < splat(np.float32(top)), x, splat(np.float32(top)))
 
 
-@helper
-def find_grids(tile: NDArray[Any], group: int, top: int, symmetric: bool, dtype: int, grids: NDArray[Any]) -> None:
-    """Of each group of the tile: scale as stored, the factor that replaces a division by it, zero point.
+@lean_helper
+def find_grids(
+    tile: NDArray[Any],
+    group: int,
+    bits: int,
+    symmetric: bool,
+    dtype: int,
+    grids: NDArray[Any],
+    scales: NDArray[Any],
+    zeros: NDArray[Any],
+) -> None:
+    """Of each group of the tile: scale and zero point as stored; in `grids`, the scale's reciprocal and the zero point.
 
     Symmetric: the value farthest from zero, the negative one of two, becomes code 0.  Else the range, stretched to
     contain zero, is all codes, and the zero point goes with the scale before it is rounded to `dtype`.
     """
-    count = tile.size // group
-    for i in range(count):
-        start = i * group
-        low = high = load(tile, start)
-        for e in range(start + WIDTH, start + group, WIDTH):
-            x = load(tile, e)
-            low, high = where(x < low, x, low), where(x > high, x, high)
-        grids[0, i], grids[1, i] = smallest(low), largest(high)
-        if grids[0, i] == grids[1, i]:
-            grids[0, i] = tile[start]  # for the sign of a zero among zeros of both signs
+    top = (1 << bits) - 1
     zero, middle = splat(ZERO), splat(np.float32((top + 1) // 2))
-    for i in range(0, count, WIDTH):
-        low, high = load(grids[0], i), load(grids[1], i)
+    for i in range(0, tile.size // group, WIDTH):
+        low, high = extremes_of_groups(tile, i * group, group)
         if symmetric:
-            scale = where(magnitude(high) > magnitude(low), high, low) / negative(middle)
+            extreme = where(magnitude(high) > magnitude(low), high, low)
+            if any_lane(extreme == zero):
+                extreme = signed_zeros(extreme, tile, i, group, grids[0])
+            scale = extreme / negative(middle)
             code = middle
         else:
             low, high = where(low < zero, low, zero), where(high > zero, high, zero)
             scale = (high - low) / splat(np.float32(top))
-            code = where(scale == zero, zero, nearest_code(negative(low) / scale, top))
+            code = where(scale == zero, zero, truncate(limited(negative(low) / scale, top) + splat(BELOW_HALF)))
         scale = round_lanes(scale, dtype)
-        store(grids[0], i, scale)
-        store(grids[1], i, where(scale == zero, zero, splat(ONE) / scale))
-        store(grids[2], i, code)
+        factor = where(scale == zero, zero, splat(ONE) / scale)
+        store(grids[0], i, factor)
+        store(grids[1], i, code)
+        store_codes(zeros, i * bits // 8, code, bits)
+        store_floats(scales, i, scale, dtype)
+        if any_lane(magnitude(factor) == splat(INFINITY)):
+            settle(tile, i, group, top, grids)
 
 
-@helper
-def put_scale(scale: np.float32, dtype: int, out: NDArray[Any], at: int) -> None:
-    """Write a scale that is rounded already, low byte first, at any byte."""
-    if dtype == F32:
-        word = bits_of(scale)
-        out[at + 2] = np.uint8((word >> np.uint32(16)) & np.uint32(255))
-        out[at + 3] = np.uint8(word >> np.uint32(24))
-    else:
-        word = np.uint32(narrow_f16(scale))
-    out[at] = np.uint8(word & np.uint32(255))
-    out[at + 1] = np.uint8((word >> np.uint32(8)) & np.uint32(255))
+@lean_helper
+def signed_zeros(extreme: Any, tile: NDArray[Any], first: int, group: int, scratch: NDArray[Any]) -> Any:
+    """Lanes with the sign of a group's first element where the group is zeros of either sign."""
+    store(scratch, first, extreme)
+    for i in range(first, first + WIDTH):
+        if scratch[i] == ZERO:
+            scratch[i] = tile[i * group]
+    return load(scratch, first)
+
+
+@lean_helper
+def settle(tile: NDArray[Any], first: int, group: int, top: int, grids: NDArray[Any]) -> None:
+    """Replace the values of groups whose scale has no finite reciprocal by their codes."""
+    for i in range(first, first + WIDTH):
+        factor = grids[0, i]
+        if abs(factor) == INFINITY:
+            grids[0, i], grids[1, i] = ONE, ZERO
+            for e in range(i * group, (i + 1) * group):
+                tile[e] = np.float32(top) if tile[e] * factor > ZERO else ZERO
 
 
 @helper
@@ -171,17 +192,20 @@ def take_scale(data: NDArray[Any], at: int, dtype: int) -> Any:
     return widen_f16(np.uint16(word))
 
 
-@helper
-def put_zeros(
-    codes: NDArray[Any], first: int, count: int, per_row: int, row_bytes: int, offset: int, bits: int, out: NDArray[Any]
-) -> None:
-    """Write the zero points of `count` groups from number `first` on; those of a row begin `offset` bytes in it."""
-    row, group = divmod(first, per_row)
+@lean_helper
+def put_zeros(zeros: NDArray[Any], place: Any, count: int, offset: int, bits: int, out: NDArray[Any]) -> None:
+    """Write the zero points of `count` groups; those of a row begin `offset` bytes in it."""
+    row, group, per_row, row_bytes = place
+    if bits == 8:
+        put_part(zeros, 1, place, count, offset, out)
+        return
+    if per_row % 2 == 0:
+        put_part(zeros, 1, (row, group // 2, per_row // 2, row_bytes), count // 2, offset, out)
+        return
     for i in range(count):
-        at, code = row * row_bytes + offset + group * bits // 8, np.uint8(np.int64(codes[i]))
-        if bits == 8:
-            out[at] = code
-        elif group % 2 == 0:
+        at = row * row_bytes + offset + group // 2
+        code = np.uint8((zeros[i // 2] >> np.uint8(i % 2 * 4)) & np.uint8(15))
+        if group % 2 == 0:
             out[at] = np.uint8(code | np.uint8(0x80))  # stays where there is no next one
         else:
             out[at] = np.uint8((out[at] & np.uint8(15)) | np.uint8(code << np.uint8(4)))
@@ -190,17 +214,16 @@ def put_zeros(
             row, group = row + 1, 0
 
 
-@helper
-def clear_fill(
-    first: int, count: int, group: int, columns: int, bits: int, places: NDArray[Any], out: NDArray[Any]
-) -> None:
-    """Set the codes behind the end of a row to 0, of those of `count` groups from `first` on that are last of a row."""
-    per_row, used = -(-columns // group), columns % group * bits
-    for i in range(per_row - 1 - first % per_row, count, per_row):
+@lean_helper
+def clear_fill(place: Any, count: int, size: int, columns: int, bits: int, out: NDArray[Any]) -> None:
+    """Set the codes behind the end of a row to 0, for the rows that end within `count` groups of `size` elements."""
+    row, group, per_row, row_bytes = place
+    used = columns * bits
+    for start in range(row * row_bytes, (row + (group + count) // per_row) * row_bytes, row_bytes):
         if used % 8:
-            out[places[i] + used // 8] &= np.uint8(15)
-        for byte in range((used + 7) // 8, group * bits // 8):
-            out[places[i] + byte] = np.uint8(0)
+            out[start + used // 8] &= np.uint8(15)
+        for byte in range((used + 7) // 8, per_row * size * bits // 8):
+            out[start + byte] = np.uint8(0)
 
 
 @cache
@@ -236,26 +259,88 @@ def decoder(bits: int) -> Callable[..., None]:
 
 
 @cache
+def portable_encoder(bits: int) -> Callable[..., None]:
+    """The kernel for groups with the integers and scales of q4_0 (4 bits) or q8_0 (8 bits) without importance."""
+    encode_tile = tile_encoder(bits)
+
+    @kernel
+    def encode_portable_nbits(
+        f32: NDArray[Any],
+        u16: NDArray[Any],
+        kind: int,
+        per_row: int,
+        dtype: int,
+        symmetric: bool,
+        out: NDArray[Any],
+    ) -> None:
+        """A tile of blocks at a time, repacked at once."""
+        buffer, grids = aligned(BLOCKS * BLOCK), np.zeros((3, BLOCKS), np.float32)
+        words, floats = np.zeros(2 * BLOCKS, np.uint16), np.empty(BLOCKS, np.float32)
+        middles = np.full(BLOCKS, 0x88 if bits == 4 else 0x80, np.uint8)
+        blocks = np.empty(BLOCKS * (2 + BLOCK * bits // 8), np.uint8)
+        for row in range(out.size // portable_bytes(per_row, bits, dtype, symmetric)):
+            for group in range(0, per_row, BLOCKS):
+                count = min(BLOCKS, per_row - group)
+                encode_tile(f32, u16, kind, row * per_row + group, count, buffer, grids, words, 0, blocks)
+                put_groups(blocks, 0, count, row, group, per_row, bits, dtype, symmetric, words, floats, middles, out)
+
+    return encode_portable_nbits
+
+
+@cache
 def repacker(bits: int) -> Callable[..., None]:
     """The kernel for blocks of q4_0 (4 bits) or q8_0 (8 bits)."""
 
     @kernel
     def repack_nbits(blocks: NDArray[Any], per_row: int, dtype: int, symmetric: bool, out: NDArray[Any]) -> None:
-        """`per_row` blocks a row; the codes are those of the block, moved to 0 ... 2^bits - 1."""
-        group_bytes, scale_bytes = BLOCK * bits // 8, 4 if dtype == F32 else 2
-        zeros = per_row * (group_bytes + scale_bytes)
-        row_bytes = zeros if symmetric else zeros + (per_row * bits + 7) // 8
-        words, middle = blocks.view(np.uint16), np.uint8(0x88 if bits == 4 else 0x80)
-        nbytes = 2 + group_bytes
-        for row in range(out.size // row_bytes):
-            start = row * row_bytes
-            for i in range(per_row):
-                at = (row * per_row + i) * nbytes
-                if bits == 4:
-                    reorder_nibbles(blocks, at + 2, out, start + i * group_bytes)
-                else:
-                    flip_top_bits(blocks, at + 2, out, start + i * group_bytes)
-                put_scale(widen_f16(words[at // 2]), dtype, out, start + per_row * group_bytes + i * scale_bytes)
-            out[start + zeros : start + row_bytes] = middle
+        """`per_row` blocks a row."""
+        words, floats = np.zeros(BLOCKS, np.uint16), np.empty(BLOCKS, np.float32)
+        middles = np.full(BLOCKS, 0x88 if bits == 4 else 0x80, np.uint8)
+        for row in range(out.size // portable_bytes(per_row, bits, dtype, symmetric)):
+            for group in range(0, per_row, BLOCKS):
+                first, count = row * per_row + group, min(BLOCKS, per_row - group)
+                put_groups(
+                    blocks, first, count, row, group, per_row, bits, dtype, symmetric, words, floats, middles, out
+                )
 
     return repack_nbits
+
+
+@lean_helper
+def portable_bytes(per_row: int, bits: int, dtype: int, symmetric: bool) -> Any:
+    """Bytes of a row of `per_row` groups of 32."""
+    zeros = 0 if symmetric else (per_row * bits + 7) // 8
+    return per_row * (BLOCK * bits // 8 + (4 if dtype == F32 else 2)) + zeros
+
+
+@lean_helper
+def put_groups(
+    blocks: NDArray[Any],
+    first: int,
+    count: int,
+    row: int,
+    group: int,
+    per_row: int,
+    bits: int,
+    dtype: int,
+    symmetric: bool,
+    words: NDArray[Any],
+    floats: NDArray[Any],
+    middles: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    """Write `count` blocks from number `first` on as groups of a row from number `group` on.
+
+    The codes are those of the block, moved to 0 ... 2^bits - 1; `words` and `floats` are scratch.
+    """
+    group_bytes, scale_bytes = BLOCK * bits // 8, 4 if dtype == F32 else 2
+    row_bytes = portable_bytes(per_row, bits, dtype, symmetric)
+    start = row * row_bytes
+    scales = start + per_row * group_bytes
+    take_apart(blocks, first, count, bits, out, start + group * group_bytes, words)
+    for i in range(0, count, WIDTH):
+        store_floats(floats, i, half_value(load_halves(words, i)), dtype)
+    copy_bytes(floats, 0, out, scales + group * scale_bytes, count * scale_bytes)
+    if not symmetric:
+        zeros = scales + per_row * scale_bytes + group * bits // 8
+        copy_bytes(middles, 0, out, zeros, (count * bits + 7) // 8)

@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant.formats import NO_F32, Part, RowFormat, as_importance, as_source, read_only
+from smolexport.quant.formats import NO_F32, BlockFormat, Part, RowFormat, as_importance, as_source, read_only
 
-__all__ = ["PartedFormat"]
+__all__ = ["LatticeFormat", "PartedFormat", "Source"]
+
+AT_ONCE = 1 << 18  # bytes of blocks between the two steps of an encoding by way of the lattice: they stay in a cache
+
+Source = tuple[NDArray[Any], NDArray[Any], int]  # rows as kernels take them
 
 
 class PartedFormat(ABC):
@@ -81,7 +85,7 @@ class PartedFormat(ABC):
 
     def source(
         self, rows: NDArray[Any], importance: NDArray[np.float32] | None, out: NDArray[np.uint8] | None
-    ) -> tuple[tuple[NDArray[Any], NDArray[Any], int], NDArray[np.float32], NDArray[np.uint8]]:
+    ) -> tuple[Source, NDArray[np.float32], NDArray[np.uint8]]:
         """The arguments of `encode`, checked: rows as kernels take them, importance (empty if None), and `out`.
 
         Raises:
@@ -102,3 +106,68 @@ class PartedFormat(ABC):
             found = f"{data.dtype} {data.shape}"
             raise UsageError(f"{self.name}: expected a C-contiguous uint8 array [n, {width}], found {found}")
         return read_only(data.reshape(-1))
+
+
+class LatticeFormat(PartedFormat):
+    """A format that holds the integers and scales of a `lattice`, a format of GGUF."""
+
+    @property
+    @abstractmethod
+    def lattice(self) -> BlockFormat:
+        """The GGUF format whose blocks are repacked."""
+
+    @abstractmethod
+    def _encode(self, source: Source, columns: int, out: NDArray[np.uint8]) -> None:
+        """Encode one row or more without importance."""
+
+    @abstractmethod
+    def _repack(self, blocks: NDArray[np.uint8], columns: int, out: NDArray[np.uint8]) -> None:
+        """Repack rows of the lattice."""
+
+    def encode(
+        self, rows: NDArray[Any], importance: NDArray[np.float32] | None = None, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Quantize `rows` as the lattice does, and repack.
+
+        Args:
+            rows: [n, columns] float32, float16 or bfloat16, C-contiguous and finite.
+            importance: [columns] float32, finite and not negative, as the lattice takes it.
+            out: [n, row_bytes] uint8, C-contiguous; made if None.
+
+        Returns:
+            `out`.
+
+        Raises:
+            UsageError: an argument of another type, shape or layout, or an importance that is negative or not finite.
+        """
+        source, weights, out = self.source(rows, importance, out)
+        columns = rows.shape[1]
+        if not self.lattice.weighted or not weights.size:
+            if len(rows):
+                self._encode(source, columns, out)
+            return out
+        width = self.lattice.row_bytes(columns)
+        step = max(1, AT_ONCE // width)
+        blocks = np.empty((min(step, len(rows)), width), np.uint8)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            self.lattice.encode(some, importance, blocks[: len(some)])
+            self._repack(blocks[: len(some)], columns, out[start : start + step])
+        return out
+
+    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+        """Encoded rows from those of the lattice.
+
+        Args:
+            blocks: [n, bytes of a row of the lattice] uint8, C-contiguous.
+            columns: elements per row.
+
+        Returns:
+            [n, row_bytes] uint8.
+
+        Raises:
+            UsageError: `blocks` of another type, shape or layout.
+        """
+        out = np.empty((len(blocks), self.row_bytes(columns)), np.uint8)
+        self._repack(blocks, columns, out)
+        return out

@@ -7,7 +7,7 @@ bias that follows from the scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from smolexport.errors import UsageError
 from smolexport.quant.affine import AffineFormat
 from smolexport.quant.formats import FORMATS, BlockFormat, Part
-from smolexport.quant.parted import PartedFormat
+from smolexport.quant.parted import LatticeFormat, Source
 
 __all__ = ["PortableFormat"]
 
 LATTICES = {4: "q4_0", 8: "q8_0"}
-AT_ONCE = 1 << 18  # bytes of blocks between the two steps of `encode`: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
-class PortableFormat(PartedFormat):
+class PortableFormat(LatticeFormat):
     """Affine groups of 32 with float16 scales that hold a `lattice` of GGUF.
 
     Decoded values equal those of the lattice as numbers; where these have a zero of either sign, these have +0.
@@ -64,57 +63,17 @@ class PortableFormat(PartedFormat):
         self.check_fit(columns)
         return self.affine.parts(columns)
 
-    def encode(
-        self, rows: NDArray[Any], importance: NDArray[np.float32] | None = None, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """Quantize `rows` as the lattice does, and repack.
+    def _encode(self, source: Source, columns: int, out: NDArray[np.uint8]) -> None:
+        from smolexport.quant.portable_kernels import encoder
 
-        Args:
-            rows: [n, columns] float32, float16 or bfloat16, C-contiguous and finite.
-            importance: [columns] float32, finite and not negative, as the lattice takes it.
-            out: [n, row_bytes] uint8, C-contiguous; made if None.
-
-        Returns:
-            `out`.
-
-        Raises:
-            UsageError: an argument of another type, shape or layout, or an importance that is negative or not finite.
-        """
-        _, _, out = self.source(rows, importance, out)
-        columns = rows.shape[1]
-        width = self.lattice.row_bytes(columns)
-        step = max(1, AT_ONCE // width)
-        blocks = np.empty((min(step, len(rows)), width), np.uint8)
-        for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            self.lattice.encode(some, importance, blocks[: len(some)])
-            self._repack(blocks[: len(some)], columns, out[start : start + step])
-        return out
-
-    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-        """Encoded rows from those of the lattice.
-
-        Args:
-            blocks: [n, bytes of a row of the lattice] uint8, C-contiguous.
-            columns: elements per row.
-
-        Returns:
-            [n, row_bytes] uint8.
-
-        Raises:
-            UsageError: `blocks` of another type, shape or layout.
-        """
-        out = np.empty((len(blocks), self.row_bytes(columns)), np.uint8)
-        self._repack(blocks, columns, out)
-        return out
+        encoder(self.bits)(*source, columns // self.block, out.reshape(-1))
 
     def _repack(self, blocks: NDArray[np.uint8], columns: int, out: NDArray[np.uint8]) -> None:
         flat = self.stored(blocks, self.lattice.row_bytes(columns))
         if len(blocks):
-            from smolexport.quant import portable_kernels
+            from smolexport.quant.portable_kernels import repacker
 
-            kernel = portable_kernels.repack_q4_0 if self.bits == 4 else portable_kernels.repack_q8_0
-            kernel(flat, columns // self.block, out.reshape(-1))
+            repacker(self.bits)(flat, columns // self.block, out.reshape(-1))
 
     def decode(self, data: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
         """The values that `data` stands for; see `AffineFormat.decode`."""

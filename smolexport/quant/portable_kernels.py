@@ -8,57 +8,80 @@ The biases are exact in float16 unless they overflow.  A row is its codes, its s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.quant.bitstream import flip_top_bits, reorder_nibbles
-from smolexport.quant.half import narrow_f16, widen_f16
-from smolexport.quant.jit import helper, kernel
+from smolexport.quant.bitstream import copy_bytes
+from smolexport.quant.jit import kernel, lean_helper
+from smolexport.quant.lane_codes import half_bits, half_value, load_halves, store_halves
+from smolexport.quant.lanes import WIDTH, splat
+from smolexport.quant.repacking import BLOCK, take_apart, tile_encoder
+from smolexport.quant.tile import BLOCKS, aligned
 
-__all__ = ["repack_q4_0", "repack_q8_0"]
-
-BLOCK = 32
-
-
-@kernel
-def repack_q4_0(blocks: NDArray[Any], per_row: int, out: NDArray[Any]) -> None:
-    """`per_row` blocks a row."""
-    repack(blocks, per_row, 4, out)
+__all__ = ["encoder", "repacker"]
 
 
-@kernel
-def repack_q8_0(blocks: NDArray[Any], per_row: int, out: NDArray[Any]) -> None:
-    """`per_row` blocks a row."""
-    repack(blocks, per_row, 8, out)
+@cache
+def encoder(bits: int) -> Callable[..., None]:
+    """The kernel for `bits` bits: `per_row` blocks a row, without importance."""
+    encode_tile = tile_encoder(bits)
+
+    @kernel
+    def encode_portable(f32: NDArray[Any], u16: NDArray[Any], kind: int, per_row: int, out: NDArray[Any]) -> None:
+        """A tile of blocks at a time, repacked at once."""
+        buffer, grids, words = (
+            aligned(BLOCKS * BLOCK),
+            np.zeros((3, BLOCKS), np.float32),
+            np.zeros(2 * BLOCKS, np.uint16),
+        )
+        blocks = np.empty(BLOCKS * (2 + BLOCK * bits // 8), np.uint8)
+        for row in range(out.size // (per_row * (BLOCK * bits // 8 + 4))):
+            for group in range(0, per_row, BLOCKS):
+                count = min(BLOCKS, per_row - group)
+                encode_tile(f32, u16, kind, row * per_row + group, count, buffer, grids, words, 0, blocks)
+                put_groups(blocks, 0, count, row, group, per_row, bits, words, out)
+
+    return encode_portable
 
 
-@helper
-def repack(blocks: NDArray[Any], per_row: int, bits: int, out: NDArray[Any]) -> None:
-    """Both formats."""
-    group_bytes = BLOCK * bits // 8
-    nbytes, row_bytes = 2 + group_bytes, per_row * (group_bytes + 4)
-    stored, words = blocks.view(np.uint16), out.view(np.uint16)
-    for row in range(out.size // row_bytes):
-        codes, first = row * row_bytes, row * per_row
-        scales = (codes + per_row * group_bytes) // 2
-        for i in range(per_row):
-            at = (first + i) * nbytes
-            if bits == 4:
-                reorder_nibbles(blocks, at + 2, out, codes + i * group_bytes)
-            else:
-                flip_top_bits(blocks, at + 2, out, codes + i * group_bytes)
-            word = stored[at // 2]
-            words[scales + i] = word
-            words[scales + per_row + i] = lowered(word, bits - 1)
+@cache
+def repacker(bits: int) -> Callable[..., None]:
+    """The kernel for blocks of q4_0 (4 bits) or q8_0 (8 bits)."""
+
+    @kernel
+    def repack_portable(blocks: NDArray[Any], per_row: int, out: NDArray[Any]) -> None:
+        """`per_row` blocks a row."""
+        words = np.zeros(2 * BLOCKS, np.uint16)
+        for row in range(out.size // (per_row * (BLOCK * bits // 8 + 4))):
+            for group in range(0, per_row, BLOCKS):
+                count = min(BLOCKS, per_row - group)
+                put_groups(blocks, row * per_row + group, count, row, group, per_row, bits, words, out)
+
+    return repack_portable
 
 
-@helper
-def lowered(word: np.uint16, power: int) -> Any:
-    """The float16 bits of -2^power times a float16."""
-    exponent = np.uint16(word & np.uint16(0x7C00))
-    step = np.uint16(power << 10)
-    if np.uint16(0x400) <= exponent < np.uint16(np.uint16(0x7C00) - step):
-        return np.uint16(np.uint16(word + step) ^ np.uint16(0x8000))
-    return narrow_f16(np.float32(-(1 << power)) * widen_f16(word))  # subnormal, zero, or too large
+@lean_helper
+def put_groups(
+    blocks: NDArray[Any],
+    first: int,
+    count: int,
+    row: int,
+    group: int,
+    per_row: int,
+    bits: int,
+    words: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    """Write `count` blocks from number `first` on as groups of a row from number `group` on; `words` is scratch."""
+    group_bytes, factor = BLOCK * bits // 8, splat(np.float32(-(1 << (bits - 1))))
+    start = row * per_row * (group_bytes + 4)
+    scales = start + per_row * group_bytes + 2 * group
+    take_apart(blocks, first, count, bits, out, start + group * group_bytes, words)
+    for i in range(0, count, WIDTH):
+        store_halves(words, BLOCKS + i, half_bits(half_value(load_halves(words, i)) * factor))
+    copy_bytes(words, 0, out, scales, 2 * count)
+    copy_bytes(words, 2 * BLOCKS, out, scales + 2 * per_row, 2 * count)

@@ -12,10 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import codes, joined, low_bits, store_bytes, store_nibbles, truncate, upper
+from smolexport.quant.bitstream import copy_bytes
+from smolexport.quant.jit import helper, kernel, lean_helper
+from smolexport.quant.lane_codes import (
+    codes,
+    half_bits,
+    joined,
+    low_bits,
+    store_bytes,
+    store_halves,
+    store_nibbles,
+    upper,
+)
+from smolexport.quant.lane_groups import extremes_of_groups
 from smolexport.quant.lanes import (
     WIDTH,
+    any_lane,
     bits_set,
     first_lane,
     largest,
@@ -23,24 +35,14 @@ from smolexport.quant.lanes import (
     magnitude,
     negative,
     pick,
-    smallest,
     splat,
     store,
     where,
 )
-from smolexport.quant.search import at_most, search_range, search_symmetric
+from smolexport.quant.search import search_range, search_symmetric
 from smolexport.quant.source import fetch
 from smolexport.quant.superblock import importance_weights
-from smolexport.quant.tile import (
-    gather,
-    gather_importance,
-    half_planes,
-    put_word,
-    spread,
-    store_scales,
-    store_words,
-    take_half,
-)
+from smolexport.quant.tile import BLOCKS, aligned, gather, gather_importance, half_planes, spread, take_half
 
 __all__ = [
     "decode_q4_0",
@@ -48,6 +50,7 @@ __all__ = [
     "decode_q5_0",
     "decode_q5_1",
     "encode_q4_0",
+    "encode_q4_0_tile",
     "encode_q4_0_weighted",
     "encode_q4_1",
     "encode_q4_1_weighted",
@@ -58,9 +61,8 @@ __all__ = [
 ]
 
 BLOCK = WIDTH  # a block is also one vector
-BLOCKS = 64  # per tile
 TILE = BLOCKS * BLOCK
-ZERO, HALF, ONE, FAR = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e9)
+ZERO, HALF, ONE, SIXTEEN, INFINITY = (np.float32(v) for v in (0, 0.5, 1, 16, np.inf))
 
 
 @kernel
@@ -89,63 +91,121 @@ def encode_q5_1(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any
 
 @helper
 def encode(f32: NDArray[Any], u16: NDArray[Any], kind: int, out: NDArray[Any], top: int, with_min: bool) -> None:
-    """All four formats without importance; lanes are the elements of one block."""
-    buffer = np.empty(TILE, np.float32)
-    origins, scales, inverses = np.zeros((3, BLOCKS), np.float32)
-    low_words, words = np.empty((2, BLOCKS), np.float32)
-    header = 4 if with_min else 2
-    nbytes = header + (16 if top == 15 else 20)
-    middle = np.float32(top // 2 + 1)
-    divisor, shift = (np.float32(top), HALF) if with_min else (np.float32(-middle), np.float32(middle + HALF))
-    count = out.size // nbytes * BLOCK
-    for start in range(0, count, TILE):
-        tile = buffer[: min(TILE, count - start)]
-        fetch(f32, u16, kind, start, tile)
-        for block in range(tile.size // BLOCK):
-            if with_min:
-                origins[block], maximum = extremes(load(tile, block * BLOCK))
-                scales[block] = maximum - origins[block]
-            else:
-                scales[block] = widest(load(tile, block * BLOCK))
-        store_scales(scales, divisor, inverses, words)
+    """All four formats without importance."""
+    buffer, grids, words = aligned(TILE), np.zeros((3, BLOCKS), np.float32), np.empty(2 * BLOCKS, np.uint16)
+    nbytes = (4 if with_min else 2) + (16 if top == 15 else 20)
+    blocks = out.size // nbytes
+    for first in range(0, blocks, BLOCKS):
+        count = min(BLOCKS, blocks - first)
+        fetch(f32, u16, kind, first * BLOCK, buffer[: count * BLOCK])
+        find_grids(buffer, count, top, with_min, grids, words)
+        put_blocks(buffer, top, with_min, grids, words, count, first * nbytes, out)
+
+
+@lean_helper
+def encode_q4_0_tile(
+    f32: NDArray[Any],
+    u16: NDArray[Any],
+    kind: int,
+    first: int,
+    count: int,
+    buffer: NDArray[Any],
+    grids: NDArray[Any],
+    words: NDArray[Any],
+    at: int,
+    out: NDArray[Any],
+) -> None:
+    """Write `count` blocks from number `first` on, at most BLOCKS, from byte `at` on; other arrays are scratch."""
+    fetch(f32, u16, kind, first * BLOCK, buffer[: count * BLOCK])
+    find_grids(buffer, count, 15, False, grids, words)
+    put_blocks(buffer, 15, False, grids, words, count, at, out)
+
+
+@lean_helper
+def find_grids(
+    tile: NDArray[Any], count: int, top: int, with_min: bool, grids: NDArray[Any], words: NDArray[Any]
+) -> None:
+    """Origin, reciprocal of the scale and shift of `count` blocks; in `words` the bits of the scales, of the minima.
+
+    A code is (x - origin) * reciprocal + shift, truncated.  It is 0 where the scale has no finite reciprocal.
+    """
+    zero, middle = splat(ZERO), np.float32(top // 2 + 1)
+    divisor, shift = (np.float32(top), HALF) if with_min else (-middle, np.float32(middle + HALF))
+    for i in range(0, count, WIDTH):
+        low, high = extremes_of_groups(tile, i * BLOCK, BLOCK)
         if with_min:
-            store_words(origins, low_words)
-        for block in range(tile.size // BLOCK):
-            at = (start // BLOCK + block) * nbytes
-            put_word(words[block], out, at)
-            if with_min:
-                put_word(low_words[block], out, at + 2)
-            code = (load(tile, block * BLOCK) - splat(origins[block])) * splat(inverses[block]) + splat(shift)
-            # What overflowed or is undefined becomes 0.
-            code = at_most(truncate(where(magnitude(code) < splat(FAR), code, splat(ZERO))), top)
-            if top == 31:
-                put_fifths(bits_set(code > splat(np.float32(15))), out, at + header)
-            store_nibbles(out, at + nbytes - 16, code)
+            scale = where(high == low, zero, high - low)
+            low = settled(low, low == zero, tile, i, True, grids[0])
+            store(grids[0], i, low)
+            store_halves(words, BLOCKS + i, half_bits(low))
+        else:
+            scale = where(high > negative(low), high, low)
+            scale = settled(scale, high == negative(low), tile, i, False, grids[1])
+        scale = scale / splat(divisor)
+        factor = where(scale == zero, zero, splat(ONE) / scale)
+        endless = magnitude(factor) == splat(INFINITY)
+        store(grids[1], i, where(endless, zero, factor))
+        store(grids[2], i, where(endless, zero, splat(shift)))
+        store_halves(words, i, half_bits(scale))
 
 
-@helper
+@lean_helper
+def settled(values: Any, doubtful: Any, tile: NDArray[Any], first: int, with_min: bool, scratch: NDArray[Any]) -> Any:
+    """Lanes for which it matters which of several elements of a block comes first, of WIDTH blocks from `first` on."""
+    if not any_lane(doubtful):
+        return values
+    store(scratch, first, values)
+    for lane in range(WIDTH):
+        if (bits_set(doubtful) >> lane) & 1:
+            x = load(tile, (first + lane) * BLOCK)
+            scratch[first + lane] = pick(x, first_lane(x == splat(ZERO))) if with_min else widest(x)
+    return load(scratch, first)
+
+
+@lean_helper
+def put_blocks(
+    tile: NDArray[Any],
+    top: int,
+    with_min: bool,
+    grids: NDArray[Any],
+    words: NDArray[Any],
+    count: int,
+    at: int,
+    out: NDArray[Any],
+) -> None:
+    """Write `count` blocks from byte `at` on; lanes are the elements of one block."""
+    zero, last = splat(ZERO), splat(np.float32(top))
+    for i in range(count):
+        copy_bytes(words, 2 * i, out, at, 2)
+        at += 2
+        x = load(tile, i * BLOCK)
+        if with_min:
+            copy_bytes(words, 2 * (BLOCKS + i), out, at, 2)
+            at += 2
+            x = x - splat(grids[0, i])
+        code = x * splat(grids[1, i]) + splat(grids[2, i])
+        if with_min:
+            code = where(code > zero, code, zero)  # not a number where the range overflows
+        code = where(code < last, code, last)
+        if top == 31:
+            put_fifths(bits_set(code >= splat(SIXTEEN)), out, at)
+            at += 4
+        store_nibbles(out, at, code)
+        at += 16
+
+
+@lean_helper
 def put_fifths(word: int, out: NDArray[Any], at: int) -> None:
     """Write a 32-bit word."""
     for i in range(4):
         out[at + i] = np.uint8((word >> (8 * i)) & 255)
 
 
-@helper
+@lean_helper
 def widest(x: Any) -> Any:
     """The lane of largest magnitude with its sign, the first one of equals; +0 if all are zero."""
     size = magnitude(x)
     return pick(x, first_lane(size == splat(largest(size)))) + ZERO  # -0 + 0 is 0
-
-
-@helper
-def extremes(x: Any) -> Any:
-    """(minimum, maximum); of zeros with different signs the first one counts."""
-    minimum, maximum = smallest(x), largest(x)
-    if minimum == ZERO:
-        minimum = pick(x, first_lane(x == splat(ZERO)))
-    if maximum == ZERO:
-        maximum = pick(x, first_lane(x == splat(ZERO)))
-    return minimum, maximum
 
 
 @kernel

@@ -12,29 +12,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.quant.half import widen_bf16, widen_f16
-from smolexport.quant.jit import helper, kernel
+from smolexport.quant.jit import kernel, lean_helper
+from smolexport.quant.lane_codes import half_value, load_halves
+from smolexport.quant.lane_floats import load_brains
+from smolexport.quant.lanes import WIDTH, load, store
 
 __all__ = ["BF16", "F16", "F32", "fetch", "find_nonfinite"]
 
 F32, F16, BF16 = 0, 1, 2
 
 
-@helper
+@lean_helper
 def fetch(f32: NDArray[Any], u16: NDArray[Any], kind: int, start: int, into: NDArray[Any]) -> None:
     """Fill `into` (float32) with the elements from `start` on."""
-    count = into.size
+    whole = into.size // WIDTH * WIDTH
     if kind == F32:
-        plain = f32[start : start + count]
-        for i in range(count):
-            into[i] = plain[i]
+        for i in range(0, whole, WIDTH):
+            store(into, i, load(f32, start + i))
+        for i in range(whole, into.size):
+            into[i] = f32[start + i]
     elif kind == F16:
-        halves = u16[start : start + count]
-        for i in range(count):
-            into[i] = widen_f16(halves[i])
+        for i in range(0, whole, WIDTH):
+            store(into, i, half_value(load_halves(u16, start + i)))
+        for i in range(whole, into.size):
+            into[i] = widen_f16(u16[start + i])
     else:
-        brains = u16[start : start + count]
-        for i in range(count):
-            into[i] = widen_bf16(brains[i])
+        for i in range(0, whole, WIDTH):
+            store(into, i, load_brains(u16, start + i))
+        for i in range(whole, into.size):
+            into[i] = widen_bf16(u16[start + i])
 
 
 @kernel

@@ -14,45 +14,30 @@ from numpy.typing import NDArray
 from smolexport.quant.half import widen_f16
 from smolexport.quant.jit import helper
 from smolexport.quant.lane_codes import half_bits, half_value, store_bytes, upper
-from smolexport.quant.lanes import WIDTH, load, splat, store, where
+from smolexport.quant.lanes import WIDTH
 from smolexport.quant.source import fetch
 
 __all__ = [
+    "BLOCKS",
+    "aligned",
     "gather",
     "gather_importance",
     "half_planes",
-    "put_word",
     "spread",
-    "store_scales",
-    "store_words",
     "take_half",
 ]
 
+BLOCKS = 64  # in a tile of the formats with blocks of 32
+LINE = 16  # float32 values in a cache line
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @helper
-def store_scales(scales: NDArray[Any], divisor: np.float32, inverses: NDArray[Any], words: NDArray[Any]) -> None:
-    """Fill `inverses` with the reciprocals (0 for 0), `words` with the float16 bits of `scales` / divisor."""
-    for i in range(0, scales.size, WIDTH):
-        scale = load(scales, i) / splat(divisor)
-        store(inverses, i, where(scale == splat(ZERO), splat(ZERO), splat(ONE) / scale))
-        store(words, i, half_bits(scale))
-
-
-@helper
-def store_words(values: NDArray[Any], words: NDArray[Any]) -> None:
-    """Fill `words` with the float16 bits of `values`."""
-    for i in range(0, values.size, WIDTH):
-        store(words, i, half_bits(load(values, i)))
-
-
-@helper
-def put_word(word: np.float32, out: NDArray[Any], at: int) -> None:
-    """Write a 16-bit integer to the two bytes at `at`."""
-    bits = np.uint16(word)
-    out[at] = np.uint8(bits & np.uint16(255))
-    out[at + 1] = np.uint8(bits >> np.uint16(8))
+def aligned(count: int) -> Any:
+    """Float32 zeros from the beginning of a cache line on: vectors that lie in two lines take twice as long."""
+    values = np.zeros(count + LINE, np.float32)
+    skipped = -(values.ctypes.data // 4) % LINE
+    return values[skipped : skipped + count]
 
 
 @helper

@@ -42,6 +42,11 @@ SEARCHERS = tuple(FORMATS[name] for name in ("q2_k", "q3_k", "q4_k", "q5_k", "q6
 Work = Callable[[], object]
 
 
+def label(form: RowFormat) -> str:
+    """Its name, with the runtime where two formats have the same one."""
+    return f"{form.name}-onnx" if isinstance(form, PortableNBits) else form.name
+
+
 def seconds(works: Sequence[Work]) -> NDArray[np.float64]:
     """What `works` take, each on a thread of its own: [by the clock, CPU time per thread]."""
     with ThreadPoolExecutor(len(works)) as pool:
@@ -79,7 +84,7 @@ def measure(form: RowFormat, source: NDArray[Any], threads: int, repeat: int) ->
             best[key] = np.minimum(best[key], seconds(parts))
     moved, doubled = source.nbytes + packed.nbytes, 2 * source.nbytes
     return {
-        "format": form.name,
+        "format": label(form),
         "gigabytes": {n: moved / best[True, n][0] / 1e9 for n in counts},
         "share": {n: float(moved / best[True, n][1] / (doubled / best[False, n][1])) for n in counts},
         "speedup": {n: float(best[True, 1][0] / best[True, n][0]) for n in counts},
@@ -87,7 +92,7 @@ def measure(form: RowFormat, source: NDArray[Any], threads: int, repeat: int) ->
 
 
 def main() -> int:
-    known = {form.name: form for form in (*PACKERS, *SEARCHERS)}
+    known = {label(form): form for form in (*PACKERS, *SEARCHERS)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("formats", nargs="*", metavar="FORMAT", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--megabytes", type=int, default=128, help="of bfloat16 rows")
