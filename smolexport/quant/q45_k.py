@@ -40,19 +40,16 @@ ZERO, TWO, GROUP_SIZE = np.float32(0), np.float32(2), np.float32(32)
 HEADER = 16  # bytes before the codes
 
 
-@kernel
 def encode_q4_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
     """Weights of the error: root mean square of the group plus the element's magnitude."""
     encode(f32, u16, kind, out, 15, np.float32(-1.0), 21)
 
 
-@kernel
 def encode_q5_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
     """As Q4_K, with fewer trials."""
     encode(f32, u16, kind, out, 31, np.float32(-0.5), 16)
 
 
-@kernel
 def encode_q4_k_weighted(
     f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
 ) -> None:
@@ -60,7 +57,6 @@ def encode_q4_k_weighted(
     encode_weighted(f32, u16, kind, importance, out, 15)
 
 
-@kernel
 def encode_q5_k_weighted(
     f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
 ) -> None:
@@ -74,11 +70,11 @@ def block_bytes(top: int) -> int:
     return 144 if top == 15 else 176
 
 
-@helper
+@kernel
 def encode(
     f32: NDArray[Any], u16: NDArray[Any], kind: int, out: NDArray[Any], top: int, start: np.float32, trials: int
 ) -> None:
-    """Both formats without importance."""
+    """Both formats without importance, one kernel: to compile it takes seconds."""
     nbytes = block_bytes(top)
     row, x, planes, found, w, c = scratch(nbytes, GROUPS)
     for first in range(0, out.size // nbytes, WIDTH):
@@ -98,7 +94,7 @@ def encode(
         spread(planes, nbytes, first, count, out)
 
 
-@helper
+@kernel
 def encode_weighted(
     f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], out: NDArray[Any], top: int
 ) -> None:
