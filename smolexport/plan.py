@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from smolexport.errors import CheckpointError
 from smolexport.quant import RowFormat
 from smolexport.spec import Tensor
 
-__all__ = ["Companion", "Entry", "InterleaveHeads", "Plan"]
+__all__ = ["Companion", "Entry", "InterleaveHeads", "Plan", "RowSolver"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class InterleaveHeads:
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
 
+class RowSolver(Protocol):
+    """What encodes the rows of one tensor where a format's own rounding is not good enough."""
+
+    def encode(self, form: RowFormat, rows: NDArray[Any], start: int) -> NDArray[np.uint8]:
+        """Encode the rows [n, columns] of the tensor from row `start` on to [n, row_bytes] of `form`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of the output.
@@ -55,6 +63,7 @@ class Entry:
         via: values are rounded to this format first; None = they are not.
         values: content of a generated tensor.
         importance: [columns] how much an error in each column matters to the format's search; None = its own choice.
+        solver: what encodes the rows instead of the format; None = the format.
     """
 
     name: str
@@ -66,6 +75,7 @@ class Entry:
     via: RowFormat | None = None
     values: tuple[float, ...] = ()
     importance: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    solver: RowSolver | None = field(default=None, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:

@@ -29,6 +29,8 @@ FLOORS = (
     ("smolexport.face", 5),
     ("smolexport.parity", 5),
     ("smolexport.convert", 4),
+    ("smolexport.preparation", 4),
+    ("smolexport.calibration", 4),
     ("smolexport.plugins", 4),
     ("smolexport.generation", 3),
     ("smolexport.converter", 3),
