@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from smolexport.checkpoint import Checkpoint, StoredTensor
 from smolexport.errors import TensorError
 from smolexport.plan import Entry
-from smolexport.quant import RowFormat, first_nonfinite
+from smolexport.quant import RowFormat, first_nonfinite, largest
 from smolexport.spec import Tensor
 
 __all__ = ["Encoded", "encoded_chunks", "thread_count"]
@@ -112,8 +113,10 @@ def _encode(checkpoint: Checkpoint, chunk: Chunk) -> list[Encoded]:
         ]
     stored = checkpoint.stored[chunk.tensor]
     rows = stored.read_rows(chunk.start, chunk.stop)
-    _refuse_nonfinite(stored, rows, chunk.start)
-    large = _largest(rows) > SMALL
+    magnitude = largest(rows)
+    if not isfinite(magnitude):
+        raise _nonfinite(stored, rows, chunk.start)
+    large = magnitude > SMALL
     made: Made = {}
     found = []
     for number, entry in chunk.wanted:
@@ -154,11 +157,9 @@ def _moved(encoded: NDArray[np.uint8], entry: Entry) -> NDArray[np.uint8]:
     return entry.transform(encoded.reshape(entry.shape[0], -1)).reshape(1, -1)
 
 
-def _refuse_nonfinite(stored: StoredTensor, rows: NDArray[Any], start: int) -> None:
-    where = first_nonfinite(rows)
-    if where is None:
-        return
-    raise TensorError(f"{_described(stored, rows, start, *where)}; weights must be finite")
+def _nonfinite(stored: StoredTensor, rows: NDArray[Any], start: int) -> TensorError:
+    where = first_nonfinite(rows) or (0, 0)
+    return TensorError(f"{_described(stored, rows, start, *where)}; weights must be finite")
 
 
 def _refuse_overflow(
@@ -166,7 +167,7 @@ def _refuse_overflow(
 ) -> None:
     """Refuse finite weights that the format turned, or their block's scale, into an infinity."""
     form, columns = entry.format, rows.shape[1]
-    beyond = form.block > 1 and _largest(rows) > BLOCK_MAX
+    beyond = form.block > 1 and largest(rows) > BLOCK_MAX
     if beyond or first_nonfinite(form.decode(encoded, columns)) is not None:
         where = divmod(int(np.argmax(np.abs(rows.astype(np.float32)))), columns)
         name = (entry.via or form).name
@@ -181,15 +182,6 @@ def _refuse_importance(stored: StoredTensor, rows: NDArray[Any], entry: Entry, e
             f"{stored.path}: tensor {stored.name}: {entry.format.name} finds no finite scale under its importances; "
             "they are out of range, make the importance matrix anew"
         )
-
-
-def _largest(rows: NDArray[Any]) -> float:
-    """Largest magnitude, without a copy: among floats of one sign the order of the bits is that of the magnitudes."""
-    signed, unsigned = rows.view(f"i{rows.itemsize}"), rows.view(f"u{rows.itemsize}")
-    sign = np.array(1 << (8 * rows.itemsize - 1), unsigned.dtype)
-    positive = np.array(max(int(signed.max()), 0), unsigned.dtype)
-    negative = np.array(int(unsigned.max()) & ~int(sign), unsigned.dtype)
-    return float(np.maximum(positive, negative).view(rows.dtype).astype(np.float32))
 
 
 def _described(stored: StoredTensor, rows: NDArray[Any], start: int, row: int, column: int) -> str:

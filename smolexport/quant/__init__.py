@@ -4,7 +4,7 @@
 formats.py     the table of formats, argument checks            plain.py    f32 f16 bf16
 jit.py         how kernels are compiled and cached              q8.py       q8_0
 half.py        float16 and bfloat16 bits                        round32.py  q4_0 q4_1 q5_0 q5_1
-source.py      tiles of weights as float32; the finite check    iq4.py      iq4_nl
+source.py      tiles of weights as float32    iq4.py      iq4_nl
 lanes.py       SIMD vectors as a numba type                     q2_k.py     q2_k
 lane_codes.py  integers in such vectors: codes, bit fields      q3_k.py     q3_k
 tile.py        blocks to lanes and back                         q45_k.py    q4_k q5_k
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from smolexport.quant.affine import AffineFormat
 from smolexport.quant.channel import ChannelFormat
-from smolexport.quant.formats import FORMATS, BlockFormat, Part, RowFormat, first_nonfinite
+from smolexport.quant.formats import FORMATS, BlockFormat, Part, RowFormat, first_nonfinite, largest
 from smolexport.quant.microscale import MicroFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.quant.portable import PortableFormat
@@ -46,4 +46,5 @@ __all__ = [
     "PortableNBits",
     "RowFormat",
     "first_nonfinite",
+    "largest",
 ]

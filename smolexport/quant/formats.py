@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 
-__all__ = ["FORMATS", "BlockFormat", "Part", "RowFormat", "first_nonfinite"]
+__all__ = ["FORMATS", "BlockFormat", "Part", "RowFormat", "first_nonfinite", "largest"]
 
 # Storage types that the kernels read, with the code that `source.fetch` knows them by.
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
@@ -34,6 +34,11 @@ NO_U16 = np.empty(0, np.uint16)
 NO_F32.flags.writeable = NO_U16.flags.writeable = False  # kernels are compiled for read-only input, once
 
 
+# Floats that are few, as norms and biases are, NumPy casts sooner than a kernel is compiled.
+FEW = 1 << 16
+CASTS: Mapping[str, np.dtype[Any]] = {
+    "f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype(ml_dtypes.bfloat16),
+}  # fmt: skip
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}  # bytes, under the names of safetensors
 
 
@@ -194,7 +199,10 @@ class BlockFormat:
             raise UsageError(f"{self.name}: out must be a writable C-contiguous uint8 array of shape {shape}")
         weights = NO_F32 if importance is None else as_importance(self.name, importance, columns)
         suffix = "_weighted" if importance is not None and self.weighted else ""
-        if count:
+        if self.block == 1 and rows.size <= FEW:
+            with np.errstate(over="ignore", invalid="ignore"):
+                out[:] = rows.astype(CASTS[self.name]).view(np.uint8)
+        elif count:
             self._kernel(f"encode_{self.name}{suffix}")(f32, u16, kind, weights, columns, out.reshape(-1))
         return out
 
@@ -215,6 +223,8 @@ class BlockFormat:
         if data.ndim != 2 or data.shape[1] != width or data.dtype != np.uint8 or not data.flags.c_contiguous:
             found = f"{data.dtype} {data.shape}"
             raise UsageError(f"{self.name}: expected a C-contiguous uint8 array [n, {width}], found {found}")
+        if self.block == 1 and data.shape[0] * columns <= FEW:
+            return data.view(CASTS[self.name]).astype(np.float32)
         out = np.empty((data.shape[0], columns), np.float32)
         if len(data):
             self._kernel(f"decode_{self.name}")(read_only(data.reshape(-1)), out.reshape(-1))
@@ -234,11 +244,22 @@ def first_nonfinite(rows: NDArray[Any]) -> tuple[int, int] | None:
     Raises:
         UsageError: `rows` of another type or layout.
     """
-    from smolexport.quant.source import find_nonfinite
+    as_source("first_nonfinite", rows)
+    if not rows.size or np.isfinite(largest(rows)):
+        return None
+    return divmod(int(np.argmin(np.isfinite(rows))), rows.shape[1])
 
-    f32, u16, kind, _, columns = as_source("first_nonfinite", rows)
-    index = int(find_nonfinite(f32, u16, kind))
-    return None if index < 0 else divmod(index, columns)
+
+def largest(rows: NDArray[Any]) -> float:
+    """Largest magnitude, beyond all others that of an infinity or a NaN; without a copy.
+
+    Among floats of one sign the order of the bits is that of the magnitudes.
+    """
+    signed, unsigned = rows.view(f"i{rows.itemsize}"), rows.view(f"u{rows.itemsize}")
+    sign = np.array(1 << (8 * rows.itemsize - 1), unsigned.dtype)
+    positive = np.array(max(int(signed.max()), 0), unsigned.dtype)
+    negative = np.array(int(unsigned.max()) & ~int(sign), unsigned.dtype)
+    return float(np.maximum(positive, negative).view(rows.dtype).astype(np.float32))
 
 
 def as_source(name: str, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], int, int, int]:

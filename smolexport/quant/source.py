@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.quant.half import widen_bf16, widen_f16
-from smolexport.quant.jit import kernel, lean_helper
+from smolexport.quant.jit import lean_helper
 from smolexport.quant.lane_codes import half_value, load_halves
 from smolexport.quant.lane_floats import load_brains
 from smolexport.quant.lanes import WIDTH, load, store
 
-__all__ = ["BF16", "F16", "F32", "fetch", "find_nonfinite"]
+__all__ = ["BF16", "F16", "F32", "fetch"]
 
 F32, F16, BF16 = 0, 1, 2
 
@@ -41,32 +40,3 @@ def fetch(f32: NDArray[Any], u16: NDArray[Any], kind: int, start: int, into: NDA
             store(into, i, load_brains(u16, start + i))
         for i in range(whole, into.size):
             into[i] = widen_bf16(u16[start + i])
-
-
-@kernel
-def find_nonfinite(f32: NDArray[Any], u16: NDArray[Any], kind: int) -> int:
-    """Index of the first NaN or infinity, -1 without one: an exponent field that is all ones."""
-    step = 4096
-    if kind == F32:
-        words = f32.view(np.uint32)
-        for start in range(0, words.size, step):
-            tile = words[start : start + step]
-            hits = 0
-            for i in range(tile.size):
-                hits += (tile[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-            if hits:
-                for i in range(tile.size):
-                    if (tile[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000):
-                        return start + i
-        return -1
-    mask = np.uint16(0x7C00) if kind == F16 else np.uint16(0x7F80)
-    for start in range(0, u16.size, step):
-        halves = u16[start : start + step]
-        hits = 0
-        for i in range(halves.size):
-            hits += (halves[i] & mask) == mask
-        if hits:
-            for i in range(halves.size):
-                if (halves[i] & mask) == mask:
-                    return start + i
-    return -1

@@ -13,7 +13,7 @@ from smolexport import stream
 from smolexport.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from smolexport.errors import SmolexportError, TensorError
 from smolexport.plan import Entry, InterleaveHeads
-from smolexport.quant import FORMATS
+from smolexport.quant import FORMATS, largest
 from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport.stream import encoded_chunks, thread_count
 from smolexport.testing.checkpoints import write_checkpoint
@@ -137,8 +137,8 @@ def test_large_weights_survive_or_are_refused(
     random = np.random.default_rng(seed)
     rows = random.normal(0, 1, (2, 256)).astype(np.float32)
     where = tuple(random.integers(0, rows.shape))
-    largest = sign * min(10.0**exponent, 3.4e38)
-    rows[where] = largest
+    value = sign * min(10.0**exponent, 3.4e38)
+    rows[where] = value
     path = tmp_path_factory.getbasetemp() / "weights"
     checkpoint, tensor = store(path, rows)
     entry = Entry("x", FORMATS[form], rows.shape, tensor)
@@ -150,9 +150,9 @@ def test_large_weights_survive_or_are_refused(
         refusal = ""
         decoded = FORMATS[form].decode(piece.rows, 256)
         assert np.isfinite(decoded).all()
-        assert abs(decoded[where] / largest - 1) < 0.3
+        assert abs(decoded[where] / value - 1) < 0.3
     if refusal:
-        assert abs(largest) > 65504
+        assert abs(value) > 65504
         assert f"at [{where[0]}, {where[1]}], which {form} cannot hold" in refusal
 
 
@@ -176,7 +176,7 @@ def test_largest_magnitude(dtype: str) -> None:
         -np.zeros((1, 4)), np.array([[-3.0, 2.0]]), np.array([[6e-8, -1e-7]]),
     ):  # fmt: skip
         stored = rows.astype(kind)
-        assert stream._largest(stored) == float(np.abs(stored.astype(np.float32)).max())
+        assert largest(stored) == float(np.abs(stored.astype(np.float32)).max())
 
 
 def test_abandoning_the_stream_ends_its_threads(checkpoint: Checkpoint) -> None:
