@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolexport.calibration.distillation import Step
+from smolexport.calibration.methods import Calibration, sidecar_of
+from smolexport.checkpoint import Checkpoint
 from smolexport.errors import UsageError
 from smolexport.memory import give_back_heap
-from smolexport.output import check_parent, check_space, made_folder
-from smolexport.plan import Plan
+from smolexport.output import atomic_file, check_parent, check_space, made_folder
+from smolexport.plan import Entry, Plan
 from smolexport.preparation import Job, check_output, output_size, prepare, prepare_all
 from smolexport.sink import Sink
-from smolexport.stream import Encoded, encoded_chunks
+from smolexport.stream import Encoded, encoded_chunks, thread_count
 
 __all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "write", "write_all"]
 
@@ -57,6 +60,7 @@ def export(
     ignore_config: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
+    calibration: Calibration | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Export:
     """Export `source` as `target`; see `prepare` for the arguments.
@@ -71,7 +75,7 @@ def export(
     """
     job = prepare(
         target, source, out, quant=quant, name=name, options=options, strict=strict, ignore_config=ignore_config,
-        revision=revision, token=token, force=force,
+        revision=revision, token=token, force=force, calibration=calibration,
     )  # fmt: skip
     return write(job, force=force, threads=threads, progress=progress)
 
@@ -89,6 +93,7 @@ def export_all(
     ignore_config: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
+    calibration: Calibration | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Export]:
     """Export `source` to several formats in one pass over its weights; see `prepare_all` for the arguments.
@@ -103,6 +108,7 @@ def export_all(
     jobs = prepare_all(
         source, folder, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
         revision=revision, token=token, force=force if folder.is_dir() else None,
+        calibration=calibration,
     )  # fmt: skip
     with made_folder(folder):
         return write_all(jobs, force=force, threads=threads, progress=progress)
@@ -122,6 +128,7 @@ def write_all(
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
+    trained: Callable[[Step], None] | None = None,
 ) -> list[Export]:
     """Write jobs of one checkpoint in one pass: each tensor is read once, and quantized once where a lattice is shared.
 
@@ -130,35 +137,52 @@ def write_all(
         force: replace existing outputs.
         threads: encoding threads; None = the processors that may be used.
         progress: called with the bytes of each chunk written.
+        trained: called after each step of a distillation, which comes before the writing.
 
     Raises:
         OutputError, TensorError, CheckpointError: nothing appears, unless the very last step, the renaming of the
             finished outputs, fails for one after another has its name.
+        CalibrationError: a statistic is missing or damaged.
         UsageError: jobs without weights, or of different checkpoints.
     """
     if not jobs:
         return []
-    checkpoint = jobs[0].checkpoint
-    if checkpoint is None:
-        raise UsageError(f"{jobs[0].path}: was prepared with weights=False, only to look at the plan; prepare it again")
-    if any(job.checkpoint is not checkpoint for job in jobs):
-        raise UsageError(f"{jobs[0].path}: jobs that are written together must come from one prepare_all")
+    checkpoint = _common_checkpoint(jobs)
     started = time.perf_counter()
     for job in jobs:
         check_output(job.converter, job.path, job.plan, checkpoint.folder, force)
         check_space(job.path.parent, sum(output_size(j.plan) for j in jobs if j.path.parent == job.path.parent))
+    calibrator = jobs[0].calibrator
+    outputs: list[Sequence[Entry]] = [job.plan.entries for job in jobs]
+    if calibrator:
+        outputs = calibrator.trained(outputs, checkpoint, thread_count(threads), trained)
     give_back_heap()  # what reading the tokenizer left there, before the kernels need theirs
     with ExitStack() as stack:
         sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
-        _put(sinks, encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads), progress)
+        _put(sinks, encoded_chunks(checkpoint, outputs, threads), progress)
         for sink in sinks:  # all of them, before the first one gets its name
             sink.flush()
+        for job, sink in zip(jobs, sinks, strict=True):
+            if calibrator:
+                path = sidecar_of(job.path)
+                stack.enter_context(atomic_file(path, force=True)).write(calibrator.report(job.plan))
+                sink.paths.append(path)
     seconds = time.perf_counter() - started
     sizes = [sum(path.stat().st_size for path in sink.paths) for sink in sinks]
     return [
         Export(job.path, tuple(sink.paths), job.plan, size, seconds)
         for job, sink, size in zip(jobs, sinks, sizes, strict=True)
     ]
+
+
+def _common_checkpoint(jobs: Sequence[Job]) -> Checkpoint:
+    """That of all `jobs`; raises UsageError for jobs that cannot be written together."""
+    checkpoint = jobs[0].checkpoint
+    if checkpoint is None:
+        raise UsageError(f"{jobs[0].path}: was prepared with weights=False, only to look at the plan; prepare it again")
+    if any(job.checkpoint is not checkpoint for job in jobs):
+        raise UsageError(f"{jobs[0].path}: jobs that are written together must come from one prepare_all")
+    return checkpoint
 
 
 def _put(sinks: Sequence[Sink], pieces: Iterable[Encoded], progress: Callable[[int], None] | None) -> None:

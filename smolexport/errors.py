@@ -10,6 +10,7 @@
     ├── UnsupportedError            a sound model that the target format or runtime cannot represent
     ├── OutputError                 the output exists already, or could not be written
     ├── FileFormatError             an exported file is damaged or not what its name says
+    ├── CalibrationError            statistics of a checkpoint that are missing, damaged or of another one
     └── SessionError                a runtime session was used in a way that it cannot serve
         ├── SessionClosedError      after close()
         └── ContextOverflowError    more tokens than the session's context holds
@@ -21,6 +22,7 @@ found, and what to do.
 from __future__ import annotations
 
 __all__ = [
+    "CalibrationError",
     "CheckpointError",
     "ConfigError",
     "ContextOverflowError",
@@ -75,6 +77,10 @@ class OutputError(SmolexportError):
 
 class FileFormatError(SmolexportError):
     """An exported file is damaged or of another kind."""
+
+
+class CalibrationError(SmolexportError):
+    """Statistics of a checkpoint are missing, damaged or of another one."""
 
 
 class SessionError(SmolexportError):

@@ -10,8 +10,9 @@ from typing import Any
 from smolexport.spec import ModelSpec
 from smolexport.tokenizer import TokenizerSpec
 
-__all__ = ["Model", "claimed_dtype"]
+__all__ = ["CALIBRATION_KEY", "Model", "claimed_dtype"]
 
+CALIBRATION_KEY = "smolexport.calibration"  # in the metadata of every format
 DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -27,6 +28,7 @@ class Model:
         config: config.json as read.
         dtype: `F32`, `F16` or `BF16`: what config.json claims, else what most weights are.
         origin: hub id; None for a local folder.
+        calibration: what its weights are calibrated with, as JSON for the files' metadata; None = nothing.
     """
 
     spec: ModelSpec
@@ -36,6 +38,7 @@ class Model:
     config: Mapping[str, Any] = field(repr=False)
     dtype: str = "BF16"
     origin: str | None = None
+    calibration: str | None = None
 
 
 def claimed_dtype(config: Mapping[str, Any]) -> str | None:

@@ -6,11 +6,13 @@ before the first weight is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smolexport.calibration.methods import Calibration, Calibrator
+from smolexport.calibration.statistics import open_statistics
 from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, read_config
 from smolexport.converter import Converter
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
@@ -32,12 +34,14 @@ class Job:
     """An export that is ready to be written: nothing has been, and nothing is known to stand against it.
 
     `checkpoint` is None where `prepare` was told to leave the weights on the hub: a plan to look at, not to write.
+    `calibrator` is that of all jobs that were prepared together; None for plain rounding.
     """
 
     converter: Converter
     checkpoint: Checkpoint | None
     plan: Plan
     path: Path
+    calibrator: Calibrator | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Wish:
     token: str | None
     force: bool | None
     weights: bool
+    calibration: Calibration
 
 
 def prepare(
@@ -70,6 +75,7 @@ def prepare(
     token: str | None = None,
     force: bool | None = None,
     weights: bool = True,
+    calibration: Calibration | None = None,
 ) -> Job:
     """Read headers, check and plan; no weight is read and nothing is written.
 
@@ -86,11 +92,15 @@ def prepare(
         token: hub token.
         force: an existing target may be replaced; None = leave it to `write` to look at the target.
         weights: False = the weights of a hub id stay there, unchecked, and the job cannot be written.
+        calibration: method and statistics; None = plain rounding.
 
     Raises:
         SmolexportError: anything that stands against this export.
     """
-    wish = Wish(source, quant, name, options or {}, strict, ignore_config, revision, token, force, weights)
+    wish = Wish(
+        source, quant, name, options or {}, strict, ignore_config, revision, token, force, weights,
+        calibration or Calibration(),
+    )  # fmt: skip
     [job] = _prepare([target], wish, lambda default, module: _path(out, default, module))
     return job
 
@@ -108,6 +118,7 @@ def prepare_all(
     token: str | None = None,
     force: bool | None = None,
     weights: bool = True,
+    calibration: Calibration | None = None,
 ) -> list[Job]:
     """Prepare an export to several formats, which `write_all` does in one pass over the checkpoint.
 
@@ -123,7 +134,9 @@ def prepare_all(
     folder = Path(out) if out else Path()
     if weights:
         check_parent(folder)
-    wish = Wish(source, quant, name, {}, strict, ignore_config, revision, token, force, weights)
+    wish = Wish(
+        source, quant, name, {}, strict, ignore_config, revision, token, force, weights, calibration or Calibration()
+    )
     return _prepare(list(converters() if targets is None else targets), wish, lambda default, _: folder / default)
 
 
@@ -139,13 +152,7 @@ def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter
     remote = source != "demo" and folder != Path(source)
     checkpoint = None if remote else open_checkpoint(folder, ignore_config=wish.ignore_config)
     model = _model(wish, folder, checkpoint)
-    jobs = []
-    for module, scheme in zip(modules, schemes, strict=True):
-        plan = _plan(module, model, scheme, wish)
-        path = place(f"{_file_name(model.name)}-{scheme}{module.SUFFIX}", module)
-        if wish.force is not None:
-            check_output(module, path, plan, folder, wish.force)
-        jobs.append(Job(module, checkpoint, plan, path))
+    jobs = _jobs(zip(modules, schemes, strict=True), model, checkpoint, wish, place)
     if not (remote and wish.weights):
         return jobs
     whole = find_checkpoint(source, revision=wish.revision, token=wish.token)
@@ -153,8 +160,36 @@ def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter
         raise CheckpointError(f"{source}: changed on the hub during the download; start the export again")
     checkpoint = open_checkpoint(whole, ignore_config=wish.ignore_config)
     model = replace(model, dtype=claimed_dtype(model.config) or checkpoint.dtype)  # now the weights can tell
-    plans = (_plan(job.converter, model, job.plan.scheme, wish) for job in jobs)
-    return [replace(job, checkpoint=checkpoint, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+    return _jobs(((job.converter, job.plan.scheme) for job in jobs), model, checkpoint, wish, place)
+
+
+def _jobs(
+    wanted: Iterable[tuple[Converter, str]],
+    model: Model,
+    checkpoint: Checkpoint | None,
+    wish: Wish,
+    place: Callable[[str, Converter], Path],
+) -> list[Job]:
+    """A job for each converter and scheme."""
+    calibrator = _calibrator(wish.calibration, checkpoint)
+    if calibrator:
+        model = replace(model, calibration=calibrator.record())
+    ending = f"-{wish.calibration.method}" if calibrator else ""
+    jobs = []
+    for module, scheme in wanted:
+        plan = _plan(module, model, scheme, wish)
+        path = place(f"{_file_name(model.name)}-{scheme}{ending}{module.SUFFIX}", module)
+        if wish.force is not None:
+            check_output(module, path, plan, model.folder, wish.force)
+        jobs.append(Job(module, checkpoint, calibrator.applied(plan) if calibrator else plan, path, calibrator))
+    return jobs
+
+
+def _calibrator(calibration: Calibration, checkpoint: Checkpoint | None) -> Calibrator | None:
+    """The method at work, its statistics opened and known to be the checkpoint's; None for plain rounding."""
+    if calibration.statistics is None:
+        return None
+    return Calibrator(calibration, open_statistics(calibration.statistics, checkpoint))
 
 
 def check_output(module: Converter, path: Path, plan: Plan, source: Path, force: bool) -> None:

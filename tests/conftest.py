@@ -33,3 +33,14 @@ def demo() -> Path:
     from smolexport.demo import demo_checkpoint
 
     return demo_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def demo_statistics(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of the demo model, on 16k tokens that it wrote itself."""
+    pytest.importorskip("torch")
+    from smolexport.calibration import collect
+    from smolexport.checkpoint import open_checkpoint
+
+    job = collect.prepare(open_checkpoint(demo), tmp_path_factory.mktemp("calibrated") / "stats", tokens=16384)
+    return collect.collect(job).folder

@@ -41,6 +41,7 @@ FLOORS = (
     ("smolexport.portable", 2),
     ("smolexport.sink", 2),
     ("smolexport.weights", 2),
+    ("smolexport.identity", 2),
     ("smolexport.plan", 2),
     ("smolexport.output", 2),
     ("smolexport.description", 2),

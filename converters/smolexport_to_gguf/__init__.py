@@ -13,7 +13,7 @@ from pathlib import Path
 
 from smolexport import portable
 from smolexport.errors import UnsupportedError
-from smolexport.model import Model
+from smolexport.model import CALIBRATION_KEY, Model
 from smolexport.output import atomic_file, check_target
 from smolexport.plan import Entry, InterleaveHeads, Plan
 from smolexport.quant import FORMATS
@@ -22,7 +22,7 @@ from smolexport.spec import ModelSpec, Role
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.description import describe
-from smolexport_to_gguf.importance import Importance, read_importance
+from smolexport_to_gguf.importance import Importance, read_importance, write_importance
 from smolexport_to_gguf.lint import lint
 from smolexport_to_gguf.metadata import model_metadata, rope_factors
 from smolexport_to_gguf.reading import weights
@@ -45,6 +45,7 @@ __all__ = [
     "recognises",
     "replaceable",
     "weights",
+    "write_importance",
 ]
 
 FORMAT = "gguf"
@@ -100,6 +101,8 @@ def plan(model: Model, scheme: str, *, imatrix: str | None = None) -> Plan:
         notes.insert(0, portable.NOTE)
     if row.since:
         notes.append(f"needs llama.cpp of {row.since} or newer")
+    if model.calibration:
+        keys.append((CALIBRATION_KEY, "string", model.calibration))
     metadata = (*model_metadata(spec, chosen, model.name), *vocabulary_metadata(tokenizer), *keys)
     return Plan(FORMAT, row.name, chosen.name, entries, metadata, tuple(notes))
 

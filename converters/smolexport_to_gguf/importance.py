@@ -5,7 +5,7 @@ Source: llama.cpp `src/llama-quant.cpp` (use) and `tools/quantize/quantize.cpp` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from smolexport.plan import Entry
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.spec import Role, Tensor
 from smolexport_to_gguf.architectures import output_name
-from smolexport_to_gguf.imatrix import Imatrix, read_imatrix
+from smolexport_to_gguf.imatrix import Imatrix, Statistic, read_imatrix, write_imatrix
 from smolexport_to_gguf.schemes import Scheme
 
-__all__ = ["Importance", "read_importance"]
+__all__ = ["Importance", "read_importance", "write_importance"]
 
 LONGEST_VALUE = 127  # bytes that llama.cpp keeps of a text that is set from outside
 
@@ -114,6 +114,36 @@ def read_importance(file: str | None, scheme: Scheme) -> Importance | None:
             f"--imatrix: {scheme.name} is the same in every format, defined without importance; take {scheme.base}"
         )
     return Importance(file, read_imatrix(Path(file)))
+
+
+def write_importance(
+    sums: Mapping[Tensor, NDArray[np.float32]],
+    path: Path,
+    *,
+    count: int,
+    datasets: Sequence[str] = (),
+    chunks: int = 0,
+    chunk_size: int = 0,
+    force: bool = False,
+) -> None:
+    """Write an importance matrix under llama.cpp's names, for `--imatrix` and its own quantizer.
+
+    Args:
+        sums: for each matrix, [columns] squares of what it reads, summed over tokens.
+        path: the target.
+        count: how many tokens.
+        datasets: names of the texts.
+        chunks: how many chunks of text.
+        chunk_size: tokens of a chunk.
+        force: replace an existing file.
+
+    Raises:
+        UsageError: sums that no reader would take.
+        OutputError: the target exists or cannot be written.
+    """
+    counts = np.array([count], np.int64)
+    entries = {output_name(tensor): Statistic(values[None], counts) for tensor, values in sums.items()}
+    write_imatrix(Imatrix(entries, tuple(datasets), chunks, chunk_size), path, force=force)
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from smolexport import portable
 from smolexport.errors import UsageError
-from smolexport.model import Model
+from smolexport.model import CALIBRATION_KEY, Model
 from smolexport.output import atomic_folder, check_target
 from smolexport.plan import Companion, Entry, Plan
 from smolexport.quant import MicroFormat
@@ -88,6 +88,8 @@ def plan(model: Model, scheme: str, *, dtype: str | None = None, encoder: str = 
         *companions.notes(model),
     )
     strings = {"format": "mlx", SCHEME_KEY: chosen.name, NAME_KEY: model.name, "smolexport.version": _version()}
+    if model.calibration:
+        strings[CALIBRATION_KEY] = model.calibration
     bare = Plan(FORMAT, model.spec.model_type, chosen.name, tuple(entries))
     shards = shards_of(arrays_of(entries), strings)
     lines = [*bare.fallback_lines(), *notes]

@@ -17,7 +17,7 @@ from typing import Any
 from smolexport import portable
 from smolexport.card import installed_version
 from smolexport.errors import UsageError
-from smolexport.model import Model
+from smolexport.model import CALIBRATION_KEY, Model
 from smolexport.output import atomic_folder, check_target
 from smolexport.plan import Companion, Entry, Plan
 from smolexport.sink import Sink
@@ -166,12 +166,13 @@ def _portable(schemes: tuple[Scheme, ...]) -> list[str]:
 
 def _strings(model: Model, scheme: Scheme, positions: int) -> dict[str, str]:
     """What a graph says about itself."""
-    return {
+    strings = {
         SCHEME_KEY: scheme.name,
         NAME_KEY: model.name.encode("utf-8", "replace").decode(),
         POSITIONS_KEY: str(positions),
         "smolexport.version": installed_version(),
     }
+    return {**strings, CALIBRATION_KEY: model.calibration} if model.calibration else strings
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

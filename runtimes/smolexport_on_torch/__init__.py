@@ -1,24 +1,36 @@
-"""The reference: a checkpoint played by transformers, in bf16 unless asked otherwise.
+"""The reference: a checkpoint played by transformers, in bf16 unless asked otherwise; and the training of scales.
 
 Only safetensors are read and no code from the checkpoint is ever run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.calibration.distillation import (
+    AffineBlocks,
+    Distilled,
+    Rounding,
+    Settings,
+    Step,
+    Teacher,
+    to_half,
+)
 from smolexport.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from smolexport.checkpoint import Checkpoint
     from smolexport_on_torch._chat import TransformersChat
+    from smolexport_on_torch._collect import TorchEngine
     from smolexport_on_torch._session import TorchSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
+__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "distil", "engine", "open", "open_chat", "version"]
 
 NAME = "torch"
 READS = "checkpoint"
@@ -36,6 +48,49 @@ def version() -> str:
         return ", ".join(f"{name} {metadata.version(name)}" for name in NEEDS)
     except metadata.PackageNotFoundError as error:
         raise _missing(error) from error
+
+
+def distil(
+    folder: Path,
+    frozen: Iterable[tuple[str, NDArray[np.float32]]],
+    trained: Mapping[str, AffineBlocks],
+    windows: NDArray[np.int32],
+    teacher: Teacher,
+    *,
+    settings: Settings | None = None,
+    rounded: Rounding = to_half,
+    progress: Callable[[Step], None] | None = None,
+) -> Distilled:
+    """Train the factors of quantized matrices until the model predicts what the original predicted.
+
+    The last sixteenth of the windows, at least two, is not trained on: it decides which step's factors are kept.
+
+    Args:
+        folder: the checkpoint; only its config.json is read.
+        frozen: (source name, values) of every other tensor, as the file will hold them; taken one at a time.
+        trained: the matrices by source name; of a tied model the embedding also serves as the head.
+        windows: [n, w] token ids, three windows at least.
+        teacher: the original's predictions on them; indexed by window, so it may lie on disk.
+        settings: how to train; None: the defaults.
+        rounded: makes the factors that a file can hold; the validation sees only these.
+        progress: called after every step.
+
+    Returns:
+        Rounded factors, and whether they are better than those given, which come back if nothing was.
+
+    Raises:
+        MissingDependencyError: torch or transformers is not installed.
+        UsageError: too few windows, shapes that do not match, a tensor given twice, no such device.
+        CheckpointError: a tensor is missing, unknown, of another shape, or not the weight of a matrix.
+    """
+    try:
+        from smolexport_on_torch import _distil
+    except ImportError as error:
+        raise _missing(error) from error
+    return _distil.distil(
+        Path(folder), frozen, trained, windows, teacher,
+        settings=settings or Settings(), rounded=rounded, progress=progress,
+    )  # fmt: skip
 
 
 def open(  # noqa: A001
@@ -80,6 +135,23 @@ def open_chat(path: Path) -> TransformersChat:
     except ImportError as error:
         raise _missing(error) from error
     return TransformersChat(Path(path))
+
+
+def engine(checkpoint: Checkpoint, *, threads: int | None = None) -> TorchEngine:
+    """What runs the layers of `checkpoint` one by one, for `smolexport.calibration`.
+
+    Args:
+        checkpoint: an opened one.
+        threads: torch's intra-op threads; None: one per physical core.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+    """
+    try:
+        from smolexport_on_torch._collect import TorchEngine
+    except ImportError as error:
+        raise _missing(error) from error
+    return TorchEngine(checkpoint, threads=threads)
 
 
 def _missing(error: Exception) -> MissingDependencyError:

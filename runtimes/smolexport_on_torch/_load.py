@@ -25,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 ATTENTION = "sdpa"
 
 
-def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[Any]]] | None) -> Any:
+def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[Any] | torch.Tensor]] | None) -> Any:
     """The model in evaluation mode.
 
     The dtype goes through the loader and never through `.to(...)`: that would round the rotary frequencies, which
@@ -34,7 +34,7 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
     Args:
         folder: holds config.json, and safetensors unless `weights` are given.
         dtype: `bf16` or `f32`.
-        weights: (source name, array) pairs instead of the files.
+        weights: (source name, array) pairs instead of the files; a torch tensor is taken as it is, without a copy.
 
     Raises:
         UsageError: another dtype.
@@ -104,8 +104,10 @@ def _check_loading(folder: Path, info: dict[str, Any]) -> None:
         raise TensorError(f"{folder}: {str(info['error_msgs']).splitlines()[0]}")
 
 
-def _tensor(name: str, array: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+def _tensor(name: str, array: NDArray[Any] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A copy of `array` as `dtype`; NumPy's bfloat16 comes from ml_dtypes, which torch does not know."""
+    if isinstance(array, torch.Tensor):
+        return array
     if array.dtype.name == "bfloat16":
         bits = torch.tensor(np.ascontiguousarray(array).view(np.uint16))
         return bits.view(torch.bfloat16).to(dtype)

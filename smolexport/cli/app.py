@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from smolexport.cli import bench, compare, demo, every, export, generate, inspect, listing, sweep
+from smolexport.cli import bench, calibrate, compare, demo, every, export, generate, inspect, listing, sweep
 from smolexport.plugins import converters
 
 __all__ = ["build"]
@@ -17,6 +17,7 @@ smolexport gguf HuggingFaceTB/SmolLM2-135M-Instruct --quant q8_0
 smolexport mlx HuggingFaceTB/SmolLM2-135M-Instruct --quant q4
 smolexport onnx HuggingFaceTB/SmolLM2-135M-Instruct --quant int4
 smolexport all HuggingFaceTB/SmolLM2-135M-Instruct --quant int4 -o out
+smolexport calibrate HuggingFaceTB/SmolLM2-135M-Instruct --text book.txt -o stats
 smolexport compare HuggingFaceTB/SmolLM2-135M-Instruct out/*
 smolexport sweep ./run-a ./run-b --quant int8,int4 -o sweep
 smolexport demo
@@ -43,6 +44,6 @@ def build() -> click.Group:
 
     for name in converters():
         root.add_command(export.command_for(name))
-    for module in (every, compare, sweep, bench, generate, inspect, listing, demo):
+    for module in (every, calibrate, compare, sweep, bench, generate, inspect, listing, demo):
         root.add_command(module.command)
     return root

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smolexport.cli.options import (
+    calibration_options,
     checkpoint_argument,
     given_path,
     given_word,
@@ -38,6 +39,7 @@ __all__ = ["command"]
 @strict_option
 @click.option("--force", "-f", is_flag=True, help="Replace existing outputs.")
 @threads_option
+@calibration_options
 @source_options
 @json_option
 def command(
@@ -50,6 +52,8 @@ def command(
     strict: bool,
     force: bool,
     threads: int | None,
+    method: str,
+    stats: Path | None,
     ignore_config: tuple[str, ...],
     revision: str | None,
     token: str | None,
@@ -61,11 +65,13 @@ def command(
     and `smolexport inspect` prints the same weights fingerprint for all of them.
     """
     from smolexport import convert
+    from smolexport.calibration.methods import Calibration
 
     targets = [word.strip() for word in formats.split(",")] if formats is not None else None
     jobs = convert.prepare_all(
         checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
         revision=revision, token=token, force=force if out.is_dir() and not dry_run else None, weights=not dry_run,
+        calibration=Calibration(method, stats),
     )  # fmt: skip
     if dry_run:
         _show_plans(jobs, json)

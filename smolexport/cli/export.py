@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smolexport.cli.options import (
+    calibration_options,
     checkpoint_argument,
     format_options,
     given_path,
@@ -53,6 +54,7 @@ def command_for(target: str) -> click.Command:
     @click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
     @threads_option
     @OWN.get(target, lambda unchanged: unchanged)
+    @calibration_options
     @format_options
     @source_options
     @json_option
@@ -65,6 +67,8 @@ def command_for(target: str) -> click.Command:
         strict: bool,
         force: bool,
         threads: int | None,
+        method: str,
+        stats: Path | None,
         settings: tuple[str, ...],
         ignore_config: tuple[str, ...],
         revision: str | None,
@@ -73,11 +77,12 @@ def command_for(target: str) -> click.Command:
         **own: str | None,
     ) -> None:
         from smolexport import convert
+        from smolexport.calibration.methods import Calibration
 
         job = convert.prepare(
             target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
             ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
-            weights=not dry_run,
+            weights=not dry_run, calibration=Calibration(method, stats),
         )  # fmt: skip
         if dry_run:
             _show_plan(job, json)

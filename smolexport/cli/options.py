@@ -13,6 +13,7 @@ import click
 __all__ = [
     "Integer",
     "Number",
+    "calibration_options",
     "checkpoint_argument",
     "format_options",
     "given_path",
@@ -85,6 +86,23 @@ def source_options(command: F) -> F:
         click.option("--revision", help="Branch, tag or commit of a hub checkpoint."),
         click.option("--ignore-config", metavar="KEY", multiple=True, help=inert),
     ):  # the one applied last is listed first
+        command = option(command)
+    return command
+
+
+def calibration_options(command: F) -> F:
+    """How weights are quantized: --method, --stats."""
+    from smolexport.calibration import METHODS
+
+    for option in (
+        click.option(
+            "--stats", metavar="FOLDER", type=given_path, help="What `smolexport calibrate` made; for all but rtn."
+        ),
+        click.option(
+            "--method", type=click.Choice(list(METHODS)), default="rtn", show_default=True,
+            help="How weights are rounded: " + "; ".join(f"{name}: {about}" for name, about in METHODS.items()) + ".",
+        ),
+    ):  # fmt: skip
         command = option(command)
     return command
 

@@ -23,6 +23,9 @@ lane_floats.py small floats in lanes       microscale*.py                  mxfp4
                            nbits*.py                       MatMulNBits, 4 and 8 bits; q4_0 and q8_0 so
                            channel*.py                     MatMulInteger: 8 bits, one scale a row
 ```
+
+For what looks for better codes or scales: `grids.py` shows any of these formats with less than 8 bits as a grid of
+values, and rebuilds its rows from codes or from scales; `grid_layouts.py` knows where each format keeps them.
 """
 
 from __future__ import annotations

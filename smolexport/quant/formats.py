@@ -247,7 +247,8 @@ def first_nonfinite(rows: NDArray[Any]) -> tuple[int, int] | None:
     as_source("first_nonfinite", rows)
     if not rows.size or np.isfinite(largest(rows)):
         return None
-    return divmod(int(np.argmin(np.isfinite(rows))), rows.shape[1])
+    row, column = divmod(int(np.argmin(np.isfinite(rows))), rows.shape[1])
+    return row, column
 
 
 def largest(rows: NDArray[Any]) -> float:

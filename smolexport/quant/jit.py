@@ -6,7 +6,7 @@ the function at all; `kernel` then compiles in memory, once per process, and not
 
 numba decides by the date of a kernel's own file whether a cached kernel is stale, although the kernels here are made of
 helpers from several files.  `kernel` therefore stamps them with the newest date and the total size of all files of this
-folder, so that editing a helper recompiles the kernels that contain it.
+folder and the kernel's own, so that editing a helper recompiles the kernels that contain it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def kernel(function: F) -> F:
         return cast(F, numba.njit(**OPTIONS)(function))
     file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(file, "_source_stamp"):
-        file._source_stamp = folder_stamp()
+        file._source_stamp = folder_stamp(Path(function.__code__.co_filename).parent)
     return cast(F, compiled)
 
 
@@ -64,7 +64,7 @@ def instruction(generate: Callable[..., Any]) -> Any:
 
 
 @cache
-def folder_stamp() -> tuple[float, int]:
-    """Newest modification time [s] and total size [bytes] of this folder's sources; of any use only for comparison."""
-    stats = [file.stat() for file in Path(__file__).parent.glob("*.py")]
+def folder_stamp(home: Path) -> tuple[float, int]:
+    """Newest modification time [s] and total size [bytes] of the sources here and in `home`, only for comparison."""
+    stats = [file.stat() for folder in {Path(__file__).parent, home} for file in folder.glob("*.py")]
     return max((s.st_mtime for s in stats), default=0.0), sum(s.st_size for s in stats)

@@ -9,19 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant.formats import FORMATS, BlockFormat, Part
+from smolexport.quant.affine import relative
+from smolexport.quant.formats import FORMATS, BlockFormat, Part, read_only
 from smolexport.quant.parted import LatticeFormat, PartedFormat, Source
 
 __all__ = ["GROUPS", "NBits", "PortableNBits"]
 
 LATTICES = {4: "q4_0", 8: "q8_0"}
 DTYPES = {"F32": 0, "F16": 1}  # storage types, as the kernels know them
-BITS, GROUPS = (4, 8), (32, 64, 128)
+BITS, GROUPS, ENCODERS = (4, 8), (32, 64, 128), ("onnxruntime", "search")
 
 
 @dataclass(frozen=True)
 class NBits(PartedFormat):
-    """Blocks of a row as ONNX Runtime's own quantizer makes them.
+    """Blocks of a row with a scale and maybe a zero point.
 
     The last block of a row may be shorter: it is filled up with zeros, which take their space.
 
@@ -30,25 +31,29 @@ class NBits(PartedFormat):
         group: 32, 64 or 128 elements that share a scale and a zero point.
         dtype: type of the scales, `F32` or `F16`; weights are rounded to it first.
         symmetric: whether the zero point is 8 (4 bits) or 128 (8 bits), not stored: what the operator takes without.
+        encoder: how scales and zero points are found.  `onnxruntime`: byte for byte as its own quantizer.  `search`:
+            those with the least squared error among several, weighted by importance; no block is worse.
     """
 
     bits: Literal[4, 8]
     group: Literal[32, 64, 128]
     dtype: Literal["F32", "F16"]
     symmetric: bool
+    encoder: Literal["onnxruntime", "search"] = "onnxruntime"
 
     def __post_init__(self) -> None:
         for what, value, known in (
             ("bits", self.bits, BITS),
             ("group", self.group, GROUPS),
             ("dtype", self.dtype, DTYPES),
+            ("encoder", self.encoder, ENCODERS),
         ):
             if value not in known:
                 raise UsageError(f"MatMulNBits: {what} is {value!r}, must be one of {', '.join(map(str, known))}")
 
     @property
     def name(self) -> str:
-        """E.g. `int4-g32`, or `uint4-g32` with zero points; the type of the scales is not in it."""
+        """E.g. `int4-g32`, or `uint4-g32` with zero points; type of the scales and encoder are not in it."""
         return f"{'' if self.symmetric else 'u'}int{self.bits}-g{self.group}"
 
     @property
@@ -71,11 +76,12 @@ class NBits(PartedFormat):
     def encode(
         self, rows: NDArray[Any], importance: NDArray[np.float32] | None = None, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Quantize `rows`, byte for byte as ONNX Runtime's own quantizer.
+        """Quantize `rows`.
 
         Args:
             rows: [n, columns] float32, float16 or bfloat16, C-contiguous and finite, also once rounded to `dtype`.
-            importance: [columns] float32, finite and not negative; checked, else of no effect.
+            importance: [columns] float32, finite and not negative: how much an error in each column matters.  Only
+                `search` uses it, the other checks it and goes on as without.
             out: [n, row_bytes] uint8, C-contiguous; made if None.
 
         Returns:
@@ -84,12 +90,17 @@ class NBits(PartedFormat):
         Raises:
             UsageError: an argument of another type, shape or layout, or an importance that is negative or not finite.
         """
-        source, _, out = self.source(rows, importance, out)
+        source, weights, out = self.source(rows, importance, out)
         if len(rows):
             from smolexport.quant.nbits_kernels import encoder
 
-            encode = encoder(self.bits)
-            encode(*source, DTYPES[self.dtype], self.group, rows.shape[1], self.symmetric, out.reshape(-1))
+            search, columns = self.encoder == "search", rows.shape[1]
+            if search:
+                whole = np.zeros(-(-columns // self.group) * self.group, np.float32)
+                whole[:columns] = relative(weights, columns)
+                weights = read_only(whole)
+            encode = encoder(self.bits, search)
+            encode(*source, DTYPES[self.dtype], self.group, columns, self.symmetric, weights, out.reshape(-1))
         return out
 
     def decode(self, data: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:

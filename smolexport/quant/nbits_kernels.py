@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.quant.affine_search import transpose
 from smolexport.quant.bitstream import copy_bytes, load_codes, store_codes, store_limited
 from smolexport.quant.half import float_of, widen_f16
 from smolexport.quant.jit import helper, kernel, lean_helper
 from smolexport.quant.lane_codes import half_value, load_halves, truncate
 from smolexport.quant.lane_groups import extremes_of_groups
 from smolexport.quant.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
+from smolexport.quant.nbits_search import search_lanes
 from smolexport.quant.repacking import BLOCK, take_apart, tile_encoder
 from smolexport.quant.rowparts import codes_putter, fetch_rounded, put_part, round_lanes, round_values, store_floats
 from smolexport.quant.source import F32, fetch
@@ -47,8 +49,8 @@ put_codes = codes_putter(put_limited)
 
 
 @cache
-def encoder(bits: int) -> Callable[..., None]:
-    """The kernel for `bits` bits."""
+def encoder(bits: int, search: bool) -> Callable[..., None]:
+    """The kernel for `bits` bits, with or without the search for scales and zero points."""
 
     @kernel
     def encode_nbits(
@@ -59,12 +61,17 @@ def encoder(bits: int) -> Callable[..., None]:
         group: int,
         columns: int,
         symmetric: bool,
+        importance: NDArray[Any],
         out: NDArray[Any],
     ) -> None:
-        """Symmetric groups have the middle code as their zero point and do not store it."""
+        """Symmetric groups have the middle code as their zero point and do not store it.
+
+        `importance` is that of whole groups, 0 behind the end of a row; only a search looks at it.
+        """
         step = max(TILE // group, WIDTH)
         buffer, zeros = aligned(step * group), np.empty(step * bits // 8, np.uint8)
         grids, scales = np.zeros((2, step), np.float32), np.empty(step, np.float32)
+        x, w = np.zeros((2, group * WIDTH if search else 0), np.float32)
         per_row, group_bytes, scale_bytes = -(-columns // group), group * bits // 8, 4 if dtype == F32 else 2
         end = per_row * (group_bytes + scale_bytes)
         row_bytes = end if symmetric else end + (per_row * bits + 7) // 8
@@ -72,7 +79,14 @@ def encoder(bits: int) -> Callable[..., None]:
         for first in range(0, groups, step):
             count, place = min(step, groups - first), (first // per_row, first % per_row, per_row, row_bytes)
             fetch_groups(f32, u16, kind, dtype, first, group, columns, count, buffer)
-            find_grids(buffer, group, bits, symmetric, dtype, grids, scales, zeros)
+            if search:
+                for i in range(0, count, WIDTH):
+                    transpose(buffer[: count * group], i, group, importance, first, x, w)
+                    scale, code = plain_grid(buffer, i, group, bits, symmetric, dtype, grids[0])
+                    scale, code = search_lanes(x, w, group, (1 << bits) - 1, symmetric, dtype, scale, code)
+                    put_grid(buffer, i, group, bits, dtype, scale, code, grids, scales, zeros)
+            else:
+                find_grids(buffer, group, bits, symmetric, dtype, grids, scales, zeros)
             put_codes(buffer, grids, place, count, group, bits, out)
             if columns % group:
                 clear_fill(place, count, group, columns, bits, out)
@@ -136,28 +150,54 @@ def find_grids(
     Symmetric: the value farthest from zero, the negative one of two, becomes code 0.  Else the range, stretched to
     contain zero, is all codes, and the zero point goes with the scale before it is rounded to `dtype`.
     """
+    for i in range(0, tile.size // group, WIDTH):
+        scale, code = plain_grid(tile, i, group, bits, symmetric, dtype, grids[0])
+        put_grid(tile, i, group, bits, dtype, scale, code, grids, scales, zeros)
+
+
+@lean_helper
+def plain_grid(
+    tile: NDArray[Any], i: int, group: int, bits: int, symmetric: bool, dtype: int, scratch: NDArray[Any]
+) -> Any:
+    """(scale as stored, zero point) of WIDTH groups from number `i` on."""
     top = (1 << bits) - 1
     zero, middle = splat(ZERO), splat(np.float32((top + 1) // 2))
-    for i in range(0, tile.size // group, WIDTH):
-        low, high = extremes_of_groups(tile, i * group, group)
-        if symmetric:
-            extreme = where(magnitude(high) > magnitude(low), high, low)
-            if any_lane(extreme == zero):
-                extreme = signed_zeros(extreme, tile, i, group, grids[0])
-            scale = extreme / negative(middle)
-            code = middle
-        else:
-            low, high = where(low < zero, low, zero), where(high > zero, high, zero)
-            scale = (high - low) / splat(np.float32(top))
-            code = where(scale == zero, zero, truncate(limited(negative(low) / scale, top) + splat(BELOW_HALF)))
-        scale = round_lanes(scale, dtype)
-        factor = where(scale == zero, zero, splat(ONE) / scale)
-        store(grids[0], i, factor)
-        store(grids[1], i, code)
-        store_codes(zeros, i * bits // 8, code, bits)
-        store_floats(scales, i, scale, dtype)
-        if any_lane(magnitude(factor) == splat(INFINITY)):
-            settle(tile, i, group, top, grids)
+    low, high = extremes_of_groups(tile, i * group, group)
+    if symmetric:
+        extreme = where(magnitude(high) > magnitude(low), high, low)
+        if any_lane(extreme == zero):
+            extreme = signed_zeros(extreme, tile, i, group, scratch)
+        scale = extreme / negative(middle)
+        code = middle
+    else:
+        low, high = where(low < zero, low, zero), where(high > zero, high, zero)
+        scale = (high - low) / splat(np.float32(top))
+        code = where(scale == zero, zero, truncate(limited(negative(low) / scale, top) + splat(BELOW_HALF)))
+    return round_lanes(scale, dtype), code
+
+
+@lean_helper
+def put_grid(
+    tile: NDArray[Any],
+    i: int,
+    group: int,
+    bits: int,
+    dtype: int,
+    scale: Any,
+    code: Any,
+    grids: NDArray[Any],
+    scales: NDArray[Any],
+    zeros: NDArray[Any],
+) -> None:
+    """Keep what `plain_grid` or a search found for WIDTH groups from number `i` on, for codes and as it is stored."""
+    zero = splat(ZERO)
+    factor = where(scale == zero, zero, splat(ONE) / scale)
+    store(grids[0], i, factor)
+    store(grids[1], i, code)
+    store_codes(zeros, i * bits // 8, code, bits)
+    store_floats(scales, i, scale, dtype)
+    if any_lane(magnitude(factor) == splat(INFINITY)):
+        settle(tile, i, group, (1 << bits) - 1, grids)
 
 
 @lean_helper

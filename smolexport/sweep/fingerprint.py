@@ -10,19 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from smolexport.checkpoint import HUB_FILES
 from smolexport.errors import CheckpointError
+from smolexport.identity import file_hash, files_of
 from smolexport.output import atomic_file
 
 __all__ = ["Hashes", "file_hash", "files_of", "signature"]
 
-PATTERNS = (*HUB_FILES, "additional_chat_templates/*.jinja")
 SETTLED = 2.0  # seconds since the last write, below which a second one could leave the same date
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files of a checkpoint that an export may read, in a fixed order."""
-    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 
 def signature(folder: Path) -> str:
@@ -32,12 +26,6 @@ def signature(folder: Path) -> str:
         stat = path.stat()
         total.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return total.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Hashes:

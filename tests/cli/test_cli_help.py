@@ -11,7 +11,7 @@ import pytest
 from smolexport.cli.app import build
 from tests.cli.commands import assert_refused, call, run
 
-COMMANDS = ("gguf", "mlx", "all", "compare", "sweep", "generate", "inspect", "list", "demo")
+COMMANDS = ("gguf", "mlx", "all", "calibrate", "compare", "sweep", "generate", "inspect", "list", "demo")
 
 
 def parameters(command: str) -> list[Any]:
@@ -76,6 +76,14 @@ def test_json_everywhere(command: str) -> None:
         (["mlx", "x", "--set", "dtype=f16", "--set", "dtype=f32"], "--set dtype: is given twice, as f16 and as f32"),
         (["gguf", "x", "--quant", "q4"], "--quant q4: GGUF has no such scheme; did you mean 'q4_"),
         (["list", "onxx"], "no converter for the format 'onxx'; installed: gguf"),
+        (["calibrate"], "Missing argument"),
+        (["calibrate", "demo"], "Missing option '--out' / '-o'"),
+        (["calibrate", "demo", "-o", ""], "'--out' / '-o': is empty"),
+        (["calibrate", "demo", "-o", "x", "--text", ""], "'--text': is empty"),
+        (["calibrate", "demo", "-o", "x", "--tokens", "3"], "'--tokens'"),
+        (["calibrate", "demo", "-o", "x", "--seed", "-1"], "'--seed'"),
+        (["calibrate", "", "-o", "x"], "the name of the checkpoint is empty"),
+        (["calibrate", "demo", "-o", "no/such/x"], "no/such: no such folder; create it"),
         (["compare"], "Missing argument"),
         (["compare", "nothing"], "nothing: no such folder"),
         (["bench"], "Missing argument"),

@@ -189,6 +189,33 @@ def test_importance_moves_the_error_away_from_important_columns() -> None:
     assert np.array_equal(form.encode(weights), form.encode(weights, np.full(256, 3e30, np.float32)))
 
 
+def ranges_error(weights: NDArray[Any], importance: NDArray[np.float32], group: int) -> float:
+    """Weighted squared error of the best of 37 ranges with zero in them, each fitted by least squares, in float16."""
+    x = weights.astype(np.float64).reshape(-1, group)
+    w = np.broadcast_to(importance.astype(np.float64), weights.shape).reshape(-1, group)
+    low, high = np.minimum(x.min(axis=1), 0)[:, None], np.maximum(x.max(axis=1), 0)[:, None]
+    best = np.full(len(x), np.inf)
+    for levels in 15 - 0.9 + 0.05 * np.arange(37):
+        q = np.clip(np.rint((x - low) * levels / (high - low)), 0, 15)
+        sum_w, sum_q, sum_qq, sum_x, sum_xq = ((w * part).sum(axis=1) for part in (1, q, q * q, x, x * q))
+        scale = (sum_w * sum_xq - sum_x * sum_q) / (sum_w * sum_qq - sum_q * sum_q)
+        least = (sum_qq * sum_x - sum_q * sum_xq) / (sum_w * sum_qq - sum_q * sum_q)
+        scale, least = np.where(least > 0, sum_xq / sum_qq, scale), np.minimum(least, 0)
+        s, m = (part.astype(np.float16).astype(np.float64)[:, None] for part in (scale, least))
+        best = np.minimum(best, (w * (np.clip(np.rint((x - m) / s), 0, 15) * s + m - x) ** 2).sum(axis=1))
+    return float(best.sum())
+
+
+@pytest.mark.parametrize(("group", "limits"), [(32, (0.99, 0.93)), (64, (0.98, 0.91)), (128, (0.97, 0.90))])
+def test_search_leaves_less_error_than_37_ranges(group: int, limits: tuple[float, float]) -> None:
+    rng, form = np.random.default_rng(3), AffineFormat(4, group, "F16", "search")  # type: ignore[arg-type]
+    weights = rows.gauss(rng, (64, 512)).astype(np.float16)
+    for limit, importance in zip(limits, (np.ones(512), rng.standard_normal(512) ** 2), strict=True):
+        weighting = importance.astype(np.float32)
+        ratio = group_errors(form, weights, weighting).sum() / ranges_error(weights, weighting, group)
+        assert 0.9 * limit < ratio < limit
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_rows_are_independent(encoder: Any) -> None:
     rng = np.random.default_rng(2)

@@ -18,6 +18,15 @@ data = FORMATS["q8_0"].encode(np.arange(-16, 16, dtype=np.float32).reshape(1, 32
 print(smolexport.__file__, int(data.astype(np.int64).sum()), sum(encode_q8_0.stats.cache_hits.values()))
 """
 
+ELSEWHERE = """
+import numpy as np, smolexport
+from smolexport.calibration.gptq_kernels import round_block
+one, two, grid = np.ones((1, 1), np.float32), np.zeros((1, 32), np.float32), np.ones((1, 32), np.float32)
+codes = np.zeros((1, 32), np.uint8)
+round_block(one, two, 7 * grid, grid, two, np.zeros(1, np.int64), 15, 0, codes, 0, 32)
+print(smolexport.__file__, int(codes.sum()), sum(round_block.stats.cache_hits.values()))
+"""
+
 
 def install(folder: Path) -> Path:
     """A copy of the package's parts that quantization needs, without bytecode and kernels."""
@@ -26,15 +35,18 @@ def install(folder: Path) -> Path:
     shutil.copytree(source / "quant", package / "quant", ignore=shutil.ignore_patterns("__pycache__"))
     for module in ("errors.py", "memory.py"):
         shutil.copy(source / module, package)
+    (package / "calibration").mkdir()
+    (package / "calibration" / "__init__.py").touch()
+    shutil.copy(source / "calibration" / "gptq_kernels.py", package / "calibration")
     (package / "__init__.py").touch()
     return package
 
 
-def encode(folder: Path, **environment: str) -> tuple[str, str, int]:
-    """Run PROGRAM on the package in `folder`: where it was found, sum of the bytes, kernels read from the cache."""
+def encode(folder: Path, program: str = PROGRAM, **environment: str) -> tuple[str, str, int]:
+    """Run a program on the package in `folder`: where it was found, sum of the bytes, kernels read from the cache."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_")}
     env |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | environment
-    command = [sys.executable, "-c", PROGRAM]
+    command = [sys.executable, "-c", program]
     run = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found, total, hits = run.stdout.rsplit(maxsplit=2)
@@ -67,3 +79,16 @@ def test_cache_is_used_until_any_file_of_the_folder_changes(tmp_path: Path) -> N
     _, other, hits = encode(tmp_path, NUMBA_CACHE_DIR=cache)
     assert hits == 0
     assert other != total
+
+
+def test_kernels_of_other_folders_are_recompiled_when_theirs_or_this_changes(tmp_path: Path) -> None:
+    package, cache = install(tmp_path), str(tmp_path / "cache")
+    assert [encode(tmp_path, ELSEWHERE, NUMBA_CACHE_DIR=cache)[1:] for _ in range(2)] == [
+        (str(7 * 32), 0),
+        (str(7 * 32), 1),
+    ]
+    own, helper = package / "calibration" / "gptq_kernels.py", package / "quant" / "lane_floats.py"
+    own.write_text(own.read_text().replace("place = where(place > zero", "place = where(place > last"))
+    assert encode(tmp_path, ELSEWHERE, NUMBA_CACHE_DIR=cache)[1:] == ("0", 0)
+    helper.write_text(helper.read_text() + "\n")
+    assert encode(tmp_path, ELSEWHERE, NUMBA_CACHE_DIR=cache)[1:] == ("0", 0)

@@ -1,0 +1,165 @@
+"""A decoder's forward pass from its `ModelSpec`, one layer at a time, in float32: nothing but functions of torch.
+
+The weights of one layer, or of the embedding or the head, are in memory at a time; whoever calls decides how long.
+Each layer tells what its matrices read: four vectors per position, see `Tap`.
+
+Notation: b = sequences, n = positions of one call, p = positions held in a cache, h = hidden_size, d = head_dim,
+q = query heads, k = key and value heads, v = vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from smolexport.checkpoint import Checkpoint, StoredTensor
+from smolexport.errors import TensorError
+from smolexport.rope import Rope
+from smolexport.spec import Layer, ModelSpec, Role
+
+__all__ = ["Cache", "Tap", "Weights", "embed", "layer_forward", "load_embedding", "load_head", "load_layer", "norm"]
+
+Weights = Mapping[tuple[Role, str], torch.Tensor]  # by role and part, float32
+# Called with `attn` (q, k and v read it), `o`, `mlp` (gate and up do) or `down`, and what is read: [b, n, columns].
+Tap = Callable[[str, torch.Tensor], None]
+BLOCK = 8 << 20  # bytes read at a time
+
+
+@dataclass
+class Cache:
+    """Keys (rotated) and values of one layer, [b, k, capacity, d] each, of which `length` positions are held."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    length: int = 0
+
+    def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hold `keys` and `values` of the next positions too; returns all that are held."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def _load(place: StoredTensor) -> torch.Tensor:
+    """A tensor in float32, read in blocks: beside it only one block is in memory.  Raises TensorError for NaN."""
+    rows, columns = place.shape if len(place.shape) == 2 else (1, place.shape[0])
+    out = np.empty((rows, columns), np.float32)
+    step = max(1, BLOCK // (columns * place.dtype.itemsize))
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        out[start:stop] = place.read_rows(start, stop)
+        if not np.isfinite(out[start:stop]).all():
+            raise TensorError(f"{place.path}: tensor {place.name} holds numbers that are not finite")
+    return torch.from_numpy(out.reshape(place.shape))
+
+
+def load_layer(checkpoint: Checkpoint, index: int) -> Weights:
+    """All tensors of the layer `index` in float32; raises CheckpointError."""
+    return {(t.role, t.part): _load(place) for t, place in checkpoint.stored.items() if t.layer == index}
+
+
+def load_embedding(checkpoint: Checkpoint) -> torch.Tensor:
+    """[v, h] float32; raises CheckpointError."""
+    return _load(next(place for t, place in checkpoint.stored.items() if t.role is Role.EMBED))
+
+
+def load_head(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+    """The final norm's weight [h], and the head [v, h], which is the embedding where the two are tied."""
+    role = Role.EMBED if checkpoint.spec.tied else Role.HEAD
+    found = {t.role: place for t, place in checkpoint.stored.items() if t.role in (role, Role.FINAL_NORM)}
+    return _load(found[Role.FINAL_NORM]), _load(found[role])
+
+
+def embed(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Hidden states [b, n, h] of `ids` [b, n]."""
+    return F.embedding(ids, table)
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS normalisation over the last axis."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def _rotate(x: torch.Tensor, rope: Rope, start: int) -> torch.Tensor:
+    """Rotate the first `rope.dim` dimensions of [b, heads, n, d], whose first position is `start`."""
+    # In float32 from the frequencies on, as transformers has it.
+    frequencies = torch.from_numpy(rope.inverse_frequencies().astype(np.float32))
+    angles = torch.arange(start, start + x.shape[2], dtype=torch.float32)[:, None] * frequencies
+    cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+    half = rope.dim // 2
+    a, b, rest = x[..., :half], x[..., half : rope.dim], x[..., rope.dim :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+
+
+def _mask(window: int | None, n: int, held: int) -> torch.Tensor | None:
+    """Which of `held` positions each of the last `n` sees, [n, held]; None where plain causality says it all."""
+    if n == held and (window is None or held <= window):
+        return None
+    queries = torch.arange(held - n, held)[:, None]
+    keys = torch.arange(held)[None]
+    seen = keys <= queries
+    return seen if window is None else seen & (keys > queries - window)
+
+
+def _attention(x: torch.Tensor, weights: Weights, spec: ModelSpec, layer: Layer, cache: Cache | None) -> torch.Tensor:
+    """What o_proj reads, [b, n, q * d], of the normalised hidden states [b, n, h]."""
+    b, n, _ = x.shape
+    start = cache.length if cache else 0
+    heads = []
+    for role, normed in ((Role.Q, Role.Q_NORM), (Role.K, Role.K_NORM), (Role.V, None)):
+        y = F.linear(x, weights[role, "weight"], weights.get((role, "bias"))).view(b, n, -1, spec.head_dim)
+        if spec.qk_norm and normed is not None:
+            y = norm(y, weights[normed, "weight"], spec.norm_eps)
+        y = y.transpose(1, 2)
+        heads.append(_rotate(y, layer.rope, start) if layer.rope is not None and normed is not None else y)
+    queries, keys, values = heads
+    if cache is not None:
+        keys, values = cache.extend(keys, values)
+    groups = spec.num_attention_heads // spec.num_key_value_heads
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+    mask = _mask(layer.window, n, keys.shape[2])
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None and n > 1)
+    return out.transpose(1, 2).reshape(b, n, -1)
+
+
+def layer_forward(
+    x: torch.Tensor,
+    weights: Weights,
+    spec: ModelSpec,
+    index: int,
+    *,
+    tap: Tap | None = None,
+    cache: Cache | None = None,
+) -> torch.Tensor:
+    """Hidden states [b, n, h] after the layer `index`, of those before it.
+
+    Args:
+        x: [b, n, h] float32; n positions from 0 on, or after those in `cache`.
+        weights: what `load_layer` returned.
+        spec: the model.
+        index: of the layer.
+        tap: is given what each matrix reads.
+        cache: keys and values so far; these positions are added.
+    """
+
+    def linear(role: Role, y: torch.Tensor) -> torch.Tensor:
+        return F.linear(y, weights[role, "weight"], weights.get((role, "bias")))
+
+    tap = tap or (lambda _kind, _x: None)
+    y = norm(x, weights[Role.ATTN_NORM, "weight"], spec.norm_eps)
+    tap("attn", y)
+    y = _attention(y, weights, spec, spec.layers[index], cache)
+    tap("o", y)
+    x = x + linear(Role.O, y)
+    y = norm(x, weights[Role.MLP_NORM, "weight"], spec.norm_eps)
+    tap("mlp", y)
+    y = F.silu(linear(Role.GATE, y), inplace=True).mul_(linear(Role.UP, y))  # the only activation that loads
+    tap("down", y)
+    return x + linear(Role.DOWN, y)

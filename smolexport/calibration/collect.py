@@ -1,0 +1,347 @@
+"""Filling the folder of statistics: layer by layer, resumed after a kill where it stopped.
+
+Hidden states of all windows lie in two files of the folder, of which one is read while the other is written.  A layer's
+file appears once the states after that layer are on the disk, so the files that are there say which states are whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport import plugins
+from smolexport.calibration.files import open_arrays, write_arrays, writing
+from smolexport.calibration.folder import HIDDEN, claim, clear
+from smolexport.calibration.moments import Moments
+from smolexport.calibration.statistics import (
+    HEAD_FILE,
+    TEACHER_FILE,
+    TOKENS_FILE,
+    Input,
+    Manifest,
+    Statistics,
+    file_of,
+    hash_of,
+    write_manifest,
+    write_moments,
+)
+from smolexport.calibration.texts import Source, cut, read_source
+from smolexport.checkpoint import Checkpoint
+from smolexport.errors import CalibrationError, MissingDependencyError, OutputError, UsageError
+from smolexport.identity import file_hash, identity
+from smolexport.output import check_parent, check_space, made_folder
+from smolexport.tokenizer import TokenKind, open_tokenizer, read_tokenizer
+
+__all__ = ["Engine", "Job", "collect", "prepare", "write_importance"]
+
+KEPT = 256  # tokens of each prediction
+SHORTEST = 4  # tokens of a window
+
+
+class Engine(Protocol):
+    """What runs layers; see `smolexport_on_torch`, which documents each function."""
+
+    def embed(self, windows: NDArray[np.int32], target: Path) -> None:
+        """Write the hidden states before the first layer."""
+        ...
+
+    def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> Mapping[str, Moments]:
+        """Run a layer over all windows."""
+        ...
+
+    def finish(
+        self,
+        shape: tuple[int, int],
+        source: Path,
+        k: int,
+        write: Callable[[NDArray[np.int32], NDArray[np.float32]], None],
+    ) -> Moments:
+        """Run the head over all windows."""
+        ...
+
+    def sample(
+        self,
+        count: int,
+        window: int,
+        first: NDArray[np.int32],
+        bos: int | None,
+        seed: int,
+        progress: Callable[[int], None],
+    ) -> NDArray[np.int32]:
+        """Windows that the model writes itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """Statistics that are ready to be collected: windows and manifest are in the folder."""
+
+    checkpoint: Checkpoint
+    engine: Engine
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def layers_done(self) -> int:
+        """Layers whose files are there."""
+        done = 0
+        while done < self.manifest.layers and _whole(self.folder / file_of(Input(done, "attn"))):
+            done += 1
+        return done
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        last = (self.folder / HEAD_FILE, self.folder / TEACHER_FILE)
+        return self.layers_done == self.manifest.layers and all(map(_whole, last))
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    texts: Sequence[Path] = (),
+    tokens: int = 65536,
+    window: int = 512,
+    seed: int = 0,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Job:
+    """Choose the windows and write them with the manifest, or find those of a run that was stopped.
+
+    Args:
+        checkpoint: the original.
+        folder: of the statistics; made when missing.
+        texts: files, see `smolexport.calibration.texts`; none: the model writes its own text.
+        tokens: most tokens in all windows.
+        window: tokens of a window.
+        seed: of the order of windows, and of the text that the model writes.
+        threads: of the engine; None: its own choice.
+        force: statistics with other arguments in the folder are replaced.
+        progress: called with the number of tokens that the model has written.
+
+    Raises:
+        UsageError: a window or text that cannot be.
+        MissingDependencyError: the engine's library is not installed.
+        CalibrationError: the folder holds statistics made otherwise; the text is too short.
+        OutputError: the folder cannot be written, or holds other things.
+    """
+    engine, versions = _engine(checkpoint, threads)
+    wanted = _wanted(checkpoint, texts, tokens, window, seed, versions)
+    check_parent(folder)
+    with made_folder(folder):
+        manifest = claim(folder, wanted, force)
+        if manifest is None or not _readable(folder, manifest):
+            clear(folder)
+            manifest = _choose(checkpoint, engine, folder, wanted, texts, progress)
+    return Job(checkpoint, engine, folder, manifest)
+
+
+def _readable(folder: Path, manifest: Manifest) -> bool:
+    try:
+        Statistics(folder, manifest).windows()
+    except CalibrationError:
+        return False
+    return True
+
+
+def _choose(
+    checkpoint: Checkpoint,
+    engine: Engine,
+    folder: Path,
+    wanted: Manifest,
+    texts: Sequence[Path],
+    progress: Callable[[int], None],
+) -> Manifest:
+    """Write the windows, and the manifest, which is returned."""
+    windows, sources = _windows(checkpoint, engine, wanted, texts, progress)
+    manifest = replace(wanted, sources=sources, windows=len(windows), sha256=hash_of(windows))
+    check_space(folder, _nbytes(checkpoint, manifest))
+    write_arrays(folder / TOKENS_FILE, {"tokens": ("int32", windows.shape)}, [windows])
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _wanted(
+    checkpoint: Checkpoint, texts: Sequence[Path], tokens: int, window: int, seed: int, versions: Mapping[str, str]
+) -> Manifest:
+    """What is known before the windows are; raises UsageError."""
+    spec = checkpoint.spec
+    if not SHORTEST <= window <= spec.context_length:
+        raise UsageError(f"--window {window}: should lie between {SHORTEST} and the model's {spec.context_length}")
+    if tokens < window:
+        raise UsageError(f"--tokens {tokens}: is less than one window of {window}")
+    try:
+        sources = tuple(Source(path.name, file_hash(path), 0) for path in texts)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    return Manifest(
+        identity(checkpoint), "text" if texts else "self", sources, tokens, 0, window, seed, len(spec.layers),
+        min(KEPT, spec.vocab_size), "", versions,
+    )  # fmt: skip
+
+
+def collect(job: Job, progress: Callable[[int], None] = lambda _: None) -> Statistics:
+    """Do what is left; `progress` is called with 1 for each layer, and for the head.
+
+    Raises:
+        CheckpointError: a weight is damaged.
+        OutputError: the disk is full.
+    """
+    folder, m = job.folder, job.manifest
+    shape = (m.windows, m.window)
+    hidden = [folder / name for name in HIDDEN]
+    if not job.done:
+        try:
+            start = _first(job)
+            progress(start)
+            for index in range(start, m.layers):
+                found = job.engine.layer(index, shape, hidden[index % 2], hidden[(index + 1) % 2])
+                _flush(hidden[(index + 1) % 2])
+                write_moments(folder, index, found)
+                del found  # before the next one's are made
+                progress(1)
+            _finish(job, hidden[m.layers % 2])
+        except OSError as error:
+            raise OutputError(
+                f"{error.filename or folder}: {error.strerror or error}; run it again to go on"
+            ) from error
+        progress(1)
+    for path in hidden:
+        path.unlink(missing_ok=True)
+    return Statistics(folder, m)
+
+
+def _first(job: Job) -> int:
+    """The layer to go on with, its input being on the disk."""
+    done, m = job.layers_done, job.manifest
+    source = job.folder / HIDDEN[done % 2]
+    size = 4 * m.tokens * job.checkpoint.spec.hidden_size
+    if done and source.is_file() and source.stat().st_size == size:
+        return done
+    # From the back, so that a kill between two leaves a run of whole files from the first layer on.
+    for path in sorted(job.folder.glob("layer-*.safetensors"), reverse=True):
+        path.unlink()
+    for name in (HEAD_FILE, TEACHER_FILE, *HIDDEN):
+        (job.folder / name).unlink(missing_ok=True)
+    job.engine.embed(Statistics(job.folder, m).windows(), job.folder / HIDDEN[0])
+    return 0
+
+
+def _finish(job: Job, source: Path) -> None:
+    """The head's statistic, and the model's predictions."""
+    m = job.manifest
+    shapes = {
+        name: (dtype, (m.windows, m.window, m.kept)) for name, dtype in (("ids", "int32"), ("log_probs", "float32"))
+    }
+    with writing(job.folder / TEACHER_FILE, shapes, {}) as (file, starts):
+        places = dict(starts)
+
+        def write(ids: NDArray[np.int32], log_probs: NDArray[np.float32]) -> None:
+            for name, array, dtype in (("ids", ids, "<i4"), ("log_probs", log_probs, "<f4")):
+                file.seek(places[name])
+                places[name] += file.write(np.ascontiguousarray(array, dtype).tobytes())
+
+        found = job.engine.finish((m.windows, m.window), source, m.kept, write)
+    write_moments(job.folder, None, {"head": found})
+
+
+def _engine(checkpoint: Checkpoint, threads: int | None) -> tuple[Engine, dict[str, str]]:
+    for name in plugins.runtimes():
+        make = getattr(plugins.adapter(name), "engine", None)
+        if make is not None:
+            module = plugins.runtime(name)
+            return make(checkpoint, threads=threads), {"smolexport": version("smolexport"), name: module.version()}
+    raise MissingDependencyError("no installed runtime runs a checkpoint layer by layer: pip install smolexport[torch]")
+
+
+def _windows(
+    checkpoint: Checkpoint,
+    engine: Engine,
+    wanted: Manifest,
+    texts: Sequence[Path],
+    progress: Callable[[int], None],
+) -> tuple[NDArray[np.int32], tuple[Source, ...]]:
+    vocab_size = checkpoint.spec.vocab_size
+    tokenizer = read_tokenizer(checkpoint.folder, vocab_size)
+    bos = tokenizer.bos if tokenizer.add_bos else None
+    count = wanted.asked // wanted.window
+    if not texts:
+        normal = [i for i, kind in enumerate(tokenizer.kinds[:vocab_size]) if kind is TokenKind.NORMAL]
+        first = np.array(normal, np.int32)
+        windows = engine.sample(count, wanted.window, first, bos, wanted.seed, progress)
+        return windows, (Source("written by the model", hash_of(windows), windows.size),)
+    codec = open_tokenizer(checkpoint.folder, tokenizer)
+    ids, sources = [], []
+    for path in texts:
+        mark, found = read_source(
+            path, codec, limit=wanted.asked, seed=wanted.seed, vocab_size=vocab_size,
+            render=lambda messages: _render(checkpoint.folder, messages),
+        )  # fmt: skip
+        ids.append(found)
+        sources.append(Source(path.name, mark, len(found)))
+    return cut(ids, wanted.window, count, bos=bos, seed=wanted.seed), tuple(sources)
+
+
+def _render(folder: Path, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The checkpoint's chat template on a whole conversation."""
+    made = _chat(folder).render(messages, tools=None, add_generation_prompt=False, switches={})
+    return cast("str", made)
+
+
+@cache
+def _chat(folder: Path) -> Any:
+    for name in plugins.runtimes():
+        opened = getattr(plugins.adapter(name), "open_chat", None)
+        if opened is not None:
+            plugins.runtime(name)
+            return opened(folder)
+    raise MissingDependencyError("no installed runtime has chat templates: pip install smolexport[torch]")
+
+
+def _whole(path: Path) -> bool:
+    try:
+        open_arrays(path, "a layer")
+    except CalibrationError:
+        return False
+    return True
+
+
+def _nbytes(checkpoint: Checkpoint, m: Manifest) -> int:
+    """Bytes that the folder will have at most."""
+    spec = checkpoint.spec
+    columns = (spec.hidden_size, spec.num_attention_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
+    layer = sum(2 * c * (c + 1) for c in columns)
+    return m.layers * layer + 8 * m.tokens * m.kept + 8 * m.tokens * spec.hidden_size
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_importance(statistics: Statistics, checkpoint: Checkpoint, path: Path, *, force: bool = False) -> None:
+    """Write llama.cpp's importance matrix: of the matrices in the layers, as llama-imatrix does.
+
+    Raises:
+        UsageError: the GGUF converter is not installed.
+        CalibrationError: a statistic is missing.
+        OutputError: the target exists or cannot be written.
+    """
+    write = getattr(plugins.converter("gguf"), "write_importance", None)
+    if write is None:
+        raise UsageError("--imatrix: the installed GGUF converter writes no importance matrix; update it")
+    m = statistics.manifest
+    matrices = [t for t in checkpoint.spec.tensors() if t.layer is not None and len(t.shape) == 2]
+    sums = {t: statistics.mean_squares(t) * np.float32(m.tokens) for t in matrices}
+    names = tuple(source.name for source in m.sources)
+    write(sums, path, count=m.tokens, datasets=names, chunks=m.windows, chunk_size=m.window, force=force)

@@ -1,0 +1,147 @@
+"""Methods of quantization, from plain rounding to trained scales, and what each does to a plan.
+
+A method changes no decision of the plan: names, formats, sizes stay, only the numbers inside differ.  So a file made
+with it has the bytes of its plain twin, runs wherever that runs, and where several formats share a lattice they share
+the calibrated one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from smolexport.calibration import METHODS
+from smolexport.calibration.distillation import Distilled, Settings, Step
+from smolexport.calibration.feedback import Feedback
+from smolexport.calibration.statistics import Statistics
+from smolexport.checkpoint import Checkpoint
+from smolexport.errors import UsageError
+from smolexport.plan import Entry, Plan
+from smolexport.quant import AffineFormat, BlockFormat, NBits, RowFormat
+from smolexport.quant.grids import has_grid
+from smolexport.spec import Role
+
+__all__ = ["Calibration", "Calibrator", "sidecar_of"]
+
+SOLVED = ("gptq", "distil")
+DAMPING = 0.01
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How weights are to be quantized.
+
+    Attributes:
+        method: a name of `METHODS`.
+        statistics: folder that `smolexport calibrate` made; None for rtn.
+        damping: share of the mean of the Hessian's diagonal that is added to it, for gptq and distil.
+        training: how scales are distilled.
+    """
+
+    method: str = "rtn"
+    statistics: Path | None = None
+    damping: float = DAMPING
+    training: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"--method {self.method}: should be one of {', '.join(METHODS)}")
+        if self.method == "rtn" and self.statistics is not None:
+            raise UsageError(f"--stats {self.statistics}: rtn uses no statistics; give --method gptq, or leave it out")
+        if self.method != "rtn" and self.statistics is None:
+            raise UsageError(
+                f"--method {self.method}: needs statistics; make them with `smolexport calibrate CHECKPOINT -o STATS` "
+                "and give --stats STATS"
+            )
+
+
+class Calibrator:
+    """A method other than rtn at work on the plans of one export."""
+
+    def __init__(self, calibration: Calibration, statistics: Statistics) -> None:
+        """`statistics` are those of the checkpoint that is exported."""
+        self.calibration = calibration
+        self.statistics = statistics
+        self.feedback = Feedback(statistics, calibration.damping)
+        self.outcomes: list[Distilled] = []
+
+    def record(self) -> str:
+        """What was done with what, as JSON on one line, for the metadata of the files."""
+        facts: dict[str, object] = {"method": self.calibration.method}
+        if self.calibration.method in SOLVED:
+            facts["damping"] = self.calibration.damping
+        found = self.statistics.manifest
+        facts |= {
+            "tokens": found.tokens, "window": found.window, "seed": found.seed, "written_by": found.method,
+            "texts": [asdict(source) for source in found.sources], "windows_sha256": found.sha256,
+        }  # fmt: skip
+        return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+
+    def applied(self, plan: Plan) -> Plan:
+        """`plan` with importances, and for gptq and distil solvers, in the entries that the method reaches.
+
+        Raises:
+            CalibrationError: a statistic is missing, or of another length.
+            UsageError: the method reaches no entry.
+        """
+        untied = any(entry.tensor is not None and entry.tensor.role is Role.HEAD for entry in plan.entries)
+        entries = tuple(self._entry(entry, untied) for entry in plan.entries)
+        count = sum(entry.importance is not None for entry in entries)
+        method = self.calibration.method
+        if not count:
+            raise UsageError(
+                f"--method {method}: {plan.scheme} has no matrix of less than 8 bits that it reaches; take --method rtn"
+            )
+        matrices = sum(len(entry.shape) == 2 for entry in entries)
+        note = f"{method}: calibrates {count} of {matrices} matrices on {self.statistics.manifest.tokens:,} tokens"
+        return replace(plan, entries=entries, notes=(note, *plan.notes))
+
+    def trained(
+        self,
+        outputs: Sequence[Sequence[Entry]],
+        checkpoint: Checkpoint,
+        threads: int,
+        progress: Callable[[Step], None] | None = None,
+    ) -> list[Sequence[Entry]]:
+        """`outputs`, for distil with trained scales; see `training.distilled`."""
+        if self.calibration.method != "distil":
+            return list(outputs)
+        from smolexport.calibration.training import distilled
+
+        settings = self.calibration.training
+        results, self.outcomes = distilled(
+            outputs, checkpoint, self.statistics, settings, threads=threads, progress=progress
+        )
+        return list(results)
+
+    def report(self, plan: Plan) -> bytes:
+        """What stands beside a file, as JSON: the record, how the training went, the error of each matrix."""
+        facts = json.loads(self.record())
+        facts["trainings"] = [str(outcome) for outcome in self.outcomes]
+        facts["tensors"] = self.feedback.errors(e.tensor for e in plan.entries if e.tensor is not None)
+        return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+    def _entry(self, entry: Entry, untied: bool) -> Entry:
+        tensor = entry.tensor
+        # A row of an embedding that is no head as well is looked up, not multiplied: no column matters more.
+        if tensor is None or len(tensor.shape) != 2 or (untied and tensor.role is Role.EMBED):
+            return entry
+        form = searching(entry.format)
+        base = form.lattice or form
+        if not has_grid(base) and not (isinstance(base, BlockFormat) and base.weighted):
+            return entry
+        importance = self.statistics.mean_squares(tensor)
+        solver = self.feedback.solver(tensor) if self.calibration.method in SOLVED and has_grid(base) else None
+        return replace(entry, format=form, importance=importance, solver=solver)
+
+
+def searching(form: RowFormat) -> RowFormat:
+    """`form` with the encoder that looks for the least weighted error, where it has a choice."""
+    return replace(form, encoder="search") if isinstance(form, (AffineFormat, NBits)) else form
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the report on the calibrated output `path` lies."""
+    return path.with_name(f"{path.name}.calibration.json")

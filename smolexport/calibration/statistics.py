@@ -1,0 +1,297 @@
+"""The folder of statistics: what every matrix of a checkpoint reads, on text, gathered once for all formats.
+
+| file | what it holds |
+|---|---|
+| `manifest.json` | of which checkpoint, from which text, how much, with what seed and versions |
+| `tokens.safetensors` | the windows, [n, w] |
+| `layer-000.safetensors` … | for each of a layer's inputs: the Hessian's upper triangle, and the mean squares |
+| `head.safetensors` | the same for the input of the head |
+| `teacher.safetensors` | the model's own predictions: ids and log-probabilities of the likeliest tokens, [n, w, k] |
+
+Notation: n = windows, w = tokens of a window, c = columns of a matrix, k = tokens kept of a distribution.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.calibration.files import (
+    AGAIN,
+    Arrays,
+    open_arrays,
+    triangle_rows,
+    triangle_size,
+    unpack_triangle,
+    write_arrays,
+)
+from smolexport.calibration.moments import KINDS, Moments
+from smolexport.calibration.texts import Source
+from smolexport.checkpoint import Checkpoint
+from smolexport.errors import CalibrationError
+from smolexport.identity import identity
+from smolexport.output import atomic_file
+from smolexport.spec import Role, Tensor
+
+__all__ = [
+    "HEAD_FILE",
+    "MANIFEST",
+    "TEACHER_FILE",
+    "TOKENS_FILE",
+    "Input",
+    "Manifest",
+    "Statistics",
+    "Teacher",
+    "file_of",
+    "input_of",
+    "open_statistics",
+    "read_manifest",
+    "write_manifest",
+    "write_moments",
+]
+
+MANIFEST, TOKENS_FILE, HEAD_FILE = "manifest.json", "tokens.safetensors", "head.safetensors"
+TEACHER_FILE = "teacher.safetensors"
+FORM = 1  # of the folder; counts up when it changes
+READ = 1 << 22  # numbers of a Hessian read at a time
+READS: Mapping[Role, str] = {
+    Role.Q: "attn", Role.K: "attn", Role.V: "attn", Role.O: "o", Role.GATE: "mlp", Role.UP: "mlp", Role.DOWN: "down",
+    Role.EMBED: "head", Role.HEAD: "head",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Input:
+    """What one or several matrices read: `kind` is attn, o, mlp or down of `layer`, or head with no layer."""
+
+    layer: int | None
+    kind: str
+
+
+def input_of(tensor: Tensor) -> Input:
+    """What the matrix `tensor` reads; of the embedding, as a head.
+
+    Raises:
+        CalibrationError: it is no matrix of a linear map.
+    """
+    if tensor.role not in READS or tensor.part != "weight":
+        raise CalibrationError(f"{tensor.source}: is no matrix, so there is no statistic of what it reads")
+    return Input(tensor.layer, READS[tensor.role])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Of what the statistics are.
+
+    Attributes:
+        checkpoint: hash of config, weights and tokenizer, see `smolexport.identity`.
+        method: `text`, or `self` where the model wrote it.
+        sources: name, SHA-256 and tokens of each text.
+        asked: how many tokens were asked for.
+        windows: how many there are.
+        window: tokens of each, BOS included.
+        seed: of the order of the windows, and of the text that a model writes.
+        layers: of the model.
+        kept: tokens kept of each prediction.
+        sha256: of the windows' ids.
+        versions: of what computed them.
+    """
+
+    checkpoint: str
+    method: str
+    sources: tuple[Source, ...]
+    asked: int
+    windows: int
+    window: int
+    seed: int
+    layers: int
+    kept: int
+    sha256: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all windows."""
+        return self.windows * self.window
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The original model's predictions at temperature 1, the likeliest first.
+
+    Attributes:
+        ids: [n, w, k] int32.
+        log_probs: [n, w, k] float32, natural logarithms.
+    """
+
+    ids: NDArray[np.int32] = field(repr=False)
+    log_probs: NDArray[np.float32] = field(repr=False)
+
+    @property
+    def tail(self) -> NDArray[np.float32]:
+        """[n, w] probability of all other tokens together."""
+        found: NDArray[np.float64] = 1 - np.exp(self.log_probs.astype(np.float64)).sum(-1)
+        return np.maximum(found, 0).astype(np.float32)
+
+
+def file_of(where: Input) -> str:
+    """Name of the file with the statistic of an input."""
+    return HEAD_FILE if where.layer is None else f"layer-{where.layer:03d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A folder of statistics, opened.  Every call reads what it returns, and keeps nothing."""
+
+    folder: Path
+    manifest: Manifest
+
+    def hessian(self, tensor: Tensor) -> NDArray[np.float32]:
+        """[c, c] X^T X / T of what `tensor` reads, over all positions but the first of each window; symmetric.
+
+        Raises:
+            CalibrationError: names the file and the tensor.
+        """
+        file, name, columns = self._place(tensor, "hessian")
+        size, source = triangle_size(columns), tensor.source
+        file.check(name, source, (size,), "float32")
+
+        def part(start: int) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = file.rows(name, start, min(start + READ, size))
+            if not np.isfinite(found).all():
+                raise CalibrationError(f"{file.path}: {name} holds numbers that are not finite ({source}); {AGAIN}")
+            return found
+
+        return unpack_triangle((part(start) for start in range(0, size, READ)), columns)
+
+    def mean_squares(self, tensor: Tensor) -> NDArray[np.float32]:
+        """[c] mean squares of what `tensor` reads, over all positions: what llama.cpp calls importance.
+
+        Raises:
+            CalibrationError: names the file and the tensor.
+        """
+        file, name, columns = self._place(tensor, "mean_squares")
+        found: NDArray[np.float32] = file.read(name, tensor.source, (columns,), "float32")
+        if not (np.isfinite(found) & (found >= 0)).all():
+            raise CalibrationError(
+                f"{file.path}: {name} holds numbers that no mean square is ({tensor.source}); {AGAIN}"
+            )
+        return found
+
+    def largest_share(self, tensor: Tensor) -> float:
+        """Of the trace of the Hessian, what the largest single token makes; raises CalibrationError."""
+        file, name, _ = self._place(tensor, "largest_share")
+        try:
+            return float(file.metadata[name])
+        except (KeyError, ValueError) as error:
+            raise CalibrationError(f"{file.path}: has no {name} ({tensor.source}); {AGAIN}") from error
+
+    def windows(self) -> NDArray[np.int32]:
+        """[n, w] token ids; raises CalibrationError."""
+        m = self.manifest
+        file = open_arrays(self.folder / TOKENS_FILE, "the tokens")
+        found: NDArray[np.int32] = file.read("tokens", "the tokens", (m.windows, m.window), "int32")
+        if hash_of(found) != m.sha256:
+            raise CalibrationError(f"{file.path}: holds other tokens than {MANIFEST} says; {AGAIN}")
+        return found
+
+    def teacher(self, start: int = 0, stop: int | None = None) -> Teacher:
+        """The original model's predictions in the windows [start, stop); raises CalibrationError."""
+        m = self.manifest
+        stop = m.windows if stop is None else stop
+        file = open_arrays(self.folder / TEACHER_FILE, "the original's predictions")
+        arrays = []
+        for name, dtype in (("ids", "int32"), ("log_probs", "float32")):
+            shape = file.shape(name, "the original's predictions")
+            if shape != (m.windows, m.window, m.kept) or file.places[name][0] != np.dtype(dtype):
+                raise CalibrationError(f"{file.path}: {name} is {list(shape)}, not as {MANIFEST} says; {AGAIN}")
+            arrays.append(file.rows(name, start, stop))
+        ids, log_probs = arrays
+        if not np.isfinite(log_probs).all():
+            raise CalibrationError(f"{file.path}: log_probs holds numbers that are not finite; {AGAIN}")
+        return Teacher(ids, log_probs)
+
+    def _place(self, tensor: Tensor, what: str) -> tuple[Arrays, str, int]:
+        where = input_of(tensor)
+        return open_arrays(self.folder / file_of(where), tensor.source), f"{where.kind}.{what}", tensor.shape[1]
+
+
+def open_statistics(folder: Path, checkpoint: Checkpoint | None = None) -> Statistics:
+    """The statistics in `folder`, which have to be those of `checkpoint` where it is given.
+
+    Raises:
+        CalibrationError: there are none, of another checkpoint, or damaged.
+    """
+    manifest = read_manifest(folder)
+    if checkpoint is not None and identity(checkpoint) != manifest.checkpoint:
+        raise CalibrationError(
+            f"{folder}: holds statistics of another checkpoint than {checkpoint.folder}; make its own with "
+            f"smolexport calibrate {checkpoint.folder} -o FOLDER"
+        )
+    return Statistics(folder, manifest)
+
+
+def hash_of(windows: NDArray[np.int32]) -> str:
+    """SHA-256 of token ids, as little-endian 32-bit numbers."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(windows, "<i4").tobytes()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in `folder`; raises CalibrationError."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CalibrationError(f"{path}: not found; make statistics with smolexport calibrate") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CalibrationError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    if not isinstance(found, dict) or found.pop("form", None) != FORM:
+        raise CalibrationError(f"{path}: is not of this version of smolexport; {AGAIN}")
+    kinds: Mapping[str, type] = {
+        "checkpoint": str, "method": str, "sources": list, "asked": int, "windows": int, "window": int, "seed": int,
+        "layers": int, "kept": int, "sha256": str, "versions": dict,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        value = found.get(key)
+        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 40):
+            raise CalibrationError(f"{path}: {key} is {str(value)[:40]}, which it cannot be; {AGAIN}")
+    try:
+        sources = tuple(Source(str(s["name"]), str(s["sha256"]), int(s["tokens"])) for s in found["sources"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(f"{path}: sources are not name, sha256 and tokens; {AGAIN}") from error
+    return Manifest(**{key: found[key] for key in kinds if key != "sources"}, sources=sources)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write it; raises OutputError."""
+    facts: dict[str, Any] = {"form": FORM, **asdict(manifest)}
+    with atomic_file(folder / MANIFEST, force=True) as file:
+        file.write(json.dumps(facts, indent=1).encode())
+
+
+def write_moments(folder: Path, layer: int | None, found: Mapping[str, Moments]) -> None:
+    """Write the file of a layer (None: of the head), whole or not at all; raises OutputError."""
+    kinds: Sequence[str] = KINDS if layer is not None else ("head",)
+    shapes, parts, metadata = {}, [], {}
+    for kind in kinds:
+        moments = found[kind]
+        columns = len(moments.mean_squares)
+        shapes[f"{kind}.hessian"] = ("float32", (triangle_size(columns),))
+        shapes[f"{kind}.mean_squares"] = ("float32", (columns,))
+        metadata[f"{kind}.largest_share"] = f"{moments.largest_share:.6g}"
+        parts.append(moments)
+
+    def rows() -> Any:
+        for moments in parts:
+            yield from triangle_rows(moments.hessian)
+            yield moments.mean_squares
+
+    write_arrays(folder / file_of(Input(layer, kinds[0])), shapes, rows(), metadata)

@@ -1,0 +1,45 @@
+"""What makes a checkpoint the one that it is: its files, and hashes of them."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from smolexport.checkpoint import HUB_FILES, Checkpoint
+from smolexport.errors import CheckpointError
+
+__all__ = ["file_hash", "files_of", "identity"]
+
+PATTERNS = (*HUB_FILES, "additional_chat_templates/*.jinja")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a checkpoint that an export may read, in a fixed order."""
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """One hash for what a checkpoint computes: its config.json, weights and tokenizer.json.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    paths = {place.path for place in checkpoint.stored.values()} | {checkpoint.folder / "config.json"}
+    if (checkpoint.folder / "tokenizer.json").is_file():
+        paths.add(checkpoint.folder / "tokenizer.json")
+    ordered = sorted(paths, key=lambda path: path.name)
+    total = hashlib.sha256()
+    try:
+        with ThreadPoolExecutor(4, thread_name_prefix="hash") as pool:
+            for path, mark in zip(ordered, pool.map(file_hash, ordered), strict=True):
+                total.update(f"{mark} {path.name}\n".encode())
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or checkpoint.folder}: {error.strerror or error}") from error
+    return total.hexdigest()[:32]
