@@ -42,5 +42,6 @@ def demo_statistics(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from smolexport.calibration import collect
     from smolexport.checkpoint import open_checkpoint
 
-    job = collect.prepare(open_checkpoint(demo), tmp_path_factory.mktemp("calibrated") / "stats", tokens=16384)
+    folder = tmp_path_factory.mktemp("calibrated") / "stats"
+    job = collect.prepare(open_checkpoint(demo), folder, tokens=16384, threads=1)
     return collect.collect(job).folder

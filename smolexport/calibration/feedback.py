@@ -76,8 +76,8 @@ class Feedback:
     def errors(self, tensors: Iterable[Tensor]) -> dict[str, dict[str, float]]:
         """Error of the outputs of each of `tensors` that was encoded, as a share of their square, by source name.
 
-        `before` is that of the lattice's own rounding, `after` that of the feedback; both with the damping, on at most
-        some 256 rows of each matrix.
+        `before` is that of the lattice's own rounding, `after` that of the feedback, both on at most 256 rows of each
+        matrix.
         """
         found = {}
         for tensor in tensors:

@@ -42,19 +42,22 @@ class Factor:
     Attributes:
         order: [c] int64, ascending diagonal: the last column is rounded first.
         lower: [c, c] float32: G^T with each column divided by its diagonal element.
-        pivots: [c] float32, squares of the diagonal of G.
+        pivots: [c] float32, squares of the diagonal of G; 0 for columns without input.
         damping: what was added to the diagonal, as a share of its mean.
+        ridge: the same as a number.
     """
 
     order: NDArray[np.int64]
     lower: Floats
     pivots: Floats
     damping: float
+    ridge: float
 
-    def squares(self, rows: Floats) -> Floats:
-        """What each of `rows` [n, c] adds to the square of the outputs, [n]: w H w^T, H with its damping."""
-        moved = rows[:, self.order] @ self.lower
-        return np.asarray((moved * moved) @ self.pivots)
+    def squares(self, rows: Floats) -> NDArray[np.float64]:
+        """What each of `rows` [n, c] adds to the square of the outputs, [n]: w H w^T, without the damping."""
+        ordered = rows[:, self.order]
+        damped = np.square(ordered @ self.lower, dtype=np.float64) @ self.pivots
+        return np.maximum(damped - self.ridge * np.square(ordered[:, self.pivots > 0]).sum(axis=1, dtype=np.float64), 0)
 
 
 def factor(hessian: Floats, damping: float = 0.01) -> Factor:
@@ -79,7 +82,7 @@ def factor(hessian: Floats, damping: float = 0.01) -> Factor:
         for kind in (np.float32, np.float64):
             found = factorized(hessian, order, int((~live).sum()), mean, damping, kind)
             if found is not None:
-                return Factor(order, *found, damping)
+                return Factor(order, *found, damping, damping * mean)
         if damping >= 1:
             raise UsageError(f"a Hessian of {len(order)} columns is not positive definite even with damping {damping}")
         damping = min(1.0, 2 * damping)

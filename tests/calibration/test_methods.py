@@ -63,7 +63,7 @@ def test_every_lattice_comes_closer(target: str, quant: str, demo: Path, demo_st
     """By what the matrices put out: the mean over them of the error that the report beside the file tells."""
     done = export(target, demo, tmp_path, quant=quant, calibration=Calibration("gptq", demo_statistics))
     tensors = json.loads(sidecar_of(done.path).read_bytes())["tensors"]
-    assert len(tensors) == 28 + (quant in ("mlx", "q3_g32", "q4"))
+    assert len(tensors) == (28 if target == "onnx" else 29)  # an embedding of 8 bits is left alone
     before, after = (np.array([errors[when] for errors in tensors.values()]) for when in ("before", "after"))
     assert (after < before).all()
     assert after.mean() < 0.6 * before.mean()
