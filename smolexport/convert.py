@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from smolexport.checkpoint import Checkpoint
 from smolexport.errors import UsageError
 from smolexport.memory import give_back_heap
 from smolexport.output import atomic_file, check_parent, check_space, made_folder
-from smolexport.plan import Entry, Plan
+from smolexport.plan import Plan
 from smolexport.preparation import Job, check_output, output_size, prepare, prepare_all
 from smolexport.sink import Sink
 from smolexport.stream import Encoded, encoded_chunks, thread_count
 
-__all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "write", "write_all"]
+__all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "trained", "write", "write_all"]
 
 WAITING = 2  # chunks an output may lag behind before encoding waits for it
 
@@ -128,7 +128,6 @@ def write_all(
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
-    trained: Callable[[Step], None] | None = None,
 ) -> list[Export]:
     """Write jobs of one checkpoint in one pass: each tensor is read once, and quantized once where a lattice is shared.
 
@@ -137,7 +136,6 @@ def write_all(
         force: replace existing outputs.
         threads: encoding threads; None = the processors that may be used.
         progress: called with the bytes of each chunk written.
-        trained: called after each step of a distillation, which comes before the writing.
 
     Raises:
         OutputError, TensorError, CheckpointError: nothing appears, unless the very last step, the renaming of the
@@ -152,14 +150,11 @@ def write_all(
     for job in jobs:
         check_output(job.converter, job.path, job.plan, checkpoint.folder, force)
         check_space(job.path.parent, sum(output_size(j.plan) for j in jobs if j.path.parent == job.path.parent))
-    calibrator = jobs[0].calibrator
-    outputs: list[Sequence[Entry]] = [job.plan.entries for job in jobs]
-    if calibrator:
-        outputs = calibrator.trained(outputs, checkpoint, thread_count(threads), trained)
+    jobs, calibrator = trained(jobs, threads=threads), jobs[0].calibrator
     give_back_heap()  # what reading the tokenizer left there, before the kernels need theirs
     with ExitStack() as stack:
         sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
-        _put(sinks, encoded_chunks(checkpoint, outputs, threads), progress)
+        _put(sinks, encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads), progress)
         for sink in sinks:  # all of them, before the first one gets its name
             sink.flush()
         for job, sink in zip(jobs, sinks, strict=True):
@@ -172,6 +167,30 @@ def write_all(
     return [
         Export(job.path, tuple(sink.paths), job.plan, size, seconds)
         for job, sink, size in zip(jobs, sinks, sizes, strict=True)
+    ]
+
+
+def trained(
+    jobs: Sequence[Job], *, threads: int | None = None, progress: Callable[[Step], None] | None = None
+) -> list[Job]:
+    """`jobs` with distilled scales, where that is their method and has not been done; `write_all` does it otherwise.
+
+    Args:
+        jobs: what `prepare_all` made.
+        threads: encoding threads; None = the processors that may be used.
+        progress: called after each step of a training.
+
+    Raises:
+        MissingDependencyError: PyTorch is not installed.
+        CalibrationError: a statistic is missing or damaged.
+        UsageError: jobs without weights, or of different checkpoints.
+    """
+    checkpoint, calibrator = _common_checkpoint(jobs), jobs[0].calibrator
+    if calibrator is None or calibrator.outcomes or calibrator.calibration.method != "distil":
+        return list(jobs)
+    outputs = calibrator.trained([job.plan.entries for job in jobs], checkpoint, thread_count(threads), progress)
+    return [
+        replace(job, plan=replace(job.plan, entries=tuple(entries))) for job, entries in zip(jobs, outputs, strict=True)
     ]
 
 

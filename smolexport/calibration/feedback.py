@@ -22,6 +22,8 @@ from smolexport.spec import Tensor
 
 __all__ = ["Feedback", "TensorFeedback"]
 
+ENOUGH = 8  # tokens per column, below which a Hessian is noisy
+FEW_DAMPING = 0.05  # then
 SAMPLE = 256  # rows of a matrix whose error is measured
 
 Floats = NDArray[np.float32]
@@ -31,7 +33,7 @@ class Feedback:
     """Solvers for the matrices of one checkpoint; threads may share it."""
 
     def __init__(self, statistics: Statistics, damping: float) -> None:
-        """`damping` is a share of the mean of each Hessian's diagonal."""
+        """`damping` is a share of the mean of each Hessian's diagonal; Hessians of few tokens get more."""
         self.statistics = statistics
         self.damping = damping
         self._solvers: dict[Tensor, TensorFeedback] = {}
@@ -53,7 +55,9 @@ class Feedback:
         with self._lock:
             if self._last is None or self._last[0] != key:
                 self._last = None  # before the next one is made
-                self._last = key, factor(self.statistics.hessian(tensor), self.damping)
+                few = self.statistics.manifest.tokens < ENOUGH * tensor.shape[1]
+                damping = max(self.damping, FEW_DAMPING) if few else self.damping
+                self._last = key, factor(self.statistics.hessian(tensor), damping)
             return self._last[1]
 
     def note(self, tensor: Tensor, rows: Floats, start: int, before: Floats, after: Floats) -> None:

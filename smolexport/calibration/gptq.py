@@ -57,7 +57,8 @@ class Factor:
         """What each of `rows` [n, c] adds to the square of the outputs, [n]: w H w^T, without the damping."""
         ordered = rows[:, self.order]
         damped = np.square(ordered @ self.lower, dtype=np.float64) @ self.pivots
-        return np.maximum(damped - self.ridge * np.square(ordered[:, self.pivots > 0]).sum(axis=1, dtype=np.float64), 0)
+        added = self.ridge * np.square(ordered[:, self.pivots > 0], dtype=np.float64).sum(axis=1)
+        return np.asarray(np.maximum(damped - added, 0), np.float64)
 
 
 def factor(hessian: Floats, damping: float = 0.01) -> Factor:

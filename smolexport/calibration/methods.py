@@ -105,9 +105,7 @@ class Calibrator:
         threads: int,
         progress: Callable[[Step], None] | None = None,
     ) -> list[Sequence[Entry]]:
-        """`outputs`, for distil with trained scales; see `training.distilled`."""
-        if self.calibration.method != "distil":
-            return list(outputs)
+        """`outputs` with trained scales; see `training.distilled`."""
         from smolexport.calibration.training import distilled
 
         settings = self.calibration.training

@@ -134,11 +134,26 @@ def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Exp
     checkpoint = jobs[0].checkpoint
     if checkpoint:
         say(f"from {checkpoint.folder} ({checkpoint.dtype}, {checkpoint.nbytes / 1e6:.1f} MB)")
+    jobs = _trained(jobs, threads)
     names = ", ".join(job.path.name for job in jobs)
     with progress_bar(f"writing {names}", sum(job.plan.nbytes for job in jobs)) as advance:
         done = convert.write_all(jobs, force=force, threads=threads, progress=advance)
     say(f"wrote {sum(d.bytes for d in done) / 1e6:.1f} MB in {done[0].seconds:.1f} s")
     return done
+
+
+def _trained(jobs: list[Job], threads: int | None) -> list[Job]:
+    """`jobs` with distilled scales, where that is the method, with a bar and what came of it."""
+    from smolexport import convert
+
+    calibrator = jobs[0].calibrator
+    if calibrator is None or calibrator.calibration.method != "distil":
+        return jobs
+    with progress_bar("training scales", calibrator.calibration.training.steps, unit="steps") as advance:
+        jobs = convert.trained(jobs, threads=threads, progress=lambda _: advance(1))
+    for outcome in calibrator.outcomes:
+        say(str(outcome))
+    return jobs
 
 
 def _show_plan(job: Job, json: bool) -> None:

@@ -269,7 +269,8 @@ def test_bad_arguments() -> None:
         factor(holed)
     with pytest.raises(UsageError, match="negative in column 5"):
         factor(negative)
-    rows, solved = weights(1, 4, 64), Factor(np.arange(64), np.eye(64, dtype=np.float32), np.ones(64, np.float32), 0.01, 0.01)
+    rows = weights(1, 4, 64)
+    solved = Factor(np.arange(64), np.eye(64, dtype=np.float32), np.ones(64, np.float32), 0.01, 0.01)
     grid = grid_of(FORMATS["q4_0"], FORMATS["q4_0"].encode(rows), 64)
     for some, other in ((rows[:3], solved), (rows[:, :32], solved), (rows, factor(good)), (rows.astype(float), solved)):
         with pytest.raises(UsageError, match="do not belong together"):
