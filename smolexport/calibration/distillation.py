@@ -106,7 +106,7 @@ class Settings:
         memory: bytes of activations to stay below: a batch is taken in parts, layers are computed twice.
     """
 
-    steps: int = 120
+    steps: int = 80
     batch: int = 8
     rate: float = 3e-3
     warm_up: float = 0.05
