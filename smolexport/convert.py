@@ -85,7 +85,7 @@ def export_all(
     out: str | Path | None = None,
     *,
     targets: Collection[str] | None = None,
-    quant: str = "int4",
+    quant: str | None = None,
     name: str | None = None,
     strict: bool = False,
     force: bool = False,

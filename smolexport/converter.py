@@ -17,7 +17,7 @@ from smolexport.description import Description
 from smolexport.errors import UsageError
 from smolexport.plan import Plan
 from smolexport.sink import Sink
-from smolexport.spec import ModelSpec
+from smolexport.spec import ModelSpec, Tensor
 from smolexport.weights import Weights
 
 __all__ = ["Converter", "SchemeInfo", "named_scheme"]
@@ -81,6 +81,14 @@ class Converter(Protocol):
 
     def check(self, spec: ModelSpec) -> list[str]:
         """Reasons why the format cannot hold `spec`; empty when it can."""
+        ...
+
+    def rungs(self, tensor: Tensor) -> tuple[int, ...]:
+        """Bits that the scheme `mix` can give `tensor`, most first; empty for what it does not choose for."""
+        ...
+
+    def size(self, plan: Plan) -> int:
+        """Bytes of all that `plan` writes, headers and small files included."""
         ...
 
     def output(self, plan: Plan, path: Path, *, force: bool = False) -> AbstractContextManager[Sink]:

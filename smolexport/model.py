@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smolexport.spec import ModelSpec
+from smolexport.spec import ModelSpec, Tensor
 from smolexport.tokenizer import TokenizerSpec
 
 __all__ = ["CALIBRATION_KEY", "Model", "claimed_dtype"]
@@ -29,6 +29,7 @@ class Model:
         dtype: `F32`, `F16` or `BF16`: what config.json claims, else what most weights are.
         origin: hub id; None for a local folder.
         calibration: what its weights are calibrated with, as JSON for the files' metadata; None = nothing.
+        bits: of each matrix, for the scheme `mix`; None = not decided.
     """
 
     spec: ModelSpec
@@ -39,6 +40,7 @@ class Model:
     dtype: str = "BF16"
     origin: str | None = None
     calibration: str | None = None
+    bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
 
 
 def claimed_dtype(config: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.calibration.methods import Calibration, Calibrator
+from smolexport.calibration.mixing import Mixer, top_bits
 from smolexport.calibration.statistics import open_statistics
 from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, read_config
 from smolexport.converter import Converter
@@ -20,6 +21,7 @@ from smolexport.model import Model, claimed_dtype
 from smolexport.output import check_parent, check_target, refuse_own_source
 from smolexport.plan import Plan
 from smolexport.plugins import checked_options, converter, converters
+from smolexport.portable import MIX, decided
 from smolexport.spec import ModelSpec
 from smolexport.tokenizer import read_tokenizer
 
@@ -110,7 +112,7 @@ def prepare_all(
     out: str | Path | None = None,
     *,
     targets: Collection[str] | None = None,
-    quant: str = "int4",
+    quant: str | None = None,
     name: str | None = None,
     strict: bool = False,
     ignore_config: Collection[str] = (),
@@ -126,7 +128,7 @@ def prepare_all(
         source: as for `prepare`, like the arguments that are not named here.
         out: the folder that gets all outputs under their default names.
         targets: format names; None = every installed converter.
-        quant: a scheme that all of them have.
+        quant: a scheme that all of them have; None = int4, or mix where there is a budget.
 
     Raises:
         SmolexportError: anything that stands against one of the exports.
@@ -135,8 +137,9 @@ def prepare_all(
     if weights:
         check_parent(folder)
     wish = Wish(
-        source, quant, name, {}, strict, ignore_config, revision, token, force, weights, calibration or Calibration()
-    )
+        source, quant or (None if calibration and calibration.budget else "int4"), name, {}, strict, ignore_config,
+        revision, token, force, weights, calibration or Calibration(),
+    )  # fmt: skip
     return _prepare(list(converters() if targets is None else targets), wish, lambda default, _: folder / default)
 
 
@@ -144,7 +147,7 @@ def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter
     if not targets or len(set(targets)) < len(targets):
         raise UsageError(f"formats {', '.join(targets) or 'none'}: name each format once, and at least one")
     modules = [converter(target) for target in targets]
-    schemes = [module.find_scheme(wish.quant or module.DEFAULT).name for module in modules]
+    schemes = _schemes(modules, wish)
     for module in modules:
         checked_options(module.plan, wish.options, module.FORMAT, module.OPTIONS)
     source = wish.source
@@ -163,6 +166,19 @@ def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter
     return _jobs(((job.converter, job.plan.scheme) for job in jobs), model, checkpoint, wish, place)
 
 
+def _schemes(modules: Sequence[Converter], wish: Wish) -> list[str]:
+    """The scheme of each of `modules`; raises UsageError."""
+    budget = wish.calibration.budget
+    schemes = [module.find_scheme(wish.quant or (MIX if budget else module.DEFAULT)).name for module in modules]
+    if budget and schemes != [MIX] * len(modules):
+        raise UsageError(f"--quant {wish.quant}: under a budget the bits are chosen; leave it out, or take {MIX}")
+    if not budget:
+        for name in schemes:
+            if MIX in name.split("+"):
+                decided(None)
+    return schemes
+
+
 def _jobs(
     wanted: Iterable[tuple[Converter, str]],
     model: Model,
@@ -171,10 +187,13 @@ def _jobs(
     place: Callable[[str, Converter], Path],
 ) -> list[Job]:
     """A job for each converter and scheme."""
+    wanted = list(wanted)
     calibrator = _calibrator(wish.calibration, checkpoint)
+    if calibrator and wish.calibration.budget:
+        calibrator, model = _mixed(calibrator, [module for module, _ in wanted], model, checkpoint, wish)
     if calibrator:
         model = replace(model, calibration=calibrator.record())
-    ending = f"-{wish.calibration.method}" if calibrator else ""
+    ending = f"-{wish.calibration.method}" if calibrator and wish.calibration.method != "rtn" else ""
     jobs = []
     for module, scheme in wanted:
         plan = _plan(module, model, scheme, wish)
@@ -183,6 +202,23 @@ def _jobs(
             check_output(module, path, plan, model.folder, wish.force)
         jobs.append(Job(module, checkpoint, calibrator.applied(plan) if calibrator else plan, path, calibrator))
     return jobs
+
+
+def _mixed(
+    calibrator: Calibrator, modules: Sequence[Converter], model: Model, checkpoint: Checkpoint | None, wish: Wish
+) -> tuple[Calibrator, Model]:
+    """Decide under the budget; where the weights are still on the hub, only look at the largest files that can be."""
+    calibration, statistics = calibrator.calibration, calibrator.statistics
+    if checkpoint is None:
+        if not wish.weights:
+            raise UsageError(f"{wish.source}: a budget needs the weights here; download them and give their folder")
+        return calibrator, replace(model, bits=top_bits(modules, model.spec))
+    mixer = Mixer(
+        modules, model, checkpoint, statistics, calibration,
+        lambda module, decided: _plan(module, decided, MIX, wish),
+    )  # fmt: skip
+    mixed = mixer.decide()
+    return Calibrator(calibration, statistics, mixed), replace(model, bits=mixed.bits)
 
 
 def _calibrator(calibration: Calibration, checkpoint: Checkpoint | None) -> Calibrator | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from smolexport import portable
@@ -18,7 +19,7 @@ from smolexport.output import atomic_file, check_target
 from smolexport.plan import Entry, InterleaveHeads, Plan
 from smolexport.quant import FORMATS
 from smolexport.sink import Place, Sink
-from smolexport.spec import ModelSpec, Role
+from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.description import describe
@@ -26,7 +27,7 @@ from smolexport_to_gguf.importance import Importance, read_importance, write_imp
 from smolexport_to_gguf.lint import lint
 from smolexport_to_gguf.metadata import model_metadata, rope_factors
 from smolexport_to_gguf.reading import weights
-from smolexport_to_gguf.schemes import SCHEMES, Scheme, better_schemes, find_scheme
+from smolexport_to_gguf.schemes import SCHEMES, PortableScheme, Scheme, better_schemes, find_scheme
 from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "plan",
     "recognises",
     "replaceable",
+    "rungs",
+    "size",
     "weights",
     "write_importance",
 ]
@@ -85,6 +88,8 @@ def plan(model: Model, scheme: str, *, imatrix: str | None = None) -> Plan:
         UnsupportedError: the tokenizer cannot be expressed; see `check_vocabulary`.
     """
     spec, tokenizer, chosen = model.spec, model.tokenizer, find_scheme(scheme)
+    if isinstance(chosen, PortableScheme) and chosen.name == portable.MIX:
+        chosen = replace(chosen, bits=portable.decided(model.bits))
     reasons = check_vocabulary(tokenizer)
     if reasons:
         raise UnsupportedError(f"the tokenizer cannot be exported to GGUF: {'; '.join(reasons)}")
@@ -138,6 +143,22 @@ def _advice(spec: ModelSpec, scheme: Scheme, made: Plan) -> list[str]:
     ]
 
 
+def rungs(tensor: Tensor) -> tuple[int, ...]:
+    """Bits that the scheme `mix` can give `tensor`, most first: q8_0, q6_k where its rows allow it, q5_0, q4_0."""
+    if len(tensor.shape) != 2 or not FORMATS["q4_0"].fits(tensor.shape[1]):
+        return ()
+    return (8, 6, 5, 4) if FORMATS["q6_k"].fits(tensor.shape[1]) else (8, 5, 4)
+
+
+def size(plan: Plan) -> int:
+    """Bytes of the file."""
+    return len(_header(plan)) + sum(entry.nbytes + padding(entry.nbytes) for entry in plan.entries)
+
+
+def _header(plan: Plan) -> bytes:
+    return header_bytes(plan.metadata, ((e.name, e.shape, FORMATS[e.format.name]) for e in plan.entries))
+
+
 @contextmanager
 def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     """Open `path` for the plan's tensors; it appears whole, when the block ends, or not at all.
@@ -150,7 +171,7 @@ def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     Raises:
         OutputError: the target exists or cannot be written.
     """
-    header = header_bytes(plan.metadata, ((e.name, e.shape, FORMATS[e.format.name]) for e in plan.entries))
+    header = _header(plan)
     places, total = {}, len(header)
     for entry in plan.entries:
         places[entry.name] = (Place(total, entry.format.row_bytes(entry.shape[-1])),)

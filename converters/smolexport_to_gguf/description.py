@@ -43,6 +43,6 @@ def _scheme_name(file: GgufFile) -> str:
     if recorded is not None and recorded in SCHEMES:
         return recorded
     return next(
-        (s.name for s in SCHEMES.values() if s.file_type == code and s.name not in portable.SCHEMES),
+        (s.name for s in SCHEMES.values() if s.file_type == code and s.name not in portable.NAMES),
         "?" if code is None else f"file type {code}",
     )

@@ -109,7 +109,7 @@ def read_importance(file: str | None, scheme: Scheme) -> Importance | None:
                 f"--quant {scheme.name}: needs an importance matrix; give one with --imatrix, or take q2_k"
             )
         return None
-    if scheme.name in portable.SCHEMES:
+    if scheme.name in portable.NAMES:
         raise UsageError(
             f"--imatrix: {scheme.name} is the same in every format, defined without importance; take {scheme.base}"
         )

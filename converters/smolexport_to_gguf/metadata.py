@@ -37,7 +37,7 @@ def model_metadata(spec: ModelSpec, scheme: Scheme, name: str) -> list[tuple[str
         ("general.name", "string", name),
         ("general.file_type", "u32", scheme.file_type),
     ]
-    if scheme.name in portable.SCHEMES:  # the file type of the format underneath does not tell
+    if scheme.name in portable.NAMES:  # the file type of the format underneath does not tell
         rows.append((SCHEME_KEY, "string", scheme.name))
     if scheme.quantized:
         rows.append(("general.quantization_version", "u32", QUANTIZATION_VERSION))

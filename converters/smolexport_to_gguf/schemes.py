@@ -15,7 +15,7 @@ from smolexport.converter import named_scheme
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.spec import ModelSpec, Role, Tensor
 
-__all__ = ["ALIASES", "SCHEMES", "Scheme", "better_schemes", "find_scheme"]
+__all__ = ["ALIASES", "SCHEMES", "PortableScheme", "Scheme", "better_schemes", "find_scheme"]
 
 # What a row that is no multiple of the block gets instead; what does not even fit 32 becomes f16.
 FALL_BACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
@@ -117,16 +117,22 @@ class Scheme:
 
 @dataclass(frozen=True)
 class PortableScheme(Scheme):
-    """A scheme whose choices `smolexport.portable` makes for all formats.  Vectors are f32 here, rounded to f16."""
+    """A scheme whose choices `smolexport.portable` makes for all formats.  Vectors are f32 here, rounded to f16.
+
+    Attributes:
+        bits: of each matrix, for `mix`.
+    """
+
+    bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
 
     def wants(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> BlockFormat:  # noqa: ARG002
         """The portable format, whatever the row length."""
-        return FORMATS["f32" if len(tensor.shape) == 1 else portable.wanted_of(tensor, self.name).value]
+        return FORMATS["f32" if len(tensor.shape) == 1 else portable.wanted_of(tensor, self.name, self.bits).value]
 
     def choose(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> tuple[BlockFormat, BlockFormat | None]:
         """(format, wanted), as in `Scheme.choose`."""
         wanted = self.wants(tensor, spec, weighed)
-        form = wanted if len(tensor.shape) == 1 else FORMATS[portable.storage_of(tensor, self.name).value]
+        form = wanted if len(tensor.shape) == 1 else FORMATS[portable.storage_of(tensor, self.name, self.bits).value]
         return form, (wanted if form is not wanted else None)
 
     def via(self, tensor: Tensor) -> BlockFormat | None:
@@ -177,6 +183,7 @@ def _schemes() -> list[Scheme]:
         *(Scheme(name, name, code, about, _more_when_weighed(name)) for name, code, about in plain),
         PortableScheme("int8", "q8_0", 7, portable.SCHEMES["int8"]),
         PortableScheme("int4", "q4_0", 2, portable.SCHEMES["int4"]),
+        PortableScheme(portable.MIX, "q4_0", 2, portable.MIX_ABOUT),
         Scheme("q2_k", "q2_k", 10, "2 bits, super-blocks of 256; small and lossy", {
             v: lambda p: "q4_k" if p.group >= 4 else "q3_k", down: _always("q3_k"), o: _always("q3_k")}),
         Scheme("q2_k_s", "q2_k", 21, "2 bits, super-blocks of 256, small mix; only with --imatrix", {

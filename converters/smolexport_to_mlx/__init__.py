@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -20,14 +21,26 @@ from smolexport.output import atomic_folder, check_target
 from smolexport.plan import Companion, Entry, Plan
 from smolexport.quant import MicroFormat
 from smolexport.sink import Sink
+from smolexport.spec import Tensor
 from smolexport_to_mlx import architectures, companions
 from smolexport_to_mlx.card import card
 from smolexport_to_mlx.config import compose, quantization_object
-from smolexport_to_mlx.container import INDEX, arrays_of, index_json, places_of, shards_of
+from smolexport_to_mlx.container import INDEX, Shard, arrays_of, index_json, places_of, shards_of
 from smolexport_to_mlx.description import NAME_KEY, SCHEME_KEY, describe, recognises, replaceable
 from smolexport_to_mlx.lint import lint
 from smolexport_to_mlx.reading import weights
-from smolexport_to_mlx.schemes import DTYPES, PIECE, SCHEMES, Affine, Dtype, Encoder, Scheme, find_scheme, setting_of
+from smolexport_to_mlx.schemes import (
+    DTYPES,
+    PIECE,
+    SCHEMES,
+    Affine,
+    Dtype,
+    Encoder,
+    Portable,
+    Scheme,
+    find_scheme,
+    setting_of,
+)
 
 __all__ = [
     "DEFAULT",
@@ -44,6 +57,8 @@ __all__ = [
     "plan",
     "recognises",
     "replaceable",
+    "rungs",
+    "size",
     "weights",
 ]
 
@@ -74,7 +89,7 @@ def plan(model: Model, scheme: str, *, dtype: str | None = None, encoder: str = 
         UsageError: an unknown scheme or option, or an option that the scheme does not leave open.
         CheckpointError: a small file of the checkpoint is damaged.
     """
-    chosen = find_scheme(scheme)
+    chosen = _decided(find_scheme(scheme), model)
     floats, how = _dtype(chosen, model, dtype), _encoder(chosen, encoder)
     entries = []
     for tensor in model.spec.tensors():
@@ -87,9 +102,7 @@ def plan(model: Model, scheme: str, *, dtype: str | None = None, encoder: str = 
         *_half_pieces(entries),
         *companions.notes(model),
     )
-    strings = {"format": "mlx", SCHEME_KEY: chosen.name, NAME_KEY: model.name, "smolexport.version": _version()}
-    if model.calibration:
-        strings[CALIBRATION_KEY] = model.calibration
+    strings = _strings(model, chosen)
     bare = Plan(FORMAT, model.spec.model_type, chosen.name, tuple(entries))
     shards = shards_of(arrays_of(entries), strings)
     lines = [*bare.fallback_lines(), *notes]
@@ -111,6 +124,12 @@ def plan(model: Model, scheme: str, *, dtype: str | None = None, encoder: str = 
         notes,
         (*made, *companions.companions(model)),
     )
+
+
+def _decided(scheme: Scheme, model: Model) -> Scheme:
+    if isinstance(scheme, Portable) and scheme.name == portable.MIX:
+        return replace(scheme, bits=portable.decided(model.bits))
+    return scheme
 
 
 def _dtype(scheme: Scheme, model: Model, asked: str | None) -> Dtype:
@@ -151,8 +170,29 @@ def _half_pieces(entries: list[Entry]) -> Iterator[str]:
         )
 
 
+def _strings(model: Model, scheme: Scheme) -> dict[str, str]:
+    """What the weights say about themselves."""
+    strings = {"format": "mlx", SCHEME_KEY: scheme.name, NAME_KEY: model.name, "smolexport.version": _version()}
+    return {**strings, CALIBRATION_KEY: model.calibration} if model.calibration else strings
+
+
 def _version() -> str:
     return metadata.version("smolexport")
+
+
+def rungs(tensor: Tensor) -> tuple[int, ...]:
+    """Bits that the scheme `mix` can give `tensor`, most first."""
+    return (8, 6, 5, 4) if len(tensor.shape) == 2 and tensor.shape[1] % portable.BLOCK == 0 else ()
+
+
+def size(plan: Plan) -> int:
+    """Bytes of all files of the folder."""
+    return sum(s.nbytes for s in _shards(plan)) + sum(c.nbytes for c in plan.companions)
+
+
+def _shards(plan: Plan) -> list[Shard]:
+    strings = {key.removeprefix("header."): value for key, _, value in plan.metadata if key.startswith("header.")}
+    return shards_of(arrays_of(plan.entries), strings)
 
 
 @contextmanager
@@ -167,10 +207,8 @@ def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     Raises:
         OutputError: the target exists or cannot be written.
     """
-    strings = {key.removeprefix("header."): value for key, _, value in plan.metadata if key.startswith("header.")}
-    shards = shards_of(arrays_of(plan.entries), strings)
-    total = sum(s.nbytes for s in shards) + sum(c.nbytes for c in plan.companions)
-    check_target(path, total, force=force, replaceable=replaceable)
+    shards = _shards(plan)
+    check_target(path, size(plan), force=force, replaceable=replaceable)
     names = [*(shard.name for shard in shards), *(companion.name for companion in plan.companions)]
     with atomic_folder(path, replaceable=replaceable if force else None) as folder, ExitStack() as stack:
         for companion in plan.companions:

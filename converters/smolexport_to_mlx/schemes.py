@@ -8,7 +8,7 @@ smaller group that fits, and the plan says so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from smolexport import portable
@@ -27,6 +27,7 @@ __all__ = [
     "Choice",
     "Dtype",
     "Encoder",
+    "Portable",
     "Scheme",
     "find_scheme",
     "is_whole_pieces",
@@ -92,24 +93,27 @@ class Floats:
 
 @dataclass(frozen=True)
 class Portable:
-    """The choices that `smolexport.portable` makes for every format."""
+    """The choices that `smolexport.portable` makes for every format; `bits` are those of each matrix, for `mix`."""
 
     name: str
     about: str
     dtype: Dtype = "F16"
+    bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
 
     @property
     def common(self) -> RowFormat:
         """4 or 8 bits in groups of 32."""
-        return PortableFormat(4 if self.name == "int4" else 8)
+        return PortableFormat(8 if self.name == "int8" else 4)
 
     def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
         """The lattice for matrices, float16 for the rest."""
         formats: dict[Storage, RowFormat] = {
-            Storage.INT4: PortableFormat(4), Storage.INT8: PortableFormat(8), Storage.HALF: FORMATS["f16"],
+            Storage.INT4: PortableFormat(4), Storage.INT5: AffineFormat(5, portable.BLOCK, "F16", "search"),
+            Storage.INT6: AffineFormat(6, portable.BLOCK, "F16", "search"), Storage.INT8: PortableFormat(8),
+            Storage.HALF: FORMATS["f16"],
         }  # fmt: skip
-        form = formats[portable.storage_of(tensor, self.name)]
-        wanted = formats[portable.wanted_of(tensor, self.name)]
+        form = formats[portable.storage_of(tensor, self.name, self.bits)]
+        wanted = formats[portable.wanted_of(tensor, self.name, self.bits)]
         return Choice(form, None if form == wanted else wanted)
 
 
@@ -210,6 +214,7 @@ def _schemes() -> list[Scheme]:
     return [
         *(Floats(name, about, DTYPES[name]) for name, about in floats.items()),
         *(Portable(name, about) for name, about in portable.SCHEMES.items()),
+        Portable(portable.MIX, portable.MIX_ABOUT),
         *(Affine(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits) for bits in BITS),
         *(
             Affine(f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group)

@@ -21,6 +21,7 @@ from smolexport.model import CALIBRATION_KEY, Model
 from smolexport.output import atomic_folder, check_target
 from smolexport.plan import Companion, Entry, Plan
 from smolexport.sink import Sink
+from smolexport.spec import Tensor
 from smolexport_to_onnx import architectures, companions
 from smolexport_to_onnx.card import card
 from smolexport_to_onnx.config import compose, genai
@@ -30,7 +31,7 @@ from smolexport_to_onnx.graph import Settings, build
 from smolexport_to_onnx.lint import lint
 from smolexport_to_onnx.messages import encode
 from smolexport_to_onnx.reading import GENAI, SCHEME_KEY, weights
-from smolexport_to_onnx.schemes import SCHEMES, STEMS, Scheme, find_scheme
+from smolexport_to_onnx.schemes import SCHEMES, STEMS, Portable, Scheme, find_scheme
 
 __all__ = [
     "DEFAULT",
@@ -47,6 +48,8 @@ __all__ = [
     "plan",
     "recognises",
     "replaceable",
+    "rungs",
+    "size",
     "weights",
 ]
 
@@ -95,7 +98,7 @@ def plan(
         CheckpointError: a small file of the checkpoint is damaged.
     """
     chosen, positions, gathered = find_scheme(scheme), _positions(model, max_positions), companions.gather(model)
-    schemes = chosen.parts
+    schemes = tuple(_decided(part, model) for part in chosen.parts)
     entries, layouts = list[Entry](), list[Layout]()
     files, metadata = dict[str, bytes](), list[tuple[str, str, Any]]()
     for number, part in enumerate(schemes):
@@ -120,6 +123,12 @@ def plan(
     metadata += [(f"config.{key}", "json", value) for key, value in config.items()]
     made = (Companion(name, content) for name, content in files.items())
     return replace(bare, metadata=tuple(metadata), notes=notes, companions=(*made, *gathered.files.values()))
+
+
+def _decided(scheme: Scheme, model: Model) -> Scheme:
+    if isinstance(scheme, Portable) and scheme.name == portable.MIX:
+        return replace(scheme, bits=portable.decided(model.bits))
+    return scheme
 
 
 def _positions(model: Model, asked: int | None) -> int:
@@ -179,6 +188,17 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=4, ensure_ascii=False) + "\n").encode()
 
 
+def rungs(tensor: Tensor) -> tuple[int, ...]:
+    """Bits that the scheme `mix` can give `tensor`, most first: those that MatMulNBits and other formats share."""
+    return portable.RUNGS if len(tensor.shape) == 2 and tensor.shape[1] % portable.BLOCK == 0 else ()
+
+
+def size(plan: Plan) -> int:
+    """Bytes of all files of the folder."""
+    layouts = plan.layouts if isinstance(plan, FolderPlan) else ()
+    return sum(layout.nbytes for layout in layouts) + sum(c.nbytes for c in plan.companions)
+
+
 @contextmanager
 def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     """Open the folder `path` for the plan's tensors; it appears whole, when the block ends, or not at all.
@@ -194,8 +214,7 @@ def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     """
     if not isinstance(plan, FolderPlan):
         raise UsageError(f"{path}: a plan for {plan.target} cannot be written as {FORMAT}")
-    total = sum(layout.nbytes for layout in plan.layouts) + sum(c.nbytes for c in plan.companions)
-    check_target(path, total, force=force, replaceable=replaceable)
+    check_target(path, size(plan), force=force, replaceable=replaceable)
     names = [*(layout.data for layout in plan.layouts), *(companion.name for companion in plan.companions)]
     with atomic_folder(path, replaceable=replaceable if force else None) as folder, ExitStack() as stack:
         for companion in plan.companions:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from smolexport import portable
@@ -25,6 +25,7 @@ __all__ = [
     "STEMS",
     "Choice",
     "Dtype",
+    "Portable",
     "Scheme",
     "Several",
     "find_scheme",
@@ -113,7 +114,8 @@ class Floats:
 class Portable:
     """The choices that `smolexport.portable` makes for every format; `base` is its name of them.
 
-    `pure` has 4 bits where they take 8, which other formats have no scheme for.
+    `pure` has 4 bits where they take 8, which other formats have no scheme for; `bits` are those of each matrix, for
+    `mix`.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Portable:
     js: str
     base: str
     pure: bool = False
+    bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
 
     @property
     def parts(self) -> tuple[Scheme, ...]:
@@ -130,7 +133,8 @@ class Portable:
 
     def choose(self, tensor: Tensor) -> Choice:
         """The lattice for matrices; float16 values for the rest, in the type of the graph."""
-        storage, wanted = portable.storage_of(tensor, self.base), portable.wanted_of(tensor, self.base)
+        storage = portable.storage_of(tensor, self.base, self.bits)
+        wanted = portable.wanted_of(tensor, self.base, self.bits)
         form = self._format(storage)
         via = HALF if storage is Storage.HALF and self.dtype == "F32" else None
         return Choice(form, via, None if storage is wanted else self._format(wanted))
@@ -229,6 +233,7 @@ def _schemes() -> list[Scheme]:
         Floats("f16", "16-bit floats, computed in them: for WebGPU; slower than f32 on a CPU", "F16", "fp16"),
         Portable("int4", portable.SCHEMES["int4"], "F32", "q4", "int4"),
         Portable("int8", portable.SCHEMES["int8"], "F32", "int8", "int8"),
+        Portable(portable.MIX, portable.MIX_ABOUT, "F32", "q4", portable.MIX),
         Rows("int8-dynamic", "8 bits, a scale a row, products of integers: for WebAssembly, and long prompts on a CPU"),
         Portable("int4-pure", pure, "F32", "q4", "int4", pure=True),
         Portable("q4f16", half, "F16", "q4f16", "int4"),

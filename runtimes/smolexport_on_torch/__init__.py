@@ -30,7 +30,19 @@ if TYPE_CHECKING:
     from smolexport_on_torch._collect import TorchEngine
     from smolexport_on_torch._session import TorchSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "distil", "engine", "open", "open_chat", "version"]
+__all__ = [
+    "INSTALL",
+    "NAME",
+    "NEEDS",
+    "READS",
+    "distil",
+    "divergence",
+    "engine",
+    "open",
+    "open_chat",
+    "sensitivity",
+    "version",
+]
 
 NAME = "torch"
 READS = "checkpoint"
@@ -91,6 +103,60 @@ def distil(
         Path(folder), frozen, trained, windows, teacher,
         settings=settings or Settings(), rounded=rounded, progress=progress,
     )  # fmt: skip
+
+
+def sensitivity(
+    folder: Path, windows: NDArray[np.int32], seed: int = 0, threads: int | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """How much the predictions feel an error in what each matrix puts out.
+
+    Args:
+        folder: the checkpoint; all of it is in memory, in float32.
+        windows: [n, w] token ids; a dozen windows suffice.
+        seed: of the tokens that are drawn.
+        threads: torch's; None: one per physical core.
+
+    Returns:
+        By source name the mean over tokens of the squared gradient of log p(y | context), y drawn from the model, by
+        each output of the matrix; for `lm_head.weight` of p (1 - p), whether or not the head is tied; for the embedding
+        by each column of what is looked up.
+
+    Raises:
+        MissingDependencyError: torch or transformers is not installed.
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    try:
+        from smolexport_on_torch import _sensitivity
+    except ImportError as error:
+        raise _missing(error) from error
+    return _sensitivity.sensitivity(Path(folder), windows, seed, threads)
+
+
+def divergence(
+    folder: Path,
+    weights: Iterable[tuple[str, NDArray[np.float32]]],
+    windows: NDArray[np.int32],
+    teacher: Teacher,
+    threads: int | None = None,
+) -> float:
+    """Mean divergence of a model with other weights from what the original predicted, nats per token.
+
+    Args:
+        folder: the checkpoint; only its config.json is read.
+        weights: (source name, values) of every tensor; taken one at a time.
+        windows: [n, w] token ids.
+        teacher: the original's predictions on them.
+        threads: torch's; None: one per physical core.
+
+    Raises:
+        MissingDependencyError: torch or transformers is not installed.
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    try:
+        from smolexport_on_torch import _sensitivity
+    except ImportError as error:
+        raise _missing(error) from error
+    return _sensitivity.divergence(Path(folder), weights, windows, teacher, threads)
 
 
 def open(  # noqa: A001

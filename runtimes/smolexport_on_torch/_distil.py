@@ -36,7 +36,7 @@ from smolexport_on_torch._factors import Scaled, ScaledEmbedding, ScaledLinear
 from smolexport_on_torch._head import divergence
 from smolexport_on_torch._load import load_model
 
-__all__ = ["distil"]
+__all__ = ["Student", "distil", "limited_threads"]
 
 WEIGHT = ".weight"
 
@@ -56,7 +56,7 @@ def distil(
     device = _device(settings.device)
     _check_teacher(windows, teacher)
     student = Student(folder, frozen, trained, device)
-    with _threads(choose_threads(settings.threads)):
+    with limited_threads(choose_threads(settings.threads)):
         return Training(student, windows, teacher, settings, rounded, progress).run()
 
 
@@ -77,7 +77,7 @@ def _check_teacher(windows: NDArray[np.int32], teacher: Teacher) -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limited_threads(count: int) -> Iterator[None]:
     """Torch has one setting per process."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

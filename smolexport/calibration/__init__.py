@@ -7,6 +7,7 @@
 | `statistics.py`, `folder.py`, `files.py` | the folder: its manifest, its files, reading it |
 | `methods.py` | rtn, imatrix, gptq, distil: what each does to a plan |
 | `feedback.py`, `gptq.py`, `gptq_kernels.py` | rows encoded with error feedback, on any grid |
+| `budget.py`, `costs.py`, `mixing.py` | bits chosen matrix by matrix under a budget |
 | `training.py`, `distillation.py` | the scales of an export trained, with the engine that a runtime offers |
 
 Nothing here imports torch: the engine is found by its name, and all but collecting and training needs NumPy alone.

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from smolexport.calibration import METHODS
+from smolexport.calibration.budget import Budget, Mixed
 from smolexport.calibration.distillation import Distilled, Settings, Step
 from smolexport.calibration.feedback import Feedback
 from smolexport.calibration.statistics import Statistics
 from smolexport.checkpoint import Checkpoint
 from smolexport.errors import UsageError
 from smolexport.plan import Entry, Plan
+from smolexport.portable import MIX
 from smolexport.quant import AffineFormat, BlockFormat, NBits, RowFormat
 from smolexport.quant.grids import has_grid
 from smolexport.spec import Role
@@ -38,17 +40,24 @@ class Calibration:
         statistics: folder that `smolexport calibrate` made; None for rtn.
         damping: share of the mean of the Hessian's diagonal that is added to it, for gptq and distil.
         training: how scales are distilled.
+        budget: what bits are chosen under, matrix by matrix; None: they are those of a scheme.
     """
 
     method: str = "rtn"
     statistics: Path | None = None
     damping: float = DAMPING
     training: Settings = field(default_factory=Settings)
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"--method {self.method}: should be one of {', '.join(METHODS)}")
-        if self.method == "rtn" and self.statistics is not None:
+        if self.budget is not None and self.statistics is None:
+            raise UsageError(
+                "a budget needs statistics, which say what each matrix costs; make them with "
+                "`smolexport calibrate CHECKPOINT -o STATS` and give --stats STATS"
+            )
+        if self.method == "rtn" and self.statistics is not None and self.budget is None:
             raise UsageError(f"--stats {self.statistics}: rtn uses no statistics; give --method gptq, or leave it out")
         if self.method != "rtn" and self.statistics is None:
             raise UsageError(
@@ -58,10 +67,11 @@ class Calibration:
 
 
 class Calibrator:
-    """A method other than rtn at work on the plans of one export."""
+    """A method, or a budget, at work on the plans of one export."""
 
-    def __init__(self, calibration: Calibration, statistics: Statistics) -> None:
-        """`statistics` are those of the checkpoint that is exported."""
+    def __init__(self, calibration: Calibration, statistics: Statistics, mixed: Mixed | None = None) -> None:
+        """`statistics` are those of the checkpoint that is exported; `mixed`, what was decided under a budget."""
+        self.mixed = mixed
         self.calibration = calibration
         self.statistics = statistics
         self.feedback = Feedback(statistics, calibration.damping)
@@ -72,6 +82,8 @@ class Calibrator:
         facts: dict[str, object] = {"method": self.calibration.method}
         if self.calibration.method in SOLVED:
             facts["damping"] = self.calibration.damping
+        if self.mixed:
+            facts["budget"] = self.mixed.facts()
         found = self.statistics.manifest
         facts |= {
             "tokens": found.tokens, "window": found.window, "seed": found.seed, "written_by": found.method,
@@ -86,10 +98,16 @@ class Calibrator:
             CalibrationError: a statistic is missing, or of another length.
             UsageError: the method reaches no entry.
         """
+        if self.mixed:
+            plan = replace(plan, notes=(self.mixed.note(), *plan.notes))
+        method = self.calibration.method
+        if method == "rtn":
+            return plan
         untied = any(entry.tensor is not None and entry.tensor.role is Role.HEAD for entry in plan.entries)
         entries = tuple(self._entry(entry, untied) for entry in plan.entries)
         count = sum(entry.importance is not None for entry in entries)
-        method = self.calibration.method
+        if not count and plan.scheme == MIX:
+            return plan
         if not count:
             raise UsageError(
                 f"--method {method}: {plan.scheme} has no matrix of less than 8 bits that it reaches; take --method rtn"
@@ -105,7 +123,9 @@ class Calibrator:
         threads: int,
         progress: Callable[[Step], None] | None = None,
     ) -> list[Sequence[Entry]]:
-        """`outputs` with trained scales; see `training.distilled`."""
+        """`outputs` with trained scales, where there are any; see `training.distilled`."""
+        if not any(entry.solver for entries in outputs for entry in entries):
+            return list(outputs)
         from smolexport.calibration.training import distilled
 
         settings = self.calibration.training

@@ -22,7 +22,7 @@ from smolexport.quant import RowFormat
 from smolexport.quant.grids import factors_of, with_factors
 from smolexport.spec import Tensor
 
-__all__ = ["Kept", "distilled"]
+__all__ = ["ENGINE", "Kept", "Student", "distilled", "encode_rows", "lattice_of"]
 
 ENGINE = "torch"
 CHUNK = 1 << 20  # elements that a thread encodes at a time
@@ -52,12 +52,11 @@ class Student:
         self.columns = {t.source: t.shape[-1] for t in self._entries}
 
     def _encoded(self, entry: Entry, tensor: Tensor, pool: ThreadPoolExecutor) -> NDArray[np.uint8]:
-        stored, solver, form = self._checkpoint.stored[tensor], entry.solver, lattice_of(entry)
+        stored = self._checkpoint.stored[tensor]
         step = max(1, CHUNK // tensor.shape[1])
 
         def encode(start: int) -> NDArray[np.uint8]:
-            rows = _rounded(stored.read_rows(start, min(start + step, tensor.shape[0])), entry)
-            return solver.encode(form, rows, start) if solver else form.encode(rows)
+            return encode_rows(entry, stored.read_rows(start, min(start + step, tensor.shape[0])), start)
 
         return np.concatenate(list(pool.map(encode, range(0, tensor.shape[0], step))))
 
@@ -100,6 +99,12 @@ class Lattices(Mapping[str, AffineBlocks]):
 def lattice_of(entry: Entry) -> RowFormat:
     """The format that an entry's rows are first encoded in."""
     return entry.format.lattice or entry.format
+
+
+def encode_rows(entry: Entry, rows: NDArray[Any], start: int) -> NDArray[np.uint8]:
+    """Some rows of a matrix, those from `start` on, in the lattice of its entry."""
+    form, rows = lattice_of(entry), _rounded(rows, entry)
+    return entry.solver.encode(form, rows, start) if entry.solver else form.encode(rows, entry.importance)
 
 
 def _rounded(rows: NDArray[Any], entry: Entry) -> NDArray[Any]:

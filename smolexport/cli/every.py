@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from smolexport.cli.options import (
+    budget_options,
+    calibration_of,
     calibration_options,
     checkpoint_argument,
     given_path,
@@ -28,7 +30,11 @@ __all__ = ["command"]
 @click.command("all", short_help="Export a checkpoint to every format in one pass.")
 @checkpoint_argument
 @click.option(
-    "--quant", "-q", metavar="SCHEME", type=given_word, default="int4", help="A scheme that all formats have."
+    "--quant",
+    "-q",
+    metavar="SCHEME",
+    type=given_word,
+    help="A scheme that all formats have; default: int4, or mix under a budget.",
 )
 @click.option(
     "--out", "-o", metavar="FOLDER", type=given_path, default=".", help="Folder for the outputs; made when missing."
@@ -40,11 +46,12 @@ __all__ = ["command"]
 @click.option("--force", "-f", is_flag=True, help="Replace existing outputs.")
 @threads_option
 @calibration_options
+@budget_options
 @source_options
 @json_option
 def command(
     checkpoint: str,
-    quant: str,
+    quant: str | None,
     out: Path,
     formats: str | None,
     name: str | None,
@@ -54,6 +61,8 @@ def command(
     threads: int | None,
     method: str,
     stats: Path | None,
+    size: int | None,
+    max_kld: float | None,
     ignore_config: tuple[str, ...],
     revision: str | None,
     token: str | None,
@@ -62,16 +71,16 @@ def command(
     """Export a checkpoint to every format in one pass over its weights.
 
     Each tensor is read once. int4 and int8 are portable: all files hold the same integers and scales, quantized once,
-    and `smolexport inspect` prints the same weights fingerprint for all of them.
+    and `smolexport inspect` prints the same weights fingerprint for all of them. So they do under a budget, --size or
+    --max-kld, where ONNX is among the formats: one decision, 8 or 4 bits, for all; without ONNX also 6 and 5.
     """
     from smolexport import convert
-    from smolexport.calibration.methods import Calibration
 
     targets = [word.strip() for word in formats.split(",")] if formats is not None else None
     jobs = convert.prepare_all(
         checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
         revision=revision, token=token, force=force if out.is_dir() and not dry_run else None, weights=not dry_run,
-        calibration=Calibration(method, stats),
+        calibration=calibration_of(method, stats, size, max_kld, measure=not dry_run),
     )  # fmt: skip
     if dry_run:
         _show_plans(jobs, json)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smolexport.cli.options import (
+    budget_options,
+    calibration_of,
     calibration_options,
     checkpoint_argument,
     format_options,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command_for", "facts", "write_jobs"]
 
-QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them."
+QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them; mix is for --size and --max-kld."
 
 
 # Flags of single formats; their values are options of the format, as those of --set.
@@ -55,6 +57,7 @@ def command_for(target: str) -> click.Command:
     @threads_option
     @OWN.get(target, lambda unchanged: unchanged)
     @calibration_options
+    @budget_options
     @format_options
     @source_options
     @json_option
@@ -69,6 +72,8 @@ def command_for(target: str) -> click.Command:
         threads: int | None,
         method: str,
         stats: Path | None,
+        size: int | None,
+        max_kld: float | None,
         settings: tuple[str, ...],
         ignore_config: tuple[str, ...],
         revision: str | None,
@@ -77,17 +82,14 @@ def command_for(target: str) -> click.Command:
         **own: str | None,
     ) -> None:
         from smolexport import convert
-        from smolexport.calibration.methods import Calibration
 
+        calibration = calibration_of(method, stats, size, max_kld, measure=not dry_run)
         job = convert.prepare(
             target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
             ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
-            weights=not dry_run, calibration=Calibration(method, stats),
+            weights=not dry_run, calibration=calibration,
         )  # fmt: skip
-        if dry_run:
-            _show_plan(job, json)
-        else:
-            _write(job, force, threads, json)
+        _show_plan(job, json) if dry_run else _write(job, force, threads, json)
 
     return command
 
@@ -118,7 +120,9 @@ def _help(target: str) -> str:
     return (
         f"Export a checkpoint to {target.upper()}.\n\nStreams the weights through the quantizer in bounded memory; "
         "needs neither PyTorch nor transformers. First says what is about to be written (sizes, bits per weight, "
-        f"what does not fit and why). `smolexport list {target}` names the schemes."
+        f"what does not fit and why). `smolexport list {target}` names the schemes.\n\nWith --stats of `smolexport "
+        "calibrate`, --method rounds better at the same size, and --size 90MB or --max-kld 0.02 chooses the bits of "
+        "each matrix by what its bytes gain."
     )
 
 

@@ -6,13 +6,19 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from smolexport.calibration.methods import Calibration
+
 __all__ = [
+    "ByteSize",
     "Integer",
     "Number",
+    "budget_options",
+    "calibration_of",
     "calibration_options",
     "checkpoint_argument",
     "format_options",
@@ -48,6 +54,24 @@ class Number(click.FloatRange):
         """`value` as a float; raises what the option parser reports."""
         number = super().convert(value, param, ctx)
         return self.fail(f"{value!r} is not a number.", param, ctx) if math.isnan(number) else number
+
+
+class ByteSize(click.ParamType[int]):
+    """A number of bytes: 90MB, 1.5GB, 700000; powers of 1000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """`value` in bytes; reports what is none."""
+        import re
+
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmg]?)b?", str(value).strip().lower())
+        size = float(found[1]) * 1000 ** " kmg".index(found[2] or " ") if found else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size; write it like 90MB, 1.5GB, 700KB or 700000.", param, ctx)
+        return int(size)
 
 
 def given_path(word: str) -> Path:
@@ -96,7 +120,8 @@ def calibration_options(command: F) -> F:
 
     for option in (
         click.option(
-            "--stats", metavar="FOLDER", type=given_path, help="What `smolexport calibrate` made; for all but rtn."
+            "--stats", metavar="FOLDER", type=given_path,
+            help="What `smolexport calibrate` made; for all but rtn, and for budgets.",
         ),
         click.option(
             "--method", type=click.Choice(list(METHODS)), default="rtn", show_default=True,
@@ -105,6 +130,36 @@ def calibration_options(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def budget_options(command: F) -> F:
+    """What an export may cost: --size, --max-kld."""
+    for option in (
+        click.option(
+            "--max-kld", metavar="NATS", type=Number(min=0, min_open=True),
+            help="Choose bits tensor by tensor: the smallest output whose divergence from the original, measured on "
+            "windows of the statistics that are held out, is at most this, e.g. 0.02. Needs --stats and PyTorch.",
+        ),
+        click.option(
+            "--size", metavar="SIZE", type=ByteSize(),
+            help="Choose bits tensor by tensor, 8 to 4, embedding and head included: the least divergence in an output "
+            "of at most this size, e.g. 90MB, with all its files; KB, MB, GB are powers of 1000. Needs --stats and "
+            "PyTorch.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def calibration_of(
+    method: str, stats: Path | None, size: int | None, max_kld: float | None, *, measure: bool
+) -> Calibration:
+    """What --method, --stats, --size and --max-kld ask for; raises UsageError."""
+    from smolexport.calibration.budget import Budget
+    from smolexport.calibration.methods import Calibration
+
+    asked = size is not None or max_kld is not None
+    return Calibration(method, stats, budget=Budget(size, max_kld, measure=measure, say=say) if asked else None)
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

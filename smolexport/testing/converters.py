@@ -11,6 +11,7 @@ Needs pytest.  The checkpoints are tiny and random, one per architecture that th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,17 +21,19 @@ from numpy.typing import NDArray
 
 from smolexport import portable
 from smolexport.arch import architectures
+from smolexport.calibration.mixing import rungs_of
 from smolexport.checkpoint import Checkpoint, open_checkpoint
 from smolexport.convert import Job, write
 from smolexport.converter import Converter
 from smolexport.errors import OutputError, TensorError, UsageError
 from smolexport.plan import Plan
-from smolexport.spec import ModelSpec, Tensor
+from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport.testing.checkpoints import model_of, write_checkpoint, write_tokenizer
 from smolexport.weights import fingerprint, read_back
 
 __all__ = ["ConverterTests"]
 
+READ_ALIKE = (Role.GATE, Role.UP)
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
 
 
@@ -125,6 +128,28 @@ class ConverterTests:
                 rows = checkpoint.stored[tensor].read_rows()
                 defined = lattice.decode(lattice.encode(rows), rows.shape[1]).reshape(tensor.shape)
                 np.testing.assert_array_equal(values, defined)
+
+    def test_bits_are_chosen_matrix_by_matrix(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """A format that offers `mix` gives each matrix the bits that were decided, and knows how much it will write."""
+        if portable.MIX not in self.converter.SCHEMES:
+            pytest.skip(f"{self.converter.FORMAT} offers no {portable.MIX}")
+        rungs = rungs_of([self.converter], checkpoint.spec)
+        bits = {t: found[((t.layer or 0) + (t.role in READ_ALIKE)) % len(found)] for t, found in rungs.items()}
+        self.planned(checkpoint, self.exact)  # skips what the format refuses
+        plan = self.converter.plan(replace(model_of(checkpoint), bits=bits), portable.MIX)
+        files = self.write(plan, checkpoint, self.target(tmp_path))
+        assert self.converter.size(plan) == sum(p.stat().st_size for p in files)
+        assert self.converter.describe(self.target(tmp_path)).scheme == portable.MIX
+        assert self.converter.lint(self.target(tmp_path)) == []
+        limits = {4: 0.12, 5: 0.06, 6: 0.03, 8: 0.006}
+        assert set(bits) == {t for t in checkpoint.spec.tensors() if len(t.shape) == 2}
+        for tensor, values in self.read_back(self.target(tmp_path), checkpoint.spec):
+            original = checkpoint.stored[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
+            error = float(np.linalg.norm(values - original) / np.linalg.norm(original))
+            assert error <= limits[bits.get(tensor, 8)], tensor
+            assert tensor not in bits or error > limits[bits[tensor]] / 4, tensor
+        with pytest.raises(UsageError, match="--size or --max-kld"):
+            self.converter.plan(model_of(checkpoint), portable.MIX)
 
     def test_coarse_schemes_stay_near(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """Each tensor decodes to within the stated error."""

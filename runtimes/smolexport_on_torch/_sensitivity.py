@@ -1,0 +1,102 @@
+"""How much the predictions feel a small error in what each matrix puts out, and how far they are from the original's.
+
+To second order, an error e in the outputs of a matrix costs a divergence of 1/2 e F e, F the mean of g g^T over
+tokens, g the gradient of log p(y | context) by these outputs, y drawn from the model's own prediction.  Errors of
+different rows of a rounded matrix have nothing to do with each other, so the diagonal of F is enough: a number for
+each row.
+
+Notation: n = windows, w = tokens of a window, c = outputs of a matrix, v = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smolexport.calibration.distillation import Teacher
+from smolexport.runtime import choose_threads
+from smolexport_on_torch._distil import Student, limited_threads
+from smolexport_on_torch._load import load_model
+
+__all__ = ["divergence", "sensitivity"]
+
+PIECE = 1 << 24  # logits at a time
+
+
+def sensitivity(
+    folder: Path, windows: NDArray[np.int32], seed: int, threads: int | None
+) -> dict[str, NDArray[np.float64]]:
+    """As `smolexport_on_torch.sensitivity`."""
+    model = load_model(folder, "f32", None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    watch = Watch(model)
+    generator = torch.Generator().manual_seed(seed)
+    step = max(1, PIECE // (windows.shape[1] * model.config.vocab_size))
+    with limited_threads(choose_threads(threads)):
+        for start in range(0, len(windows), step):
+            watch.add(torch.from_numpy(windows[start : start + step].astype(np.int64)), generator)
+    return watch.means()
+
+
+class Watch:
+    """Sums of squared gradients by the outputs of a model's matrices, over all positions but the first of a window."""
+
+    def __init__(self, model: Any) -> None:
+        """Of `model`, whose parameters want no gradient."""
+        self._model = model
+        self._sums: dict[str, torch.Tensor] = {}
+        self._tokens = 0
+        head = model.get_output_embeddings()
+        for name, module in model.named_modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and module is not head:
+                module.register_forward_hook(self._hook(f"{name}.weight", isinstance(module, torch.nn.Embedding)))
+
+    def _hook(self, name: str, first: bool) -> Callable[..., Any]:
+        def seen(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+            if first:
+                output = output.detach().requires_grad_(True)  # the graph begins here
+            output.register_hook(lambda gradient: self._note(name, gradient.double().square()))
+            return output
+
+        return seen
+
+    def _note(self, name: str, squares: torch.Tensor) -> None:
+        found = squares[:, 1:].sum((0, 1), dtype=torch.float64)
+        self._sums[name] = self._sums[name] + found if name in self._sums else found
+
+    def add(self, windows: torch.Tensor, generator: torch.Generator) -> None:
+        """Windows [n, w]."""
+        logits = self._model(input_ids=windows, use_cache=False).logits
+        log_p = logits.float().log_softmax(-1)
+        with torch.no_grad():
+            p = log_p.exp()
+            drawn = torch.multinomial(p.view(-1, p.shape[-1]), 1, generator=generator).view(*p.shape[:2], 1)
+            self._note("lm_head.weight", p * (1 - p))
+        log_p.gather(-1, drawn).sum().backward()
+        self._tokens += windows.shape[0] * (windows.shape[1] - 1)
+
+    def means(self) -> dict[str, NDArray[np.float64]]:
+        """By source name, per token."""
+        return {name: (found / self._tokens).numpy() for name, found in self._sums.items()}
+
+
+def divergence(
+    folder: Path,
+    weights: Iterable[tuple[str, NDArray[np.float32]]],
+    windows: NDArray[np.int32],
+    teacher: Teacher,
+    threads: int | None,
+) -> float:
+    """As `smolexport_on_torch.divergence`."""
+    student = Student(folder, weights, {}, torch.device("cpu"))
+    total = 0.0
+    with limited_threads(choose_threads(threads)), torch.no_grad():
+        for number in range(len(windows)):
+            total += float(student.divergence(windows, teacher, np.array([number])))
+    return total / windows.size
