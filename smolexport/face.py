@@ -32,6 +32,7 @@ def compare(
     ignore_config: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
+    statistics: str | Path | None = None,
 ) -> Comparison:
     """Hold exported files against their checkpoint.
 
@@ -48,11 +49,14 @@ def compare(
         ignore_config: keys of config.json that the caller vouches for as inert.
         revision: hub revision.
         token: hub token.
+        statistics: folder of what the files were calibrated with; the scored tokens are looked for in its text.
 
     Raises:
-        SmolexportError: a file or the checkpoint cannot be read, or a runtime is missing.
+        SmolexportError: a file or the checkpoint cannot be read, a runtime is missing, or a file was calibrated on the
+            text to be scored.
     """
-    from smolexport.checkpoint import find_checkpoint
+    from smolexport.calibration.statistics import open_statistics
+    from smolexport.checkpoint import find_checkpoint, open_checkpoint
     from smolexport.demo import demo_text
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.compare import compare as run
@@ -61,7 +65,10 @@ def compare(
     words = demo_text() if text is None else text
     folder = find_checkpoint(checkpoint, revision=revision, token=token)
     base = reference(folder, dtype, ignore_config=ignore_config)
-    return run(base, candidates, text=words, settings=settings, thresholds=thresholds)
+    known = None
+    if statistics is not None:
+        known = open_statistics(Path(statistics), open_checkpoint(folder, ignore_config=ignore_config))
+    return run(base, candidates, text=words, settings=settings, thresholds=thresholds, statistics=known)
 
 
 def generate(

@@ -25,7 +25,7 @@ from smolexport.quant import AffineFormat, BlockFormat, NBits, RowFormat
 from smolexport.quant.grids import has_grid
 from smolexport.spec import Role
 
-__all__ = ["Calibration", "Calibrator", "sidecar_of"]
+__all__ = ["Calibration", "Calibrator", "reaches", "sidecar_of"]
 
 SOLVED = ("gptq", "distil")
 DAMPING = 0.01
@@ -103,12 +103,12 @@ class Calibrator:
         method = self.calibration.method
         if method == "rtn":
             return plan
-        untied = any(entry.tensor is not None and entry.tensor.role is Role.HEAD for entry in plan.entries)
+        untied = _untied(plan)
         entries = tuple(self._entry(entry, untied) for entry in plan.entries)
         count = sum(entry.importance is not None for entry in entries)
         if not count and plan.scheme == MIX:
             return plan
-        if not count:
+        if not count:  # as `reaches` says beforehand
             raise UsageError(
                 f"--method {method}: {plan.scheme} has no matrix of less than 8 bits that it reaches; take --method rtn"
             )
@@ -143,16 +143,33 @@ class Calibrator:
 
     def _entry(self, entry: Entry, untied: bool) -> Entry:
         tensor = entry.tensor
-        # A row of an embedding that is no head as well is looked up, not multiplied: no column matters more.
-        if tensor is None or len(tensor.shape) != 2 or (untied and tensor.role is Role.EMBED):
+        if tensor is None or not _reached(entry, untied):
             return entry
         form = searching(entry.format)
         base = form.lattice or form
-        if not has_grid(base) and not (isinstance(base, BlockFormat) and base.weighted):
-            return entry
         importance = self.statistics.mean_squares(tensor)
         solver = self.feedback.solver(tensor) if self.calibration.method in SOLVED and has_grid(base) else None
         return replace(entry, format=form, importance=importance, solver=solver)
+
+
+def reaches(plan: Plan) -> bool:
+    """Whether calibration, by any method, changes anything of `plan`."""
+    untied = _untied(plan)
+    return any(_reached(entry, untied) for entry in plan.entries)
+
+
+def _untied(plan: Plan) -> bool:
+    return any(entry.tensor is not None and entry.tensor.role is Role.HEAD for entry in plan.entries)
+
+
+def _reached(entry: Entry, untied: bool) -> bool:
+    tensor = entry.tensor
+    # A row of an embedding that is no head as well is looked up, not multiplied: no column matters more.
+    if tensor is None or len(tensor.shape) != 2 or (untied and tensor.role is Role.EMBED):
+        return False
+    form = searching(entry.format)
+    base = form.lattice or form
+    return has_grid(base) or (isinstance(base, BlockFormat) and base.weighted)
 
 
 def searching(form: RowFormat) -> RowFormat:

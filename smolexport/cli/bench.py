@@ -126,7 +126,7 @@ def _show(result: Bench) -> None:
     for row in result.rows:
         model, rate = row.model, row.speed
         table.add_row(
-            f"{escape(model.path.name)}\n[dim]{escape(f'{model.format} {model.scheme}, {model.runtime.NAME}')}[/dim]",
+            f"{escape(model.path.name)}\n[dim]{escape(f'{model.format} {model.kind}, {model.runtime.NAME}')}[/dim]",
             f"{model.bytes / 1e6:,.1f}",
             f"{row.load_seconds:.2f}",
             *map(_cell, (rate.ttft_ms, rate.prefill_tok_s, rate.decode_tok_s)),

@@ -26,6 +26,8 @@ from smolexport.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from smolexport.calibration.methods import Calibration
+    from smolexport.calibration.statistics import Statistics
     from smolexport.parity.compare import Progress
     from smolexport.parity.inputs import Candidate, Settings
     from smolexport.parity.results import Comparison, Thresholds
@@ -34,6 +36,7 @@ __all__ = ["command", "run", "show", "stages"]
 
 PARITY_MISSED = 1
 LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
+SOURCE = ("ignore_config", "revision", "token")
 
 
 @click.command("compare", short_help="Hold exported files against their checkpoint.")
@@ -46,6 +49,14 @@ LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
     "--quant", "-q", metavar="A,B", type=given_word,
     help="Schemes to make where no files are named, each in all formats that have it, e.g. int8,int4,best4; "
     "best4 is each format's own best of 4 bits; default: int4.",
+)  # fmt: skip
+@click.option(
+    "--method", "methods", metavar="A,B", type=given_word,
+    help="How to round the files that are made, each scheme in every way, e.g. rtn,gptq,distil; default: rtn.",
+)  # fmt: skip
+@click.option(
+    "--stats", metavar="FOLDER", type=given_path,
+    help="What `smolexport calibrate` made: for methods but rtn, and to look for the scored text in its own.",
 )  # fmt: skip
 @click.option("--text", metavar="PATH", type=given_path, help="UTF-8 text to score; default: the demo's held-out text.")
 @click.option("--max-kld", type=Number(min=0), help="Fail above this mean KLD.")
@@ -81,6 +92,8 @@ def command(
     checkpoint: str,
     files: tuple[Path, ...],
     quant: str | None,
+    methods: str | None,
+    stats: Path | None,
     text: Path | None,
     gate: Path | None,
     junit: Path | None,
@@ -90,9 +103,6 @@ def command(
     reports: tuple[Path, ...],
     force: bool,
     settings: tuple[str, ...],
-    ignore_config: tuple[str, ...],
-    revision: str | None,
-    token: str | None,
     json: bool,
     **amounts: Any,
 ) -> None:
@@ -101,27 +111,28 @@ def command(
     KLD is the divergence of the file's predictions from the reference's, in nats per token (0 = equal); top-1 the
     share of positions with the same best token. Exits with 1 when a threshold is missed.
     """
-    from smolexport.demo import demo_text
-    from smolexport.errors import UsageError
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.gate import Thresholds, gate_from
     from smolexport.parity.inputs import Settings
     from smolexport.parity.junit import check_junit, write_junit
+    from smolexport.parity.overlap import check_texts
     from smolexport.parity.report import check_reports, write_reports
 
-    if files and quant is not None:
-        raise UsageError(f"--quant {quant}: is for a comparison without files; these have their schemes")
+    ways = _calibrations(files, quant, methods, stats)
     check_reports(reports, force=force)
     limits = gate_from(gate, Thresholds(**{name: amounts.pop(name) for name in LIMITS}))
     check_junit(junit)
-    words, options = demo_text() if text is None else read_words(text), parse_settings(settings)
+    (words, texts), options = _texts(text), parse_settings(settings)
+    source = {"source": checkpoint, **{name: amounts.pop(name) for name in SOURCE}}
     amount = Settings(**amounts)
-    base = reference(_folder(checkpoint, revision, token), dtype, ignore_config=ignore_config)
-    source = {"source": checkpoint, "ignore_config": ignore_config, "revision": revision, "token": token}
-    made = nullcontext((files, runtimes)) if files else _made(source, quant or "int4", runtimes, amount.threads)
+    base = reference(_folder(source), dtype, ignore_config=source["ignore_config"])
+    statistics = _statistics(stats, base.path, source["ignore_config"], () if files else texts)
+    made = nullcontext((files, runtimes)) if files else _made(source, quant or "int4", ways, runtimes, amount.threads)
     with made as (paths, players):
         candidates = exported(paths, options, players)
-        result = run(base, candidates, words, settings=amount, thresholds=limits, cache=cache, quiet=json)
+        check_texts(candidates, *texts)
+        how: Any = {"settings": amount, "thresholds": limits, "statistics": statistics}
+        result = run(base, candidates, words, cache=cache, quiet=json, **how)
         show(result, json=json)
         write_reports(reports, result, force=force)
         write_junit(result, junit)
@@ -131,9 +142,16 @@ def command(
 
 @contextmanager
 def _made(
-    source: Mapping[str, Any], quant: str, runtimes: tuple[str, ...], threads: int | None
+    source: Mapping[str, Any],
+    quant: str,
+    ways: Sequence[Calibration],
+    runtimes: tuple[str, ...],
+    threads: int | None,
 ) -> Iterator[tuple[Sequence[Path], tuple[str, ...]]]:
-    """Files of `source` in every format that something here plays, for a while, and all runtimes that do."""
+    """Files of `source` in every format that something here plays, for a while, and all runtimes that do.
+
+    Each scheme is made in all `ways` that change anything of it.
+    """
     import tempfile
 
     from smolexport import convert, plugins
@@ -148,8 +166,9 @@ def _made(
     wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
     with tempfile.TemporaryDirectory(prefix="smolexport-compare-") as scratch:
         passes = [
-            convert.prepare_all(out=scratch, targets=targets, quant=scheme, **source)
-            for scheme, targets in _passes(formats, quant)
+            convert.prepare_all(out=scratch, targets=targets, quant=scheme, calibration=way, **source)
+            for scheme, names in _passes(formats, quant)
+            for way, targets in _each_way(source, scheme, names, ways)
         ]
         yield [done.path for jobs in passes for done in write_jobs(jobs, force=False, threads=threads)], wanted
 
@@ -178,10 +197,79 @@ def _passes(formats: list[str], quant: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _folder(checkpoint: str, revision: str | None, token: str | None) -> Path:
+def _texts(path: Path | None) -> tuple[str, list[bytes]]:
+    """The text to score, and its bytes as they are and with plain line ends."""
+    from smolexport.demo import demo_text
+
+    words = demo_text() if path is None else read_words(path)
+    return words, [words.encode()] if path is None else [words.encode(), path.read_bytes()]
+
+
+def _calibrations(
+    files: Sequence[Path], quant: str | None, methods: str | None, stats: Path | None
+) -> list[Calibration]:
+    """Each method of the list with its statistics, once; none where files are given, which have theirs.
+
+    Raises UsageError.
+    """
+    from smolexport.calibration.methods import Calibration
+    from smolexport.errors import UsageError
+
+    if files:
+        for option, given, what in (("quant", quant, "schemes"), ("method", methods, "methods")):
+            if given is not None:
+                raise UsageError(f"--{option} {given}: is for a comparison without files; these have their {what}")
+        return []
+    methods = methods or "rtn"
+    names = list(dict.fromkeys(map(str.strip, methods.split(","))))
+    if not all(names):
+        raise UsageError(f"--method {methods}: names no method beside a comma")
+    if names == ["rtn"]:
+        return [Calibration("rtn", stats)]  # which refuses statistics
+    return [Calibration(name, None if name == "rtn" else stats) for name in names]
+
+
+def _each_way(
+    source: Mapping[str, Any], scheme: str, formats: list[str], ways: Sequence[Calibration]
+) -> Iterator[tuple[Calibration, list[str]]]:
+    """Each way with the formats in which it changes anything of `scheme`; a plain file of each where none does."""
+    from smolexport import convert
+    from smolexport.calibration.methods import Calibration, reaches
+
+    calibrated = [way for way in ways if way.method != "rtn"]
+    plain = len(calibrated) < len(ways)
+    unreached = []
+    if calibrated:
+        jobs = convert.prepare_all(targets=formats, quant=scheme, **source)
+        unreached = [name for name, job in zip(formats, jobs, strict=True) if not reaches(job.plan)]
+    if unreached:
+        names = ", ".join(way.method for way in calibrated)
+        say(f"note: {scheme} in {', '.join(unreached)}: {names} can change nothing of it; made with rtn")
+    if first := formats if plain else unreached:
+        yield Calibration(), first
+    if rest := [name for name in formats if name not in unreached]:
+        yield from ((way, rest) for way in calibrated)
+
+
+def _statistics(
+    stats: Path | None, folder: Path, ignore_config: tuple[str, ...], texts: Sequence[bytes]
+) -> Statistics | None:
+    """The statistics in `stats`, which have to be those of the checkpoint and not of any of `texts`; None without."""
+    if stats is None:
+        return None
+    from smolexport.calibration.statistics import open_statistics
+    from smolexport.checkpoint import open_checkpoint
+    from smolexport.parity.overlap import check_sources
+
+    found = open_statistics(stats, open_checkpoint(folder, ignore_config=ignore_config))
+    check_sources(found.manifest.sources, str(stats), *texts)
+    return found
+
+
+def _folder(source: Mapping[str, Any]) -> Path:
     from smolexport.checkpoint import find_checkpoint
 
-    return find_checkpoint(checkpoint, revision=revision, token=token)
+    return find_checkpoint(source["source"], revision=source["revision"], token=source["token"])
 
 
 def run(
@@ -192,6 +280,7 @@ def run(
     settings: Settings,
     thresholds: Thresholds,
     cache: bool = True,
+    statistics: Statistics | None = None,
     quiet: bool = False,
 ) -> Comparison:
     """Compare with a progress bar on stderr; `cache`: keep the reference's logits.  Raises SmolexportError."""
@@ -200,8 +289,9 @@ def run(
     shelf = _shelf() if cache else None
     with stages(quiet) as progress:
         return compare(
-            base, candidates, text=text, settings=settings, thresholds=thresholds, cache=shelf, progress=progress
-        )
+            base, candidates, text=text, settings=settings, thresholds=thresholds, cache=shelf,
+            statistics=statistics, progress=progress,
+        )  # fmt: skip
 
 
 def _shelf() -> Path | None:

@@ -66,8 +66,16 @@ def reach(settings: Settings) -> int:
     return max(settings.window, settings.prompt_tokens + single, settings.prefill_tokens if settings.repetitions else 0)
 
 
-def play(reference: Candidate, text: str, settings: Settings, shelf: Shelf, limit: int | None, tick: Tick) -> Base:
-    """Play the reference on `text`, or find what it gave before.
+def play(
+    reference: Candidate,
+    text: str,
+    settings: Settings,
+    shelf: Shelf,
+    limit: int | None,
+    tick: Tick,
+    look: Callable[[Sequence[Window]], None] | None = None,
+) -> Base:
+    """Play the reference on `text`, or find what it gave before on `shelf`.
 
     Args:
         reference: the checkpoint with its runtime.
@@ -76,31 +84,29 @@ def play(reference: Candidate, text: str, settings: Settings, shelf: Shelf, limi
         shelf: where its logits are kept.
         limit: context of the smallest candidate, where that is below what `settings` ask for.
         tick: told about each step.
+        look: shown the windows before anything is played; may refuse them.
     """
     with ExitStack() as stack:
         player = _Player(reference, settings, stack)
         codec = player.codec
         ids = codec.encode(text)
-        context = min(player.context, limit or player.context)
-        bos = next(iter(codec.encode("")), None)
+        context, bos = min(player.context, limit or player.context), next(iter(codec.encode("")), None)
         windows = cut(ids, min(settings.window, context), bos=bos, limit=settings.max_windows)
+        if look:
+            look(windows)
         length = max(1, min(settings.prompt_tokens, context // 2))
         count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
         starts = prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []
-        key = digest(
-            reference.path,
-            _facts(reference, count, codec.stop_tokens, settings),
-            [*(w.tokens for w in windows), *starts],
-        )
+        tokens = [*(w.tokens for w in windows), *starts]
+        key = digest(reference.path, _facts(reference, count, codec.stop_tokens, settings), tokens)
         measured = settings.attribution and _is_bf16(reference)
         found = _stored(shelf, key, windows, starts, floor=measured)
         if found is None:
             facts: dict[str, Any] = {}
             with shelf.making(key, facts) as folder:
                 _record(player.session, windows, settings, folder / LOGITS, tick, bf16=_is_bf16(reference))
-                facts["greedy"] = [
-                    _as_json(one) for one in _continuations(player.session, starts, count, codec.stop_tokens, tick)
-                ]
+                given = _continuations(player.session, starts, count, codec.stop_tokens, tick)
+                facts["greedy"] = [_as_json(one) for one in given]
                 player.close()
                 if measured:
                     _measure_floor(reference, windows, settings, folder, tick)

@@ -10,6 +10,7 @@ from typing import Any
 from smolexport import plugins
 from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import UsageError
+from smolexport.parity.calibrated import read_record, read_steps
 from smolexport.parity.inputs import Candidate, Origin
 from smolexport.runtime import Runtime, TextCodec
 
@@ -78,6 +79,8 @@ def exported(
         own = {key: value for key, value in (options or {}).items() if key in known[runtime.NAME]}
         converter = plugins.converter_for(path)
         about = converter.describe(path)
+        record, torn = read_record(about.metadata)
+        steps, damaged = read_steps(path, record) if record else ((), "")
         found.append(
             Candidate(
                 path=path,
@@ -89,6 +92,9 @@ def exported(
                 options=plugins.checked_options(runtime.open, own, runtime.NAME),
                 # the weights that are read back are those of a folder's first model
                 weights=None if "graph" in own else partial(converter.weights, path),
+                calibration=record,
+                steps=steps,
+                notes=tuple(filter(None, (torn, damaged))),
             )
         )
     return found

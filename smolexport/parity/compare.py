@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from smolexport import weights
+from smolexport.calibration.statistics import Statistics
 from smolexport.errors import UsageError
 from smolexport.parity import chat, machine
 from smolexport.parity.base import Base, play, reach
 from smolexport.parity.group import Member, TooSmall, decoded_bytes, play_group
 from smolexport.parity.inputs import Candidate, Settings
+from smolexport.parity.overlap import Overlap, check_runs, check_texts, note_on
 from smolexport.parity.rates import bandwidth_share, peaks, speeds
 from smolexport.parity.results import (
     CandidateResult,
@@ -33,6 +35,7 @@ from smolexport.parity.results import (
 )
 from smolexport.parity.store import Shelf
 from smolexport.parity.tensors import tensor_errors
+from smolexport.parity.windows import Window
 
 __all__ = ["Progress", "compare"]
 
@@ -63,6 +66,7 @@ def compare(
     settings: Settings | None = None,
     thresholds: Thresholds | None = None,
     cache: Path | None = None,
+    statistics: Statistics | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Hold `candidates` against `reference` on `text`.
@@ -77,10 +81,13 @@ def compare(
         settings: how much is measured.
         thresholds: what every candidate must reach; a `Gate` asks each for its own.
         cache: folder where the reference's logits are kept, see `store.usual_folder`; None keeps nothing.
+        statistics: what candidates were calibrated with; the scored tokens are looked for in their text.
         progress: told about each step.
 
     Raises:
-        UsageError: no candidate, another vocabulary than the reference's, too short a text.
+        UsageError: no candidate, another vocabulary than the reference's, too short a text, or one that a candidate
+            was calibrated on.
+        CalibrationError: the text of `statistics` cannot be read.
         OutputError: the disk has no room for the reference's logits.
         SmolexportError: whatever a runtime raises while it opens or plays a file.
     """
@@ -89,8 +96,9 @@ def compare(
     tick = progress or _silent
     if not candidates:
         raise UsageError("no file to compare with the checkpoint: name at least one")
+    check_texts(candidates, text.encode("utf-8", "surrogatepass"))
     with Shelf(cache) as shelf:
-        sheet = _accuracy(reference, candidates, text, settings, shelf, tick)
+        sheet = _accuracy(reference, candidates, text, settings, shelf, tick, statistics)
     models = [reference, *candidates]
     context = min(sheet.base.context, reach(settings))
     sheet.speeds, told = speeds(models, np.array(sheet.base.ids, np.int64), context, settings, tick)
@@ -111,18 +119,28 @@ def _accuracy(
     settings: Settings,
     shelf: Shelf,
     tick: Progress,
+    statistics: Statistics | None,
 ) -> _Sheet:
     """Everything that is not time or memory; once more with shorter windows where a candidate holds too few tokens."""
     limit = None
+    seen: list[Overlap] = []
+    calibrated = statistics is not None and any(one.calibration for one in candidates)
+
+    def look(windows: Sequence[Window]) -> None:
+        if statistics is not None and calibrated:
+            seen[:] = [check_runs(statistics, windows)]
+
     groups, fingerprints = _groups(candidates, settings, tick)
     errors = _errors(reference, candidates, settings)
     while True:
-        base = play(reference, text, settings, shelf, limit, tick)
+        base = play(reference, text, settings, shelf, limit, tick, look)
         try:
             members, pairs, notes = _play_groups(reference, base, candidates, groups, errors, settings, tick)
             break
         except TooSmall as small:
             limit = small.context
+    if statistics is not None and seen:
+        notes += note_on(statistics, candidates, seen[0])
     return _Sheet(base, members, pairs, fingerprints, errors, notes)
 
 
@@ -221,7 +239,13 @@ def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, th
         others = [pair.accuracy for pair in sheet.pairs if place in (pair.first, pair.second)]
         peak, peak_note = sheet.peaks[place + 1]
         rate = sheet.speeds[place + 1]
-        told = _foreign_note(sheet.errors[place]), member.tokenizer_note, chat.note(member.chat), peak_note
+        told = (
+            *model.notes,
+            _foreign_note(sheet.errors[place]),
+            member.tokenizer_note,
+            chat.note(member.chat),
+            peak_note,
+        )
         results.append(
             CandidateResult(
                 model=model,

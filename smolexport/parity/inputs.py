@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from smolexport.errors import UsageError
+from smolexport.parity.calibrated import Record, Step
 from smolexport.runtime import Runtime, TextCodec
 from smolexport.spec import ModelSpec
 from smolexport.weights import Weights
@@ -36,6 +37,9 @@ class Candidate:
         options: further keyword arguments for the runtime's `open`, plain JSON values.
         origin: of the reference; None where only playing it tells.
         weights: reads its tensors back; None where that is not possible.
+        calibration: how it was calibrated, as it says itself; None for plain rounding, and where it does not say.
+        steps: the errors of its matrices before and after calibration, where a report beside it tells.
+        notes: what could not be read of these.
     """
 
     path: Path
@@ -47,6 +51,19 @@ class Candidate:
     options: Mapping[str, object] = field(default_factory=dict)
     origin: Origin | None = field(default=None, repr=False, compare=False)
     weights: Callable[[], Weights] | None = field(default=None, repr=False, compare=False)
+    calibration: Record | None = None
+    steps: Sequence[Step] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str | None:
+        """Of calibration, e.g. `gptq`; None for a plain file."""
+        return self.calibration.method if self.calibration else None
+
+    @property
+    def kind(self) -> str:
+        """Scheme, and method where there is one: `int4 gptq`."""
+        return f"{self.scheme} {self.method}" if self.method else self.scheme
 
 
 @dataclass(frozen=True)

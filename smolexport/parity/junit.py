@@ -93,7 +93,8 @@ def _case(name: str, check: Check, result: CandidateResult) -> ElementTree.Eleme
     case = ElementTree.Element("testcase", classname=f"parity.{_label(name)}", name=check.kind, time="0")
     figures = {"figure": check.figure, "threshold": check.limit, "bits_per_weight": model.bits_per_weight}
     facts = {
-        "path": str(model.path), "format": model.format, "scheme": model.scheme, "runtime": model.runtime.NAME,
+        "path": str(model.path), "format": model.format, "scheme": model.scheme,
+        **({"method": model.method} if model.method else {}), "runtime": model.runtime.NAME,
         "bytes": str(model.bytes), **{key: f"{value:.6g}" for key, value in figures.items() if value is not None},
     }  # fmt: skip
     _properties(case, facts)

@@ -181,15 +181,22 @@ def test_a_gate_of_exceptions_alone_is_told(rich):
 
 
 def test_two_schemes_of_a_format_look_different():
-    """Also where they take the same bits per weight; one scheme on two runtimes is one look."""
+    """Also where they take the same bits per weight, and two methods of one; one file on two runtimes is one look."""
     sheet = {
         "candidates": [
-            {"name": scheme, "format": "onnx", "scheme": scheme, "bits_per_weight": bits}
-            for scheme, bits in (("int8", 9.3), ("int4", 6.2), ("int4-asym", 6.2), ("int4", 6.2))
+            {"name": scheme, "format": "onnx", "scheme": scheme, "bits_per_weight": bits, "method": method}
+            for scheme, bits, method in (
+                ("int8", 9.3, None),
+                ("int4", 6.2, None),
+                ("int4-asym", 6.2, None),
+                ("int4", 6.2, None),
+                ("int4", 6.2, "gptq"),
+                ("int4", 6.2, "distil"),
+            )
         ]
     }
     looks = [(look.dashes, look.mark) for look in looks_of(sheet)]
-    assert len(set(looks)) == 3
+    assert len(set(looks)) == 5
     assert looks[1] == looks[3]
 
 

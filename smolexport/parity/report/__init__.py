@@ -5,7 +5,7 @@ distribution   the many figures of a file's positions as a histogram and as runs
 names          what a file is called where several are, and figures as text
 terminal       tables for a console of 100 columns
 markdown       a table for a model card
-charts         the page's charts, with matplotlib (`looks`, `layers`, `placing`, `svg`)
+charts         the page's charts, with matplotlib (`looks`, `size`, `layers`, `steps`, `placing`, `svg`)
 html           the page itself, with jinja2 (`page.html.j2`, `page.css`)
 files          `--report FILE`: the kind by the name's ending, written whole or not at all
 """

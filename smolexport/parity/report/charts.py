@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from smolexport.parity.report.layers import layers
 from smolexport.parity.report.looks import WIDE, Look, Sheet, drawable, figure_text, floor_of, looks_of
 from smolexport.parity.report.names import short_power
-from smolexport.parity.report.placing import place_labels
+from smolexport.parity.report.size import floor_line, size
+from smolexport.parity.report.steps import steps
 from smolexport.parity.report.svg import INKS, Chart, draw, log_scale
 
 if TYPE_CHECKING:
@@ -25,55 +26,9 @@ def charts(sheet: Sheet) -> list[Chart]:
     """All charts that `sheet` has figures for; raises MissingDependencyError without matplotlib."""
     looks = looks_of(sheet)
     makers: tuple[Callable[[Sheet, Sequence[Look]], Chart | None], ...] = (
-        _size, _distribution, _attribution, layers, _positions, _speed,
+        size, _distribution, _attribution, layers, steps, _positions, _speed,
     )  # fmt: skip
     return [chart for make in makers if (chart := make(sheet, looks)) is not None]
-
-
-def _size(sheet: Sheet, looks: Sequence[Look]) -> Chart | None:
-    shown = [(f, look) for f, look in zip(sheet["candidates"], looks, strict=True) if drawable(f["kld"]["mean"])]
-    if not shown:
-        return None
-    floor = floor_of(sheet)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        log_scale(axes, "y")
-        for file, look in shown:
-            axes.errorbar(
-                file["bytes"] / 1e6, file["kld"]["mean"], yerr=_down(file["kld"]["mean"], file["kld"]["mean_error"]),
-                color=look.colour, marker=look.mark, markersize=6, markeredgewidth=0, linewidth=1,
-            )  # fmt: skip
-        axes.margins(x=0.18, y=0.14)
-        if floor:
-            _floor_line(axes, floor, across=True)
-        axes.set_xlabel("size, MB")
-        axes.set_ylabel("mean KLD, nats per token")
-        axes.grid(True, axis="both")
-        points = [(file["bytes"] / 1e6, file["kld"]["mean"]) for file, _ in shown]
-        place_labels(figure, axes, points, [look.name for _, look in shown], [look.colour for _, look in shown])
-
-    figures = "; ".join(f"{f['name']} {f['bytes'] / 1e6:.1f} MB, {f['kld']['mean']:.2g}" for f, _ in shown)
-    return draw(
-        "size", "Divergence against size", "Lower left is better: smaller, and nearer to the reference.",
-        f"Scatter of mean KLD against size of all files: {figures}.", (WIDE, 4.4), paint,
-    )  # fmt: skip
-
-
-def _down(mean: float, error: float | None) -> list[list[float]] | None:
-    """An error bar that keeps above zero, for a log scale."""
-    return None if error is None else [[min(error, 0.95 * mean)], [error]]
-
-
-def _floor_line(axes: Axes, floor: float, *, across: bool) -> None:
-    line = axes.axhline if across else axes.axvline
-    line(floor, color=INKS["floor"], linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
-    if across:
-        spot: Any = {"xy": (0, floor), "xycoords": ("axes fraction", "data"), "xytext": (4, 3)}
-        axes.annotate("noise floor", **spot, textcoords="offset points", color=INKS["muted"], fontsize=7.5)
-    else:
-        spot = {"xy": (floor, 1), "xycoords": ("data", "axes fraction"), "xytext": (0, 3), "ha": "center"}
-        axes.annotate("noise floor", **spot, textcoords="offset points", color=INKS["muted"], fontsize=7.5)
 
 
 def _distribution(sheet: Sheet, looks: Sequence[Look]) -> Chart | None:
@@ -142,7 +97,7 @@ def _attribution(sheet: Sheet, looks: Sequence[Look]) -> Chart | None:
         axes.set(ylim=(len(shown) - 0.4, -0.6), xlabel="mean KLD, nats per token")
         axes.set_xlim(left, max(positive) * 2.5)
         if floor:
-            _floor_line(axes, floor, across=False)
+            floor_line(axes, floor, across=False)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
     figures = "; ".join(

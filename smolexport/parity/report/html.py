@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from smolexport.errors import MissingDependencyError
+from smolexport.parity.methods import PLAIN, columns
 from smolexport.parity.report.markdown import command_line
 from smolexport.parity.report.names import ABSENT, estimate, number, printable, short_power
 from smolexport.parity.report.sheet import to_json
@@ -48,6 +49,8 @@ def render_html(comparison: Comparison) -> str:
         command=command_line(sheet),
         limits=_asked(sheet),
         near_tie=NEAR_TIE,
+        methods=columns(file["method"] for row in sheet["methods"] for file in row["files"]),
+        plain=PLAIN,
         missed=[(file["name"], miss) for file in sheet["candidates"] for miss in file["missed"]],
         attributed=any(file["attribution"] for file in sheet["candidates"]),
         shares=sheet["bandwidth_bytes_per_s"] is not None,

@@ -1,7 +1,7 @@
 """How a file is drawn wherever it is, and what can be drawn at all.
 
-A colour is a format; among the files of one format the line's dashes and the mark's shape tell the schemes apart, in
-the order of bits per weight, so that one scheme looks alike in all formats.
+A colour is a format; among the files of one format the line's dashes and the mark's shape tell schemes and methods
+apart, in the order of bits per weight, so that one scheme and method looks alike in all formats.
 """
 
 from __future__ import annotations
@@ -13,14 +13,30 @@ from typing import Any
 from smolexport.parity.report.names import short_power
 from smolexport.parity.report.svg import INKS, SERIES
 
-__all__ = ["WIDE", "Look", "Sheet", "drawable", "figure_text", "floor_of", "looks_of", "shorter"]
+__all__ = [
+    "DASHES",
+    "WIDE",
+    "Look",
+    "Sheet",
+    "drawable",
+    "figure_text",
+    "floor_of",
+    "looks_of",
+    "method_rank",
+    "shorter",
+]
 
 Sheet = Mapping[str, Any]
 WIDE = 9.6
 """Inches of a chart as wide as the page."""
 
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1)))
-_MARKS = "osD^v"
+DASHES: tuple[Any, ...] = (
+    "-", (0, (4, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)),
+    (0, (1, 3)),
+)  # fmt: skip
+"""Of lines, from the plainest on."""
+
+_MARKS = "osD^vPX*"
 
 
 @dataclass(frozen=True)
@@ -40,18 +56,31 @@ def looks_of(sheet: Sheet) -> list[Look]:
     found = []
     for file in files:
         place = formats.index(file["format"])
-        schemes = {(f["scheme"], -round(f["bits_per_weight"] or 0, 1)) for f in files if f["format"] == file["format"]}
-        mine = file["scheme"], -round(file["bits_per_weight"] or 0, 1)
-        rank = sorted(schemes, key=lambda one: (one[1], len(one[0]), one[0])).index(mine)
+        kinds = sorted({_kind(f) for f in files if f["format"] == file["format"]})
+        rank = kinds.index(_kind(file))
         found.append(
             Look(
                 shorter(file["name"]),
                 INKS[f"series-{place % SERIES}"],
-                _DASHES[rank % len(_DASHES)],
+                DASHES[rank % len(DASHES)],
                 _MARKS[rank % len(_MARKS)],
             )
         )
     return found
+
+
+def method_rank(method: str | None) -> int:
+    """Place of a method among all, from the plainest on; None is that of a plain file."""
+    from smolexport.calibration import METHODS
+
+    names = list(METHODS)
+    return names.index(method) if method in names else 0 if method is None else len(names)
+
+
+def _kind(file: Sheet) -> tuple[float, int, str, int, str]:
+    """What tells files of one format apart, in the order of their looks: size, scheme, method."""
+    bits, scheme, method = -round(file["bits_per_weight"] or 0, 1), file["scheme"], file["method"]
+    return bits, len(scheme), scheme, method_rank(method), method or ""
 
 
 def shorter(name: str, most: int = 34) -> str:

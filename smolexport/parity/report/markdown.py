@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from smolexport.parity.methods import PLAIN, columns
 from smolexport.parity.report.names import ABSENT, estimate, number, printable
 from smolexport.parity.report.sheet import to_json
 from smolexport.parity.results import Comparison
@@ -22,6 +23,7 @@ def render_markdown(comparison: Comparison) -> str:
     sheet = to_json(comparison)
     parts = [
         _accuracy(sheet),
+        _methods(sheet),
         _pairs(sheet),
         _speed(sheet),
         _verdicts(sheet),
@@ -90,6 +92,24 @@ def _parts(attribution: Sheet | None) -> list[str]:
     return [estimate(kld["mean"], kld["mean_error"], "{:.3g}") for kld in both]
 
 
+def _methods(sheet: Sheet) -> str:
+    if not sheet["methods"]:
+        return ""
+    methods = columns(file["method"] for row in sheet["methods"] for file in row["files"])
+    rows = []
+    for row in sheet["methods"]:
+        cells = {file["method"]: _method(file) for file in row["files"]}
+        kind = _text(f"{row['format']} {row['scheme']}, {row['runtime']}")
+        rows.append([kind, *(cells.get(method, ABSENT) for method in methods)])
+    title = f"KLD, nats/token, of methods side by side at equal bytes (ratio to {PLAIN}, plain rounding):"
+    return f"{title}\n\n{_table(['format', *map(_text, methods)], rows, left=1)}"
+
+
+def _method(file: Sheet) -> str:
+    kld = estimate(file["kld"], file["kld_error"], "{:.3g}")
+    return kld if file["method"] == PLAIN or file["ratio"] is None else f"{kld} ({file['ratio']:.2f})"
+
+
 def _pairs(sheet: Sheet) -> str:
     if not sheet["pairs"]:
         return ""
@@ -155,7 +175,8 @@ def _measured(sheet: Sheet) -> str:
 
 
 def _kind(model: Sheet) -> str:
-    return _text(f"{model['format']} {model['scheme']}, {model['runtime']}")
+    method = f" {model['method']}" if model["method"] else ""
+    return _text(f"{model['format']} {model['scheme']}{method}, {model['runtime']}")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:

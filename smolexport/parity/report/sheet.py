@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 from smolexport.parity.inputs import Candidate
+from smolexport.parity.methods import Row, side_by_side
 from smolexport.parity.report.distribution import EDGES, by_position, histogram
 from smolexport.parity.report.names import reference_name, short_names
 from smolexport.parity.results import (
@@ -61,6 +62,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             {**_candidate_json(one, name, text), "thresholds": _limits_json(thresholds.thresholds_for(one.model))}
             for one, name in zip(comparison.candidates, names, strict=True)
         ],
+        "methods": [_methods_json(row) for row in side_by_side(comparison.candidates)],
         "pairs": [_pair_json(pair) for pair in comparison.pairs],
         "passed": comparison.passed,
         "text": {
@@ -89,6 +91,7 @@ def model_json(model: Candidate, name: str) -> dict[str, Any]:
         "path": str(model.path),
         "format": model.format,
         "scheme": model.scheme,
+        "method": model.method,
         "runtime": model.runtime.NAME,
         "options": {str(key): _plain(value) for key, value in model.options.items()},
         "bytes": model.bytes,
@@ -121,6 +124,7 @@ def _candidate_json(result: CandidateResult, name: str, text: TextFacts) -> dict
         **_distribution_json(result.accuracy, text),
         "attribution": _attribution_json(result.attribution),
         "tensor_errors": [_tensor_json(error) for error in result.tensor_errors],
+        "calibration_errors": [dataclasses.asdict(step) for step in result.model.steps],
         "greedy": _greedy_json(result.greedy),
         **_use_json(result),
         "tokenizer_equal": result.tokenizer_equal,
@@ -186,6 +190,25 @@ def _attribution_json(attribution: Attribution | None) -> dict[str, Any] | None:
 
 def _pair_json(pair: Pair) -> dict[str, Any]:
     return {"first": pair.first, "second": pair.second, **_accuracy_json(pair.accuracy)}
+
+
+def _methods_json(row: Row) -> dict[str, Any]:
+    return {
+        "format": row.format,
+        "scheme": row.scheme,
+        "runtime": row.runtime,
+        "bits_per_weight": _finite(row.bits_per_weight),
+        "files": [
+            {
+                "method": cell.method,
+                "candidate": cell.candidate,
+                "kld": _finite(cell.kld.value),
+                "kld_error": _finite(cell.kld.error),
+                "ratio": _finite(cell.ratio),
+            }
+            for cell in row.cells
+        ],
+    }
 
 
 def _tensor_json(error: TensorError) -> dict[str, Any]:

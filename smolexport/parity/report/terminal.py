@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from smolexport.parity.inputs import Candidate
+from smolexport.parity.methods import PLAIN, Cell, columns, side_by_side
 from smolexport.parity.report.names import ABSENT, error_text, number, printable, reference_name, short_names
 from smolexport.parity.results import (
     NEAR_TIE,
@@ -34,7 +35,7 @@ _WIDTH = 100
 def render(comparison: Comparison, console: Console) -> None:
     """Print the tables, the notes and one verdict line per missed threshold."""
     width = max(_WIDTH, console.width)
-    tables = _accuracy_table, _attribution_table, _pairs_table, _speed_table
+    tables = _accuracy_table, _methods_table, _attribution_table, _pairs_table, _speed_table
     for table in filter(None, (make(comparison) for make in tables)):
         if console.width < _WIDTH:
             table.width = width
@@ -75,6 +76,27 @@ def _accuracy_cells(accuracy: Accuracy) -> list[str]:
         _cell(accuracy.candidate, "{:.4g}"),
         _cell(accuracy.ratio, "{:.4f}" if accuracy.ratio.value < 100 else "{:.3g}"),
     ]
+
+
+def _methods_table(comparison: Comparison) -> Table | None:
+    """Files that differ in nothing but the method of calibration, against the plainly rounded one."""
+    rows = side_by_side(comparison.candidates)
+    if not rows:
+        return None
+    names = columns(cell.method for row in rows for cell in row.cells)
+    table = _table("Methods at equal bytes, mean KLD", map(printable, names), first="format")
+    for row in rows:
+        cells = {cell.method: _method_cell(cell) for cell in row.cells}
+        label = _two_lines(printable(f"{row.format} {row.scheme}"), printable(row.runtime))
+        table.add_row(label, *(cells.get(name, ABSENT) for name in names))
+    return table
+
+
+def _method_cell(cell: Cell) -> str:
+    value = f"{cell.kld.value:.3g}"
+    if cell.method == PLAIN or cell.ratio is None:
+        return value
+    return f"{value}\n[dim]{cell.ratio:.2f} x {PLAIN}[/dim]"
 
 
 def _attribution_table(comparison: Comparison) -> Table | None:
@@ -119,11 +141,11 @@ def _speed_table(comparison: Comparison) -> Table:
     reference = comparison.reference
     speed = reference.speed
     lengths = f" ({speed.prefill_tokens} and {speed.decode_tokens} tokens)" if speed else ""
-    columns = ["size\nMB", "bits per\nweight", "load\ns", "first token\nms", "prefill\ntok/s", "decode\ntok/s"]
+    heads = ["size\nMB", "bits per\nweight", "load\ns", "first token\nms", "prefill\ntok/s", "decode\ntok/s"]
     shares = comparison.bandwidth is not None
     if shares:
-        columns.append("of band-\nwidth")
-    table = _table(f"Size and speed{lengths}", [*columns, "peak RSS\nMB"])
+        heads.append("of band-\nwidth")
+    table = _table(f"Size and speed{lengths}", [*heads, "peak RSS\nMB"])
     rows: list[tuple[str, ReferenceResult | CandidateResult]] = [(_reference_label(comparison), reference)]
     named = zip(_names(comparison), comparison.candidates, strict=True)
     rows += [(_label(result.model, name), result) for name, result in named]
@@ -142,19 +164,19 @@ def _speed_table(comparison: Comparison) -> Table:
     return table
 
 
-def _table(title: str, columns: Iterable[str]) -> Table:
+def _table(title: str, heads: Iterable[str], first: str = "file") -> Table:
     from rich.table import Table
 
     # no lines, two spaces between columns: the width of 100 is for figures
     table = Table(title=title, box=None, padding=(0, 2, 1, 0), pad_edge=False, title_justify="left", title_style="bold")
-    table.add_column("file", overflow="fold", header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True, header_style="bold")
+    table.add_column(first, overflow="fold", header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True, header_style="bold")
     return table
 
 
 def _label(model: Candidate, name: str, kind: str = "") -> str:
-    return _two_lines(name, printable(f"{kind or model.format} {model.scheme}, {model.runtime.NAME}"))
+    return _two_lines(name, printable(f"{kind or model.format} {model.kind}, {model.runtime.NAME}"))
 
 
 def _reference_label(comparison: Comparison) -> str:
@@ -225,6 +247,11 @@ def _explanations(comparison: Comparison) -> Iterable[str]:
         yield (
             "margin: gap between the reference's two largest logits at the earliest one; "
             f"near ties: prompts that part where it is below {NEAR_TIE:g}, which is no damage"
+        )
+    if side_by_side(comparison.candidates):
+        yield (
+            "methods at equal bytes: files that differ in nothing but their calibration, in nats per token; "
+            f"{PLAIN}: plain rounding, also of files that name no method"
         )
     if comparison.reference.floor:
         yield "noise floor: the reference against its own weights in f32; smaller figures of a file mean nothing"
