@@ -99,7 +99,7 @@ def _rotate(x: torch.Tensor, rope: Rope, start: int) -> torch.Tensor:
 
 def _mask(window: int | None, n: int, held: int) -> torch.Tensor | None:
     """Which of `held` positions each of the last `n` sees, [n, held]; None where plain causality says it all."""
-    if n == held and (window is None or held <= window):
+    if n in (1, held) and (window is None or held <= window):
         return None
     queries = torch.arange(held - n, held)[:, None]
     keys = torch.arange(held)[None]
@@ -122,9 +122,12 @@ def _attention(x: torch.Tensor, weights: Weights, spec: ModelSpec, layer: Layer,
     if cache is not None:
         keys, values = cache.extend(keys, values)
     groups = spec.num_attention_heads // spec.num_key_value_heads
+    mask = _mask(layer.window, n, keys.shape[2])
+    if n == 1 and mask is None:  # heads that share keys are as good as positions that see them all: no copies
+        out = F.scaled_dot_product_attention(queries.view(b, -1, groups, spec.head_dim), keys, values)
+        return out.reshape(b, 1, -1)
     if groups > 1:
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-    mask = _mask(layer.window, n, keys.shape[2])
     out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None and n > 1)
     return out.transpose(1, 2).reshape(b, n, -1)
 

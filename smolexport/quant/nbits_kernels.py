@@ -27,7 +27,9 @@ from smolexport.quant.lane_codes import half_value, load_halves, truncate
 from smolexport.quant.lane_groups import extremes_of_groups
 from smolexport.quant.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
 from smolexport.quant.nbits_search import search_lanes
-from smolexport.quant.repacking import BLOCK, take_apart, tile_encoder
+from smolexport.quant.q8 import encode_q8_0_tile
+from smolexport.quant.repacking import BLOCK, take_apart
+from smolexport.quant.round32 import encode_q4_0_tile
 from smolexport.quant.rowparts import codes_putter, fetch_rounded, put_part, round_lanes, round_values, store_floats
 from smolexport.quant.source import F32, fetch
 from smolexport.quant.tile import BLOCKS, aligned
@@ -301,7 +303,6 @@ def decoder(bits: int) -> Callable[..., None]:
 @cache
 def portable_encoder(bits: int) -> Callable[..., None]:
     """The kernel for groups with the integers and scales of q4_0 (4 bits) or q8_0 (8 bits) without importance."""
-    encode_tile = tile_encoder(bits)
 
     @kernel
     def encode_portable_nbits(
@@ -321,7 +322,13 @@ def portable_encoder(bits: int) -> Callable[..., None]:
         for row in range(out.size // portable_bytes(per_row, bits, dtype, symmetric)):
             for group in range(0, per_row, BLOCKS):
                 count = min(BLOCKS, per_row - group)
-                encode_tile(f32, u16, kind, row * per_row + group, count, buffer, grids, words, 0, blocks)
+                first = row * per_row + group
+                if (
+                    bits == 4
+                ):  # known while compiling; a kernel that held one of the two would not be found in the cache
+                    encode_q4_0_tile(f32, u16, kind, first, count, buffer, grids, words, 0, blocks)
+                else:
+                    encode_q8_0_tile(f32, u16, kind, first, count, buffer, grids, words, 0, blocks)
                 put_groups(blocks, 0, count, row, group, per_row, bits, dtype, symmetric, words, floats, middles, out)
 
     return encode_portable_nbits

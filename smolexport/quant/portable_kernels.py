@@ -19,7 +19,9 @@ from smolexport.quant.bitstream import copy_bytes
 from smolexport.quant.jit import kernel, lean_helper
 from smolexport.quant.lane_codes import half_bits, half_value, load_halves, store_halves
 from smolexport.quant.lanes import WIDTH, splat
-from smolexport.quant.repacking import BLOCK, take_apart, tile_encoder
+from smolexport.quant.q8 import encode_q8_0_tile
+from smolexport.quant.repacking import BLOCK, take_apart
+from smolexport.quant.round32 import encode_q4_0_tile
 from smolexport.quant.tile import BLOCKS, aligned
 
 __all__ = ["encoder", "repacker"]
@@ -28,7 +30,6 @@ __all__ = ["encoder", "repacker"]
 @cache
 def encoder(bits: int) -> Callable[..., None]:
     """The kernel for `bits` bits: `per_row` blocks a row, without importance."""
-    encode_tile = tile_encoder(bits)
 
     @kernel
     def encode_portable(f32: NDArray[Any], u16: NDArray[Any], kind: int, per_row: int, out: NDArray[Any]) -> None:
@@ -42,7 +43,13 @@ def encoder(bits: int) -> Callable[..., None]:
         for row in range(out.size // (per_row * (BLOCK * bits // 8 + 4))):
             for group in range(0, per_row, BLOCKS):
                 count = min(BLOCKS, per_row - group)
-                encode_tile(f32, u16, kind, row * per_row + group, count, buffer, grids, words, 0, blocks)
+                first = row * per_row + group
+                if (
+                    bits == 4
+                ):  # known while compiling; a kernel that held one of the two would not be found in the cache
+                    encode_q4_0_tile(f32, u16, kind, first, count, buffer, grids, words, 0, blocks)
+                else:
+                    encode_q8_0_tile(f32, u16, kind, first, count, buffer, grids, words, 0, blocks)
                 put_groups(blocks, 0, count, row, group, per_row, bits, words, out)
 
     return encode_portable

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
 
 from smolexport.quant.bitstream import copy_bytes, flip_top_bits, reorder_nibbles
 from smolexport.quant.jit import lean_helper
-from smolexport.quant.q8 import encode_q8_0_tile
-from smolexport.quant.round32 import encode_q4_0_tile
 
-__all__ = ["BLOCK", "take_apart", "tile_encoder"]
+__all__ = ["BLOCK", "take_apart"]
 
 BLOCK = 32
-
-
-def tile_encoder(bits: int) -> Callable[..., None]:
-    """The helper that encodes a tile of q4_0 (4 bits) or q8_0 (8 bits)."""
-    return encode_q4_0_tile if bits == 4 else encode_q8_0_tile
 
 
 @lean_helper

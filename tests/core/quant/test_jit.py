@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import smolexport
 
 PROGRAM = """
@@ -92,3 +94,16 @@ def test_kernels_of_other_folders_are_recompiled_when_theirs_or_this_changes(tmp
     assert encode(tmp_path, ELSEWHERE, NUMBA_CACHE_DIR=cache)[1:] == ("0", 0)
     helper.write_text(helper.read_text() + "\n")
     assert encode(tmp_path, ELSEWHERE, NUMBA_CACHE_DIR=cache)[1:] == ("0", 0)
+
+
+@pytest.mark.parametrize("words", [("mlx", "-q", "int4"), ("onnx", "-q", "int4"), ("mlx", "-q", "q4")])
+def test_a_second_run_compiles_nothing(words: tuple[str, ...], tmp_path: Path) -> None:
+    """A kernel made in a function is found again only if what it encloses is numbers."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    code = f"from smolexport.cli import main; main({[words[0], 'demo', *words[1:], '-f', '-o', str(tmp_path / 'x')]!r})"
+    kernels = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+        kernels.append({path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.nb[ci]")})
+    assert kernels[0]
+    assert kernels[1] == kernels[0]
