@@ -82,6 +82,8 @@ class Calibrator:
         facts: dict[str, object] = {"method": self.calibration.method}
         if self.calibration.method in SOLVED:
             facts["damping"] = self.calibration.damping
+        if self.calibration.method == "distil":
+            facts["steps"] = self.calibration.training.steps
         if self.mixed:
             facts["budget"] = self.mixed.facts()
         found = self.statistics.manifest

@@ -61,6 +61,7 @@ def command(
     threads: int | None,
     method: str,
     stats: Path | None,
+    steps: int | None,
     size: int | None,
     max_kld: float | None,
     ignore_config: tuple[str, ...],
@@ -80,7 +81,7 @@ def command(
     jobs = convert.prepare_all(
         checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
         revision=revision, token=token, force=force if out.is_dir() and not dry_run else None, weights=not dry_run,
-        calibration=calibration_of(method, stats, size, max_kld, measure=not dry_run),
+        calibration=calibration_of(method, stats, steps, size, max_kld, measure=not dry_run),
     )  # fmt: skip
     if dry_run:
         _show_plans(jobs, json)

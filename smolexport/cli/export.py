@@ -72,6 +72,7 @@ def command_for(target: str) -> click.Command:
         threads: int | None,
         method: str,
         stats: Path | None,
+        steps: int | None,
         size: int | None,
         max_kld: float | None,
         settings: tuple[str, ...],
@@ -83,7 +84,7 @@ def command_for(target: str) -> click.Command:
     ) -> None:
         from smolexport import convert
 
-        calibration = calibration_of(method, stats, size, max_kld, measure=not dry_run)
+        calibration = calibration_of(method, stats, steps, size, max_kld, measure=not dry_run)
         job = convert.prepare(
             target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
             ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,

@@ -115,10 +115,13 @@ def source_options(command: F) -> F:
 
 
 def calibration_options(command: F) -> F:
-    """How weights are quantized: --method, --stats."""
+    """How weights are quantized: --method, --stats, --steps."""
     from smolexport.calibration import METHODS
 
     for option in (
+        click.option(
+            "--steps", type=Integer(min=1), help="Training steps of distil; default: 80, half of them do most of it."
+        ),
         click.option(
             "--stats", metavar="FOLDER", type=given_path,
             help="What `smolexport calibrate` made; for all but rtn, and for budgets.",
@@ -152,14 +155,19 @@ def budget_options(command: F) -> F:
 
 
 def calibration_of(
-    method: str, stats: Path | None, size: int | None, max_kld: float | None, *, measure: bool
+    method: str, stats: Path | None, steps: int | None, size: int | None, max_kld: float | None, *, measure: bool
 ) -> Calibration:
-    """What --method, --stats, --size and --max-kld ask for; raises UsageError."""
+    """What --method, --stats, --steps, --size and --max-kld ask for; raises UsageError."""
     from smolexport.calibration.budget import Budget
+    from smolexport.calibration.distillation import Settings
     from smolexport.calibration.methods import Calibration
+    from smolexport.errors import UsageError
 
-    asked = size is not None or max_kld is not None
-    return Calibration(method, stats, budget=Budget(size, max_kld, measure=measure, say=say) if asked else None)
+    if steps is not None and method != "distil":
+        raise UsageError(f"--steps {steps}: are those of a training, and {method} has none; give --method distil")
+    training = Settings() if steps is None else Settings(steps=steps)
+    budget = Budget(size, max_kld, measure=measure, say=say) if size is not None or max_kld is not None else None
+    return Calibration(method, stats, training=training, budget=budget)
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

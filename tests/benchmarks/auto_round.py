@@ -202,6 +202,7 @@ def measure(checkpoint: Path, text: str, scratch: Path, args: argparse.Namespace
     for method in args.methods:
         path = scratch / f"{method}.gguf"
         told = ["--method", method, *(["--stats", stats] if method != "rtn" else []), "--threads", args.threads]
+        told += ["--steps", str(args.steps)] if method == "distil" and args.steps else []
         figures = measured(our_command("gguf", checkpoint, "-q", args.scheme, *told, "-o", path))
         if method != "rtn":
             figures = {key: figures[key] + gathered[key] for key in ("wall", "cpu")} | {
@@ -224,6 +225,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--python", type=Path, required=True, help="interpreter that has auto-round")
     parser.add_argument("--calibration", type=Path, nargs="+", required=True, metavar="TEXT", help="files")
     parser.add_argument("--text", type=Path, help="held-out text to score; default: the demo's")
+    parser.add_argument("--steps", type=int, help="of distil")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=["rtn", "gptq", "distil"])
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=["opt-rtn", "light", "default"])
     parser.add_argument("--windows", type=int, default=64, help="most windows to calibrate on")
