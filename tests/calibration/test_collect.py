@@ -143,7 +143,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(moment: str, tmp_path: Pa
     assert job.layers_done >= (0 if moment == "teacher" else int(moment[-3:]))
     ran: list[int] = []
     collect(spied(job, ran))
-    assert ran == list(range(job.manifest.layers))[-len(ran) :] if ran else moment == "teacher"
+    # The last layer's file may have been whole when the kill came, and the head under way.
+    assert ran == list(range(job.manifest.layers - len(ran), job.manifest.layers))
+    assert ran or moment in ("layer-005", "teacher")
     assert len(ran) <= 6 - (6 if moment == "teacher" else int(moment[-3:]))
     assert digests(out) == digests(whole.folder)
 
