@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import smolexport_on_torch
-from smolexport.calibration.distillation import Distilled, Settings, Step, Trained, held_out, to_half
+from smolexport.calibration.distillation import Distilled, Settings, Step, Trained
 from smolexport.errors import TensorError, UsageError
 from smolexport.testing.checkpoints import write_checkpoint
-from tests.children import python
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from smolexport_on_torch import _distil, _factors, _head  # noqa: E402
+from smolexport_on_torch import _distil, _factors  # noqa: E402
 from smolexport_on_torch._load import load_model  # noqa: E402
 
 
@@ -163,75 +162,6 @@ def test_scale_and_minimum_are_trained_apart(kind: str, columns: int) -> None:
     moved = (scaled.matrix().detach() - start).numpy()
     sizes = [np.sqrt(np.add.reduceat(x * x, starts, axis=1)) for x in (moved, change)]
     np.testing.assert_allclose(sizes[0] / 0.01, sizes[1] / math.expm1(0.1), rtol=1e-3)
-
-
-def predictions(count: int, vocabulary: int, k: int) -> tuple[Any, Any, Any]:
-    """Log-probabilities over everything, and the likeliest k."""
-    whole = torch.log_softmax(3 * torch.randn(count, vocabulary, dtype=torch.float64), -1)
-    top = whole.topk(k)
-    return whole, top.indices, top.values
-
-
-@pytest.mark.parametrize("piece", [1, 90, 10_000])
-def test_loss_with_the_whole_vocabulary_is_the_divergence(piece: int) -> None:
-    whole, ids, log_probs = predictions(9, 30, 30)
-    hidden = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
-    head = torch.randn(30, 5, dtype=torch.float64, requires_grad=True)
-    ours = _head.divergence(hidden, head, ids, log_probs, piece)
-    student = torch.log_softmax(hidden @ head.T, -1)
-    theirs = (whole.exp() * (whole - student)).sum()
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(torch.autograd.grad(ours, (hidden, head)), torch.autograd.grad(theirs, (hidden, head)))
-
-
-def test_loss_with_a_tail_is_the_divergence_of_its_classes() -> None:
-    _, ids, log_probs = predictions(9, 30, 4)
-    hidden = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
-    head = torch.randn(30, 5, dtype=torch.float64, requires_grad=True)
-    ours = _head.divergence(hidden, head, ids, log_probs, 90)
-    student = torch.log_softmax(hidden @ head.T, -1).gather(1, ids)
-    q, p = (torch.cat([x.exp(), 1 - x.exp().sum(1, keepdim=True)], 1) for x in (student, log_probs))
-    theirs = (p * (p / q).log()).sum()
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(torch.autograd.grad(ours, (hidden, head)), torch.autograd.grad(theirs, (hidden, head)))
-    assert (3 * _head.divergence(hidden, head, ids, log_probs)).item() == pytest.approx(3 * theirs.item())
-
-
-@pytest.mark.parametrize("k", [4, 30])
-def test_loss_stays_finite_where_probabilities_vanish(k: int) -> None:
-    """A teacher and a student that are both certain, of different tokens; and log-probabilities rounded upwards."""
-    hidden = torch.eye(30)[:3].requires_grad_()
-    head = (200 * torch.eye(30)).requires_grad_()
-    ids = torch.stack([torch.arange(k), torch.arange(k), (torch.arange(k) + 20) % 30])
-    log_probs = torch.full((3, k), -60.0)
-    log_probs[:, 0] = 1e-3
-    loss = _head.divergence(hidden, head, ids, log_probs)
-    loss.backward()
-    assert math.isfinite(loss.item())
-    assert loss.item() > 50
-    assert hidden.grad is not None
-    assert torch.isfinite(hidden.grad).all()
-    sure = _head.divergence(hidden[:1], head, ids[:1], log_probs[:1])
-    assert sure.item() == pytest.approx(0, abs=1e-6)
-
-
-def test_logits_of_a_large_vocabulary_are_never_held_together() -> None:
-    """1024 positions of 64k classes are 256 MB of logits; forward and backward take a small part of it."""
-    code = (
-        "import resource, torch\n"
-        "from smolexport_on_torch._head import divergence\n"
-        "torch.set_num_threads(1)\n"
-        "def run(n):\n"
-        "    hidden = torch.randn(n, 8, requires_grad=True)\n"
-        "    ids = torch.arange(4).expand(n, 4)\n"
-        "    divergence(hidden, head, ids, torch.full((n, 4), -2.0)).backward()\n"
-        "head = torch.randn(65536, 8)\n"
-        "run(16)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "run(1024)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    assert int(python(code)) < 60_000  # kB
 
 
 def quantized(weight: F32, minimum: bool = False) -> Blocks:
@@ -459,48 +389,3 @@ def test_threads_are_put_back(tiny: Case) -> None:
     before = torch.get_num_threads()
     tiny.run(replace(QUICK, steps=1, threads=1 if before > 1 else 2))
     assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"batch": 0}, {"rate": 0}, {"warm_up": 1.0}, {"patience": 0}, {"device": "tpu"}]
-)
-def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"distillation: {next(iter(wrong))} = "):
-        Settings(**wrong)
-
-
-def test_the_rate_rises_and_falls() -> None:
-    settings = Settings(steps=100, rate=1.0, warm_up=0.1)
-    rates = [settings.rate_at(step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert np.argmax(rates) == 9
-    assert rates[9] == pytest.approx(0.91)
-    assert rates[-1] == pytest.approx(0.01)
-
-
-def test_every_window_is_taken_once_a_round() -> None:
-    batches = _distil._batches(10, 4, 0)
-    taken = np.concatenate([next(batches) for _ in range(5)])
-    assert np.bincount(taken).tolist() == [2] * 10
-    assert [held_out(n) for n in (3, 16, 32, 64, 256)] == [2, 2, 2, 4, 16]
-    with pytest.raises(UsageError, match="2 calibration windows"):
-        held_out(2)
-
-
-def test_half_is_the_default_rounding() -> None:
-    made = to_half("x", Trained(np.array([[0.1]], np.float32), np.array([[0.3]], np.float32)))
-    assert made.m is not None
-    assert (made.d.dtype, made.d[0, 0], made.m[0, 0]) == (np.float32, np.float16(0.1), np.float16(0.3))
-    assert to_half("x", Trained(made.d, None)).m is None
-
-
-@pytest.mark.parametrize("library", ["torch", "transformers"])
-def test_without_the_libraries_the_line_that_installs_them(library: str) -> None:
-    told = python(
-        f"import sys\nsys.modules[{library!r}] = None\n"
-        "import smolexport_on_torch as torch\nfrom smolexport.errors import MissingDependencyError\n"
-        "try:\n    torch.distil('x', [], {}, None, None)\n"
-        "except MissingDependencyError as error:\n    print(error)"
-    )
-    assert "pip install torch transformers" in told
-    assert len(told.splitlines()) == 1
