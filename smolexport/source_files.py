@@ -1,0 +1,93 @@
+"""The files of a checkpoint's folder: that they lie inside it, and that they stay what they were.
+
+A checkpoint comes from strangers and what is made of it gets published.  A symbolic link named like one of its files
+may point to any file of the user's, so every file is looked up here before it is read or copied.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from smolexport.errors import CheckpointError
+
+__all__ = ["PATTERNS", "SMALL_FILES", "Stamps", "file_in", "files_in", "refuse_changes", "stamps"]
+
+# What is fetched of a hub id without its weights.  The hub's `*` crosses folders, so these cover the index and all
+# chat templates; a local folder needs the second line for them.
+SMALL_FILES = ("*.json", "*.jinja", "merges.txt", "README.md", "LICENSE*")
+PATTERNS = (*SMALL_FILES, "*.safetensors", "additional_chat_templates/*.jinja")
+
+Stamp: TypeAlias = tuple[int, int, int, int]
+Stamps: TypeAlias = Mapping[str, Stamp]
+
+
+def file_in(folder: Path, name: str) -> Path | None:
+    """The file `name` of the checkpoint in `folder`; None where there is none.
+
+    Symbolic links count as what they point to as long as that lies in the folder, or among the blobs of the hub's
+    cache where the folder is one of its snapshots.
+
+    Args:
+        folder: the checkpoint's.
+        name: of the file, relative to the folder, with `/`.
+
+    Raises:
+        CheckpointError: a link that leads out of the folder or to nothing, something that is not a regular file
+            (reading a pipe would wait for ever), or a path that cannot be looked at.
+    """
+    path = folder / name
+    try:
+        if not os.path.lexists(path):
+            return None
+        target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+        homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+        if not any(target.is_relative_to(place) for place in homes):
+            raise CheckpointError(
+                f"{path}: is a link out of the checkpoint's folder, which is never followed; "
+                "put a copy of the file in its place, or remove it"
+            )
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is a link to nothing; the download is incomplete") from None
+    except OSError as error:  # a name that no file can have, links in a circle
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: is not a regular file; put the checkpoint's own file in its place")
+    return path
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """The files of the checkpoint in `folder` that match a glob pattern, sorted.  Raises CheckpointError as `file_in`."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if os.path.lexists(path))
+    return [path for name in names if (path := file_in(folder, name))]
+
+
+def stamps(folder: Path) -> Stamps:
+    """Device, inode, size and time of last change of each file that is read of the checkpoint in `folder`, by name."""
+    found = {}
+    for path in {path for pattern in PATTERNS for path in folder.glob(pattern)}:
+        try:
+            at = path.stat()
+        except OSError:  # whoever reads it will say so
+            continue
+        found[path.relative_to(folder).as_posix()] = at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns
+    return found
+
+
+def refuse_changes(folder: Path, before: Stamps) -> None:
+    """Refuse a checkpoint of which a file was replaced, rewritten, added or removed since `stamps` gave `before`.
+
+    Raises:
+        CheckpointError: names the first such file.
+    """
+    now = stamps(folder)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{folder / name}: changed while the checkpoint was read, and nothing was written; "
+                "wait until whatever writes to the folder is done, then start again"
+            )
