@@ -1,88 +1,64 @@
 """A Hugging Face checkpoint: a local folder or a hub id, read tensor by tensor and row by row.
 
-Weights are read with positioned reads into small buffers, never mapped: mapped pages count as resident memory,
-and an export must stay small whatever the model.  safetensors itself checks each file's header (lengths,
-overlaps, gaps, sizes); pickled weights are never opened.
+Pickled weights are never opened.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from smolexport.arch import load_spec
 from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
+from smolexport.source_files import SMALL_FILES, Stamps, file_in, stamps
 from smolexport.spec import ModelSpec, Role, Tensor
+from smolexport.tensor_file import DTYPES, StoredTensor, stored_tensors
+from smolexport.text import label, show
 
-__all__ = ["Checkpoint", "StoredTensor", "find_checkpoint", "open_checkpoint", "read_config"]
+__all__ = [
+    "Checkpoint",
+    "claimed_quantization",
+    "find_checkpoint",
+    "open_checkpoint",
+    "read_config",
+    "read_json",
+    "weight_files",
+]
 
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_JSON = 64 << 20  # the index of the largest published models is about 10 MB
-# What is fetched of a hub id.  The hub's `*` crosses folders, so these cover the index and all chat templates.
-SMALL_FILES = ("*.json", "*.jinja", "merges.txt", "README.md", "LICENSE*")
-HUB_FILES = (*SMALL_FILES, "*.safetensors")
-# Buffers that old checkpoints carry and that are computed, not learned.
-COMPUTED = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies: file, dtype, shape, first byte in the file."""
-
-    name: str
-    path: Path
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
-
-    def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows [start, stop) as [rows, columns] in the stored dtype; a vector is one row.
-
-        Raises:
-            CheckpointError: the file vanished, became shorter or unreadable since it was opened.
-        """
-        rows, columns = self.shape if len(self.shape) == 2 else (1, self.shape[0])
-        stop = rows if stop is None else stop
-        out = np.empty((stop - start, columns), self.dtype)
-        try:
-            self._fill(memoryview(out.view(np.uint8).reshape(-1).data), start * columns * self.dtype.itemsize)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: reading the tensor {self.name}: {error.strerror}") from error
-        return out
-
-    def _fill(self, view: memoryview, skip: int) -> None:
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + skip)
-            filled = 0
-            while filled < len(view):
-                count = file.readinto(view[filled:])
-                if not count:
-                    raise CheckpointError(f"{self.path}: ends inside the tensor {self.name}")
-                filled += count
+# Weights by the names that trainers and publishers give them, the pickled ones included.
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "consolidated*.pth", "adapter_model.bin")
+QUANTIZED = ("quantization_config", "quantization", "compression_config")  # keys of config.json that claim it
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint.  `stored` maps each tensor of `spec` to its place; weights stay on disk."""
+    """An opened checkpoint; weights stay on disk.
+
+    Attributes:
+        folder: where it is.
+        config: config.json, without the keys that were to be ignored.
+        spec: what the model is.
+        stored: the place of each tensor of `spec`.
+        notes: what was taken where the folder leaves a choice, one line each.
+        stamps: of its files, from before the first was read; see `source_files.refuse_changes`.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     spec: ModelSpec
     stored: Mapping[Tensor, StoredTensor]
+    notes: tuple[str, ...] = ()
+    stamps: Stamps = field(default_factory=dict, repr=False)
 
     @property
     def dtype(self) -> str:
@@ -157,8 +133,8 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir,
-                allow_patterns=list(HUB_FILES if weights else SMALL_FILES),
-                ignore_patterns=["original/*", "onnx/*", "gguf/*"],
+                allow_patterns=[*SMALL_FILES, *(["*.safetensors"] if weights else [])],
+                ignore_patterns=["original/*", "onnx/*", "gguf/*", "consolidated*"],
                 local_files_only=offline,
             )
         )
@@ -177,7 +153,7 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
         with contextlib.suppress(Exception):
             folder = fetch(offline=True)
             if weights:
-                _weight_files(folder)  # a download that broke off leaves a snapshot in which some are missing
+                weight_files(folder)  # a download that broke off leaves a snapshot in which some are missing
             return folder
         raise CheckpointError(
             f"{repo}: no such folder, and the hub could not be read ({_first_line(error)})"
@@ -189,26 +165,31 @@ def _first_line(error: Exception) -> str:
 
 
 def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Checkpoint:
-    """Read config and headers of `folder` and match them; no weight is read.
+    """Read config and headers of `folder` and match them; no weight is read, but for a head that may be tied.
 
     Args:
         folder: a local checkpoint folder.
-        ignore_config: keys of config.json that the caller vouches for as inert.
+        ignore_config: keys of config.json that are taken as absent: the caller vouches for them as inert.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or a link that leads out of the folder.
         ConfigError: config.json is not understood.
         TensorError: a tensor is missing, unexpected, of another shape or of an unknown dtype.
     """
+    seen = stamps(folder)
     config, spec = read_config(folder, ignore_config=ignore_config)
+    files, notes = weight_files(folder)
     found: dict[str, StoredTensor] = {}
-    for place in (t for path in _weight_files(folder) for t in _stored_tensors(path)):
+    for place in (t for path in files for t in stored_tensors(path, claimed_quantization(config))):
         if place.name in found:
-            raise TensorError(f"{place.path}: tensor {place.name} stands in {found[place.name].path.name} too")
+            raise TensorError(f"{place.path}: tensor {place.name} is in {found[place.name].path.name} too")
         found[place.name] = place
-    if spec.tied:
-        _drop_tied_head(spec, found, folder)
-    return Checkpoint(folder, config, spec, _match(spec, found, folder))
+    if method := claimed_quantization(config):
+        notes.append(
+            f"config.json claims quantized weights ({method}), but every tensor is plain: the claim is ignored"
+        )
+    spec, told = _head(spec, config, found, folder)
+    return Checkpoint(folder, config, spec, _match(spec, found, folder), (*notes, *told), seen)
 
 
 def read_config(folder: Path, *, ignore_config: Collection[str] = ()) -> tuple[dict[str, Any], ModelSpec]:
@@ -218,9 +199,12 @@ def read_config(folder: Path, *, ignore_config: Collection[str] = ()) -> tuple[d
         CheckpointError: the file is missing or damaged.
         ConfigError: it is not understood.
     """
-    config = read_json(folder / "config.json", "the folder is no checkpoint")
+    path = file_in(folder, CONFIG)
+    if path is None:
+        raise CheckpointError(f"{folder / CONFIG}: not found; {_instead(folder)}")
+    config = {key: value for key, value in read_json(path).items() if key not in ignore_config}
     try:
-        return config, load_spec(config, ignore_config)
+        return config, load_spec(config)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
 
@@ -248,63 +232,128 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
     return value
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files: those that the index names, else the single one."""
-    if not (folder / INDEX).exists():
-        if (folder / SINGLE).is_file():
-            return [folder / SINGLE]
-        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-        hint = f"; {pickled[0]} is a pickle, which is never opened: convert it to safetensors" if pickled else ""
-        raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX} found{hint}")
-    index = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
-        raise CheckpointError(f"{folder / INDEX}: weight_map should map tensor names to file names")
-    names = sorted(set(index.values()))
+def _instead(folder: Path) -> str:
+    """What a folder without a config.json is, as far as its names show."""
+    if (folder / "adapter_config.json").is_file():
+        return "the folder holds an adapter, not a model: merge it into its base model first (peft: merge_and_unload)"
+    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    return f"the folder is not a checkpoint; give one of those in it, e.g. {below[-1]}" if below else (
+        "the folder is not a checkpoint"
+    )  # fmt: skip
+
+
+def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The safetensors files of the model in `folder`, and a note on weights beside them that are not read.
+
+    As transformers does: model.safetensors where it is there, else the shards that the index names.
+
+    Raises:
+        CheckpointError: there are none, or not all that the index names.
+    """
+    single, index = file_in(folder, SINGLE), file_in(folder, INDEX)
+    listed = _listed(index) if index else []
+    if single and SINGLE not in listed:
+        files, why = [single], f"{SINGLE} is taken, as transformers does"
+    elif listed:
+        files, why = [_shard(folder, name) for name in listed], f"the files that {INDEX} names are taken"
+    else:
+        raise CheckpointError(f"{folder}: has neither {SINGLE} nor {INDEX}{_weights_instead(folder)}")
+    others = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern)) if path not in files]
+    adapters = [path.name for path in others if path.name.startswith("adapter_model")]
+    rest = [path.name for path in others if path.name not in adapters]
+    notes = [f"{_few(rest)} in the same folder but not read: {why}"] if rest else []
+    if adapters:
+        notes.append(f"{_few(adapters)} in the same folder but not merged: the model is exported without the adapter")
+    return files, notes
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(map(label, names[:3]))
+    return f"{shown} {'is' if len(names) == 1 else 'are'}" if len(names) <= 3 else (
+        f"{shown} and {len(names) - 3} more files are"
+    )  # fmt: skip
+
+
+def _listed(index: Path) -> list[str]:
+    """Names of the files that the index names."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
+        raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
+    names = sorted(set(found.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX}: names the file {name!r}, which is no *.safetensors beside it")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: not found, but {INDEX} names it; the download is incomplete")
-    return [folder / name for name in names]
+            raise CheckpointError(f"{index}: names the file {show(name)}, which is not a *.safetensors beside it")
+    return names
 
 
-def _stored_tensors(path: Path) -> Iterator[StoredTensor]:
-    from safetensors import SafetensorError, safe_open
+def _shard(folder: Path, name: str) -> Path:
+    path = file_in(folder, name)
+    if path is None:
+        raise CheckpointError(f"{folder / name}: not found, but {INDEX} names it; the download is incomplete")
+    return path
 
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file ({_first_line(error)})") from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if name.endswith(COMPUTED):
-            continue
-        if entry["dtype"] not in DTYPES:
+
+def _weights_instead(folder: Path) -> str:
+    """What a person can do in a folder without weights of the usual names."""
+    names = [path.name for path in sorted(folder.glob("*.safetensors"))]
+    if len(names) == 1:
+        return f"; if {label(names[0])} is the model, rename it to {SINGLE}"
+    if names:
+        return f", only {_few(names)} there: the download is incomplete"
+    pickled = [path.name for pattern in ("*.bin", "*.pt*") for path in sorted(folder.glob(pattern))]
+    if pickled:
+        return (
+            f"; {label(pickled[0])} is a pickle, which is never opened: load the model with transformers "
+            "and save it again with save_pretrained"
+        )
+    return ""
+
+
+def claimed_quantization(config: Mapping[str, Any]) -> str | None:
+    """How config.json says that the weights are quantized, as a short text; None when it does not say so."""
+    for key in QUANTIZED:
+        value = config.get(key)
+        if value is not None:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            return f"{key}: {show(method)}" if isinstance(method, str) else key
+    return None
+
+
+def _head(
+    spec: ModelSpec, config: Mapping[str, Any], found: dict[str, StoredTensor], folder: Path
+) -> tuple[ModelSpec, list[str]]:
+    """`spec` with the head that the checkpoint really has, as transformers 5 finds it, and a note on a departure.
+
+    A copy of the tied embedding is dropped from `found`.
+
+    Raises:
+        TensorError: there is no head, and config.json does not allow the embedding in its place.
+    """
+    name, embedding = f"{Role.HEAD.value}.weight", f"{Role.EMBED.value}.weight"
+    head, embed = found.get(name), found.get(embedding)
+    if not spec.tied:
+        if head is not None or embed is None:
+            return spec, []
+        if config.get("tie_word_embeddings") is not None:
             raise TensorError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}; only {', '.join(DTYPES)} weights are exported"
+                f"{folder}: tensor {name} is missing, and config.json says that tie_word_embeddings is false; "
+                "complete the download, or set it to true if the embedding is the head"
             )
-        yield StoredTensor(
-            name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        )
-
-
-def _drop_tied_head(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> None:
-    """Drop a stray lm_head that equals the tied embedding; refuse one that differs."""
-    head, embed = found.get(f"{Role.HEAD.value}.weight"), found.get(f"{Role.EMBED.value}.weight")
+        note = f"there is no {name} and config.json does not say tie_word_embeddings: the embedding is the head"
+        return replace(spec, tied=True), [note]
     # Reading begins only at the shape that config.json asks for; `_match` names an embedding of another one.
-    if head is None or embed is None or embed.shape != (spec.vocab_size, spec.hidden_size):
-        return
-    if head.shape != embed.shape or not _equal(head, embed):
-        raise TensorError(
-            f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but lm_head.weight "
-            "differs from model.embed_tokens.weight; remove one of the two"
-        )
-    del found[head.name]
+    if head is None or (embed is not None and embed.shape != (spec.vocab_size, spec.hidden_size)):
+        return spec, []
+    if embed is None:
+        found[embedding] = replace(found.pop(name), name=embedding)
+        return spec, [f"there is no {embedding}, and the head is tied to it: {name} serves as both"]
+    if head.shape == embed.shape and _equal(head, embed):
+        del found[name]
+        return spec, []
+    return replace(spec, tied=False), [
+        f"config.json ties the head to the embedding (tie_word_embeddings), but {name} differs from {embedding}: "
+        "both are kept, as transformers 5 does"
+    ]
 
 
 def _equal(a: StoredTensor, b: StoredTensor, chunk: int = 512) -> bool:

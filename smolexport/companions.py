@@ -15,6 +15,7 @@ from typing import Any
 from smolexport.errors import CheckpointError
 from smolexport.model import Model
 from smolexport.plan import Companion
+from smolexport.source_files import file_in, files_in
 from smolexport.tokenizer.files import MAX_BYTES, read_json
 
 __all__ = [
@@ -51,43 +52,24 @@ COPIED = (
     GENERATION,
 )
 PATTERNS = (f"{TEMPLATES}/*.jinja", "LICENSE*")
-# Read and checked before anything is written, so these may lie anywhere; of the others nobody knows what they are.
-UNDERSTOOD = frozenset({"tokenizer.json", TOKENIZER, SPECIAL, GENERATION, "chat_template.json"})
 MAX_SMALL = 64 << 20  # of every file but tokenizer.json; a vocab.json of 250,000 tokens is about 5 MB
 NEW_CLASS = "TokenizersBackend"  # what transformers 5 writes; readers that do not know it fail or guess
 
 
-def copies(folder: Path) -> tuple[dict[str, Companion], list[str]]:
-    """The files of `folder` that are copied, by name, and a line about each that is left out.
-
-    A link counts as the file when it stays inside the folder or inside the cache of a hub download.  Any other link is
-    followed only to the JSON files of a tokenizer.
+def copies(folder: Path) -> dict[str, Companion]:
+    """The files of `folder` that are copied, by name.
 
     Raises:
-        CheckpointError: a file cannot be read or is far larger than such a file ever is.
+        CheckpointError: a file cannot be read, is far larger than such a file ever is, or a link out of the folder.
     """
-    names = {name for name in COPIED if (folder / name).exists()}
-    for pattern in PATTERNS:
-        names |= {path.relative_to(folder).as_posix() for path in folder.glob(pattern)}
-    found, lines = {}, []
-    for name in sorted(names):
-        path = folder / name
-        if not path.is_file():
-            lines.append(f"{name} is no regular file and is left out")
-            continue
-        if name not in UNDERSTOOD and not _stays(path, folder):
-            lines.append(f"{name} is a link out of the checkpoint and is left out")
-            continue
+    paths = [path for name in COPIED if (path := file_in(folder, name))]
+    paths += [path for pattern in PATTERNS for path in files_in(folder, pattern)]
+    found = {}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
         _check_size(path, MAX_BYTES if name == "tokenizer.json" else MAX_SMALL)
         found[name] = Companion(name, path)
-    return found, lines
-
-
-def _stays(path: Path, folder: Path) -> bool:
-    """Whether `path`, links followed, is in `folder` or among the files of the hub download that `folder` shows."""
-    target, home = path.resolve(), folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    return any(target.is_relative_to(place) for place in homes)
+    return dict(sorted(found.items()))
 
 
 def is_companion(name: str) -> bool:

@@ -20,6 +20,7 @@ from smolexport.output import atomic_file, check_parent, check_space, made_folde
 from smolexport.plan import Plan
 from smolexport.preparation import Job, check_output, output_size, prepare, prepare_all
 from smolexport.sink import Sink
+from smolexport.source_files import refuse_changes
 from smolexport.stream import Encoded, encoded_chunks, thread_count
 
 __all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "trained", "write", "write_all"]
@@ -139,7 +140,8 @@ def write_all(
 
     Raises:
         OutputError, TensorError, CheckpointError: nothing appears, unless the very last step, the renaming of the
-            finished outputs, fails for one after another has its name.
+            finished outputs, fails for one after another has its name.  CheckpointError also for a checkpoint that
+            changed since it was opened.
         CalibrationError: a statistic is missing or damaged.
         UsageError: jobs without weights, or of different checkpoints.
     """
@@ -157,6 +159,7 @@ def write_all(
         _put(sinks, encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads), progress)
         for sink in sinks:  # all of them, before the first one gets its name
             sink.flush()
+        refuse_changes(checkpoint.folder, checkpoint.stamps)
         for job, sink in zip(jobs, sinks, strict=True):
             if calibrator:
                 path = sidecar_of(job.path)

@@ -6,17 +6,16 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from smolexport.checkpoint import HUB_FILES, Checkpoint
+from smolexport.checkpoint import Checkpoint
 from smolexport.errors import CheckpointError
+from smolexport.source_files import PATTERNS, file_in, files_in
 
 __all__ = ["file_hash", "files_of", "identity"]
 
-PATTERNS = (*HUB_FILES, "additional_chat_templates/*.jinja")
-
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a checkpoint that an export may read, in a fixed order."""
-    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    """The files of a checkpoint that an export may read, in a fixed order.  Raises CheckpointError."""
+    return sorted({path for pattern in PATTERNS for path in files_in(folder, pattern)})
 
 
 def file_hash(path: Path) -> str:
@@ -31,9 +30,8 @@ def identity(checkpoint: Checkpoint) -> str:
     Raises:
         CheckpointError: a file cannot be read.
     """
-    paths = {place.path for place in checkpoint.stored.values()} | {checkpoint.folder / "config.json"}
-    if (checkpoint.folder / "tokenizer.json").is_file():
-        paths.add(checkpoint.folder / "tokenizer.json")
+    small = [path for name in ("config.json", "tokenizer.json") if (path := file_in(checkpoint.folder, name))]
+    paths = {*small, *(place.path for place in checkpoint.stored.values())}
     ordered = sorted(paths, key=lambda path: path.name)
     total = hashlib.sha256()
     try:

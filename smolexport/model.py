@@ -30,6 +30,7 @@ class Model:
         origin: hub id; None for a local folder.
         calibration: what its weights are calibrated with, as JSON for the files' metadata; None = nothing.
         bits: of each matrix, for the scheme `mix`; None = not decided.
+        notes: what was taken where the folder leaves a choice, one line each.
     """
 
     spec: ModelSpec
@@ -41,6 +42,7 @@ class Model:
     origin: str | None = None
     calibration: str | None = None
     bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def claimed_dtype(config: Mapping[str, Any]) -> str | None:

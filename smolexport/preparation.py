@@ -14,7 +14,13 @@ from typing import Any
 from smolexport.calibration.methods import Calibration, Calibrator
 from smolexport.calibration.mixing import Mixer, top_bits
 from smolexport.calibration.statistics import open_statistics
-from smolexport.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, read_config
+from smolexport.checkpoint import (
+    Checkpoint,
+    claimed_quantization,
+    find_checkpoint,
+    open_checkpoint,
+    read_config,
+)
 from smolexport.converter import Converter
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
 from smolexport.model import Model, claimed_dtype
@@ -162,7 +168,10 @@ def _prepare(targets: Sequence[str], wish: Wish, place: Callable[[str, Converter
     if whole != folder:
         raise CheckpointError(f"{source}: changed on the hub during the download; start the export again")
     checkpoint = open_checkpoint(whole, ignore_config=wish.ignore_config)
-    model = replace(model, dtype=claimed_dtype(model.config) or checkpoint.dtype)  # now the weights can tell
+    # now the weights can tell
+    model = replace(
+        model, spec=checkpoint.spec, notes=checkpoint.notes, dtype=claimed_dtype(model.config) or checkpoint.dtype
+    )
     return _jobs(((job.converter, job.plan.scheme) for job in jobs), model, checkpoint, wish, place)
 
 
@@ -256,12 +265,18 @@ def _model(wish: Wish, folder: Path, checkpoint: Checkpoint | None) -> Model:
         config=config,
         dtype=claimed_dtype(config) or (checkpoint.dtype if checkpoint else "BF16"),
         origin=None if checkpoint else str(wish.source),
+        notes=checkpoint.notes if checkpoint else (),
     )
 
 
 def _spec_alone(folder: Path, ignore_config: Collection[str]) -> tuple[Mapping[str, Any], ModelSpec]:
     """config.json and the spec where no headers bear it out yet."""
     config, spec = read_config(folder, ignore_config=ignore_config)
+    if claim := claimed_quantization(config):
+        raise ConfigError(
+            f"{folder}: config.json: the weights are quantized already ({claim}); take the original, or, if they are "
+            f"plain all the same, pass --ignore-config {claim.partition(':')[0]}"
+        )
     if spec.vocab_size > MAX_VOCABULARY:
         raise ConfigError(
             f"{folder}: config.json: vocab_size {spec.vocab_size} is more than the {MAX_VOCABULARY} that are planned "
@@ -276,6 +291,7 @@ def _plan(module: Converter, model: Model, scheme: str, wish: Wish) -> Plan:
     if reasons:
         raise UnsupportedError(f"{model.folder}: cannot be exported to {module.FORMAT}: {'; '.join(reasons)}")
     plan = module.plan(model, scheme, **wish.options)
+    plan = replace(plan, notes=(*model.notes, *plan.notes))
     if wish.strict and plan.fallbacks:
         raise UnsupportedError(
             f"{model.folder}: --strict: {scheme} does not fit {len(plan.fallbacks)} tensors: "

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.checkpoint import Checkpoint, StoredTensor
+from smolexport.checkpoint import Checkpoint
 from smolexport.errors import TensorError
 from smolexport.plan import Entry
 from smolexport.quant import RowFormat, first_nonfinite, largest
 from smolexport.spec import Tensor
+from smolexport.tensor_file import StoredTensor
 
 __all__ = ["Encoded", "encoded_chunks", "thread_count"]
 

@@ -41,9 +41,7 @@ def companions(model: Model) -> tuple[Companion, ...]:
     """The files that go into the folder beside weights, config.json and README.md, sorted by name.
 
     Args:
-        model: the source; a link counts as the file when it stays inside the folder or inside the cache of a hub
-            download.  Any other link is followed only to the JSON files of a tokenizer: a folder is published, and
-            nothing gets into it that was not in the checkpoint.
+        model: the source.
 
     Raises:
         CheckpointError: a file cannot be read or is far larger than such a file ever is.
@@ -71,7 +69,7 @@ class Gathered:
 
 
 def _gather(model: Model) -> Gathered:
-    found, lines = copies(model.folder)
+    found, lines = copies(model.folder), list[str]()
     for made, line in (_tokenizer_config(model, found), _template(model), generation_config(model, found)):
         if made is not None:
             found[made.name] = made

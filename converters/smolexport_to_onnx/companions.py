@@ -42,7 +42,7 @@ def gather(model: Model) -> Gathered:
         CheckpointError: a file cannot be read or is far larger than such a file ever is.
         TokenizerError: tokenizer_config.json is damaged.
     """
-    files, lines = copies(model.folder)
+    files, lines = copies(model.folder), list[str]()
     for made, line in (_tokenizer_config(model, files), generation_config(model, files)):
         if made is not None:
             files[made.name] = made

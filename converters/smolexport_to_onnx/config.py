@@ -46,6 +46,7 @@ def compose(model: Model, schemes: Sequence[Scheme], layouts: Sequence[Layout]) 
         "num_attention_heads": spec.num_attention_heads,
         "num_key_value_heads": spec.num_key_value_heads,
         "head_dim": spec.head_dim,
+        "tie_word_embeddings": spec.tied,
         "eos_token_id": config_eos(model),
     }
     for key, index in (("bos_token_id", model.tokenizer.bos), ("pad_token_id", model.tokenizer.pad)):

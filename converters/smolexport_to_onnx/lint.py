@@ -54,7 +54,7 @@ def _findings(folder: Path) -> Iterator[str]:
     yield from _tokenizer(folder)
     yield from _transformers_js(folder, config, models)
     try:
-        spec = load_spec(config, config)  # every key vouched for: whoever wrote the folder has judged them
+        spec = load_spec(config, strict=False)
     except ConfigError as error:
         yield str(error)
         return

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from smolexport.errors import TokenizerError
+from smolexport.source_files import refuse_links
 
 __all__ = ["TransformersChat"]
 
@@ -17,6 +18,7 @@ class TransformersChat:
     """`apply_chat_template` in transformers' sandbox.  Arguments as for `smolexport_on_torch.open_chat`."""
 
     def __init__(self, folder: Path) -> None:
+        refuse_links(folder)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its parts raise

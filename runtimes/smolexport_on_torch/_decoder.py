@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from smolexport.checkpoint import Checkpoint, StoredTensor
+from smolexport.checkpoint import Checkpoint
 from smolexport.errors import TensorError
 from smolexport.rope import Rope
 from smolexport.spec import Layer, ModelSpec, Role
+from smolexport.tensor_file import StoredTensor
 
 __all__ = ["Cache", "Tap", "Weights", "embed", "layer_forward", "load_embedding", "load_head", "load_layer", "norm"]
 

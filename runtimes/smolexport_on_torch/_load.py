@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,11 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
+from smolexport.checkpoint import claimed_quantization, read_json, weight_files
+from smolexport.errors import CheckpointError, TensorError, UsageError
+from smolexport.source_files import refuse_links
+from smolexport.spec import Role
+from smolexport.tensor_file import stored_tensors
 
 __all__ = ["load_model"]
 
@@ -42,25 +45,24 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype = {dtype!r} should be one of: {', '.join(DTYPES)}")
-    _check_config(folder)
+    refuse_links(folder)
+    stored = read_json(folder / "config.json", "give the folder of a checkpoint")
     options: dict[str, Any] = {
         "dtype": DTYPES[dtype],
         "local_files_only": True,
-        "trust_remote_code": False,
         "use_safetensors": True,
         "attn_implementation": ATTENTION,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # reported below, by name
     }
     state = None if weights is None else {name: _tensor(name, array, DTYPES[dtype]) for name, array in weights}
+    names = _names(folder, stored) if state is None else state.keys()
     with _quiet():
         try:
-            if state is None:
-                loader: Any = AutoModelForCausalLM
-                model, info = loader.from_pretrained(folder, **options)
-            else:
-                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-                model, info = _class_of(config).from_pretrained(None, config=config, state_dict=state, **options)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = _settled(config, stored, names)
+            place = folder if state is None else None
+            model, info = _class_of(config).from_pretrained(place, config=config, state_dict=state, **options)
         except Exception as error:  # transformers raises whatever its parts raise
             first = next(iter(str(error).strip().splitlines()), "")
             raise CheckpointError(
@@ -75,18 +77,22 @@ def _class_of(config: Any) -> Any:
     return AutoModelForCausalLM._model_mapping[type(config)]
 
 
-def _check_config(folder: Path) -> None:
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror}; give the folder of a checkpoint") from error
-    except ValueError as error:
-        raise ConfigError(f"{file}: not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: should hold an object, found {type(config).__name__}")
-    if config.get("quantization_config") is not None:
-        raise ConfigError(f"{file}: quantization_config: the weights are quantized already; take the original")
+def _names(folder: Path, stored: Mapping[str, Any]) -> Collection[str]:
+    """Names of the tensors in the files of `folder`; raises TensorError where they are quantized."""
+    method = claimed_quantization(stored)
+    return {tensor.name for path in weight_files(folder)[0] for tensor in stored_tensors(path, method)}
+
+
+def _settled(config: Any, stored: Mapping[str, Any], names: Collection[str]) -> Any:
+    """`config`, which was read from `stored`, for plain tensors of these `names`.
+
+    A claim of quantization would make transformers quantize them.  A head that is neither stored nor tied would be
+    filled with random numbers: where config.json does not forbid it, the embedding is the head.
+    """
+    config.__dict__.pop("quantization_config", None)
+    if stored.get("tie_word_embeddings") is None and f"{Role.HEAD.value}.weight" not in names:
+        config.tie_word_embeddings = True
+    return config
 
 
 def _check_loading(folder: Path, info: dict[str, Any]) -> None:

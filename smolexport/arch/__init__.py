@@ -6,7 +6,7 @@ Adding one = adding a file with `read(config: ConfigReader) -> ModelSpec`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -23,12 +23,12 @@ def architectures() -> list[str]:
     return sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def load_spec(config: Mapping[str, Any], ignore: Collection[str] = ()) -> ModelSpec:
+def load_spec(config: Mapping[str, Any], *, strict: bool = True) -> ModelSpec:
     """The `ModelSpec` that a parsed config.json describes.
 
     Args:
         config: content of config.json.
-        ignore: keys that the caller vouches for as inert.
+        strict: refuse keys that are not understood; False where whoever wrote the file has judged them.
 
     Raises:
         ConfigError: unknown `model_type`, or a key that is missing, malformed or not understood.
@@ -42,8 +42,12 @@ def load_spec(config: Mapping[str, Any], ignore: Collection[str] = ()) -> ModelS
             + (f" (did you mean '{near[0]}'?)" if near else "")
         )
     if config.get("auto_map"):
-        raise ConfigError("config.json: auto_map asks for code from the checkpoint, which is never run")
-    reader = ConfigReader(config, {"auto_map", "quantization_config", *ignore})
+        raise ConfigError(
+            "config.json: auto_map asks for code from the checkpoint, which is never run; "
+            f"if the model is a plain {model_type} all the same, pass --ignore-config auto_map"
+        )
+    reader = ConfigReader(config)
     spec: ModelSpec = import_module(f"smolexport.arch.{model_type}").read(reader)
-    reader.finish()
+    if strict:
+        reader.finish()
     return spec

@@ -38,6 +38,7 @@ from smolexport.checkpoint import Checkpoint
 from smolexport.errors import CalibrationError, MissingDependencyError, OutputError, UsageError
 from smolexport.identity import file_hash, identity
 from smolexport.output import check_parent, check_space, made_folder
+from smolexport.source_files import refuse_changes
 from smolexport.tokenizer import TokenKind, open_tokenizer, read_tokenizer
 
 __all__ = ["Engine", "Job", "collect", "prepare", "write_importance"]
@@ -207,6 +208,7 @@ def collect(job: Job, progress: Callable[[int], None] = lambda _: None) -> Stati
             for index in range(start, m.layers):
                 found = job.engine.layer(index, shape, hidden[index % 2], hidden[(index + 1) % 2])
                 _flush(hidden[(index + 1) % 2])
+                refuse_changes(job.checkpoint.folder, job.checkpoint.stamps)
                 write_moments(folder, index, found)
                 del found  # before the next one's are made
                 progress(1)
@@ -252,6 +254,7 @@ def _finish(job: Job, source: Path) -> None:
                 places[name] += file.write(np.ascontiguousarray(array, dtype).tobytes())
 
         found = job.engine.finish((m.windows, m.window), source, m.kept, write)
+    refuse_changes(job.checkpoint.folder, job.checkpoint.stamps)
     write_moments(job.folder, None, {"head": found})
 
 

@@ -110,6 +110,7 @@ def play(
                 player.close()
                 if measured:
                     _measure_floor(reference, windows, settings, folder, tick)
+                reference.unchanged()
             found = _stored(shelf, key, windows, starts, floor=measured)
         if found is None:
             raise OutputError(f"{shelf.path(key)}: what was just written there cannot be read back")

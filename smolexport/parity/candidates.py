@@ -13,6 +13,7 @@ from smolexport.errors import UsageError
 from smolexport.parity.calibrated import read_record, read_steps
 from smolexport.parity.inputs import Candidate, Origin
 from smolexport.runtime import Runtime, TextCodec
+from smolexport.source_files import refuse_changes
 
 __all__ = ["exported", "reference"]
 
@@ -40,6 +41,8 @@ def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[st
         options={"dtype": dtype},
         origin=Origin(checkpoint.spec, lambda: _codec(folder, checkpoint.spec.vocab_size)),
         weights=lambda: checkpoint.stored,
+        notes=checkpoint.notes,
+        unchanged=partial(refuse_changes, folder, checkpoint.stamps),
     )
 
 

@@ -275,7 +275,7 @@ def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, th
     )
     window = base.windows[0]
     facts = TextFacts(len(base.ids), len(window.tokens), len(base.windows), window.scored)
-    notes = (*_notes(facts, settings, base.context, sheet.peaks[0][1]), *sheet.notes)
+    notes = (*models[0].notes, *_notes(facts, settings, base.context, sheet.peaks[0][1]), *sheet.notes)
     runtimes = {model.runtime.NAME: model.runtime for model in models}
     facts_of_machine = machine.environment(runtimes.values(), settings.threads)
     return Comparison(

@@ -39,7 +39,8 @@ class Candidate:
         weights: reads its tensors back; None where that is not possible.
         calibration: how it was calibrated, as it says itself; None for plain rounding, and where it does not say.
         steps: the errors of its matrices before and after calibration, where a report beside it tells.
-        notes: what could not be read of these.
+        notes: what could not be read of these; of the reference, what was taken where its folder leaves a choice.
+        unchanged: raises CheckpointError where the reference's files changed since they were opened.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Candidate:
     calibration: Record | None = None
     steps: Sequence[Step] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    unchanged: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def method(self) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError, UsageError
+from smolexport.source_files import file_in
 from smolexport.tokenizer.files import show
 from smolexport.tokenizer.reader import load_library
 from smolexport.tokenizer.spec import SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
@@ -123,4 +124,7 @@ class FileTokenizer:
 
 def open_tokenizer(folder: Path, spec: TokenizerSpec) -> FileTokenizer:
     """The codec of the checkpoint in `folder`, whose tokenizer `spec` describes.  Raises TokenizerError."""
-    return FileTokenizer(spec, load_library(folder / "tokenizer.json"))
+    path = file_in(folder, "tokenizer.json")
+    if path is None:
+        raise TokenizerError(f"{folder / 'tokenizer.json'}: the file does not exist")
+    return FileTokenizer(spec, load_library(path))

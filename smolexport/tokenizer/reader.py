@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from smolexport.source_files import file_in
 from smolexport.tokenizer.derive import last_ranks
 from smolexport.tokenizer.files import mapping, read_json, refuse, show
 from smolexport.tokenizer.spec import TokenizerKind, TokenizerSpec, TokenKind
@@ -25,8 +26,9 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
 
     Raises TokenizerError, one line naming the file, for everything that is missing, damaged or not understood.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    path = file_in(folder, "tokenizer.json")
+    if path is None:
+        path = folder / "tokenizer.json"
         raise refuse(path, "the file does not exist", "save the checkpoint's fast tokenizer there (save_pretrained)")
     structure, vocabulary = _read(path, vocab_size)
     companions = read_companions(folder)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolexport.source_files import file_in, files_in
 from smolexport.tokenizer.files import mapping, read_json, read_text, refuse, sequence, show, string
 
 __all__ = ["Companions", "Special", "Templates", "read_companions", "read_special", "read_templates"]
@@ -56,7 +57,7 @@ class Templates:
 def read_companions(folder: Path) -> Companions:
     """Read the JSON files that may stand beside tokenizer.json.  Raises TokenizerError."""
     names = (*TEXT_FILES, *ID_FILES)
-    return Companions(folder, {name: read_json(folder / name) if (folder / name).is_file() else {} for name in names})
+    return Companions(folder, {name: read_json(path) if (path := file_in(folder, name)) else {} for name in names})
 
 
 def read_special(companions: Companions, ids: Mapping[str, int], vocab_size: int, template: str | None) -> Special:
@@ -108,10 +109,10 @@ def _ids(companions: Companions, name: str, role: str, vocab_size: int) -> list[
 def read_templates(companions: Companions) -> Templates:
     """Read the default and the named chat templates.  Raises TokenizerError."""
     folder = companions.folder
-    if (jinja := folder / "chat_template.jinja").is_file():
-        extra = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    if jinja := file_in(folder, "chat_template.jinja"):
+        extra = files_in(folder, "additional_chat_templates/*.jinja")
         return Templates(read_text(jinja), {file.stem: read_text(file) for file in extra})
-    if (path := folder / "chat_template.json").is_file():
+    if path := file_in(folder, "chat_template.json"):
         return _templates(path, read_json(path).get("chat_template"))
     name = "tokenizer_config.json"
     return _templates(folder / name, companions.files[name].get("chat_template"))

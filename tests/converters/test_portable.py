@@ -118,8 +118,8 @@ def test_embedding_and_head_keep_eight_bits(tokenizer: Path, tmp_path: Path) -> 
 def test_each_tensor_is_read_once_and_each_lattice_encoded_once(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from smolexport.checkpoint import StoredTensor
     from smolexport.quant import BlockFormat
+    from smolexport.tensor_file import StoredTensor
 
     reads: list[tuple[str, int]] = []
     encodes: list[str] = []

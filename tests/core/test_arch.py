@@ -132,7 +132,7 @@ def test_published_transformers_default_of_theta() -> None:
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"quantization_config": {"bits": 4}}, "quantized already"),
+        ({"key_of_tomorrow": 1, "another": [2]}, "'another' = [2], 'key_of_tomorrow' = 1; if all are inert, pass"),
         ({"auto_map": {"AutoModel": "evil.py--Model"}}, "never run"),
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({"model_type": "../../etc"}, "not supported"),
@@ -174,7 +174,7 @@ def test_windows_are_refused(name: str, change: dict[str, Any]) -> None:
 
 def test_an_unknown_key_passes_when_vouched_for_or_null() -> None:
     assert load_spec(TINY["llama"] | {"my_note": None}) == load_spec(TINY["llama"])
-    assert load_spec(TINY["llama"] | {"my_note": 3}, ignore=["my_note"]) == load_spec(TINY["llama"])
+    assert load_spec(TINY["llama"] | {"my_note": 3}, strict=False) == load_spec(TINY["llama"])
     with pytest.raises(ConfigError, match="--ignore-config my_note"):
         load_spec(TINY["llama"] | {"my_note": 3})
 

@@ -117,13 +117,15 @@ def test_weights_that_change_underfoot(folder: Path) -> None:
         place.read_rows()
 
 
-def test_links_are_followed(folder: Path, tmp_path: Path) -> None:
-    """The hub's cache holds links into a store of blobs."""
-    linked = tmp_path / "linked"
-    linked.mkdir()
+def test_links_into_the_blobs_of_a_download_are_followed(folder: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    stored = len(open_checkpoint(folder).stored)
     for file in folder.iterdir():
-        (linked / file.name).symlink_to(file)
-    assert len(open_checkpoint(linked).stored) == len(open_checkpoint(folder).stored)
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert len(open_checkpoint(snapshot).stored) == stored
 
 
 def test_ignored_keys(folder: Path) -> None:

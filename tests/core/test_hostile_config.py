@@ -60,9 +60,9 @@ def test_config_that_is_no_json_object(fault: str, folder: Path) -> None:
 
 def test_config_missing_or_a_folder(folder: Path) -> None:
     (folder / "config.json").unlink()
-    refuse(folder, folder / "config.json", "not found; the folder is no checkpoint")
+    refuse(folder, folder / "config.json", "not found; the folder is not a checkpoint")
     (folder / "config.json").mkdir()
-    refuse(folder, folder / "config.json", "Is a directory")
+    refuse(folder, folder / "config.json", "is not a regular file")
 
 
 def test_config_too_large(folder: Path) -> None:
@@ -89,8 +89,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no architecture": ({"model_type": None}, "model_type None is not supported"),
     "list as architecture": ({"model_type": ["llama"]}, "is not supported"),
     "remote code": ({"auto_map": {"AutoModel": "evil.py--Evil"}}, "auto_map asks for code"),
-    "quantized already": ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    "key of tomorrow": ({"attention_sinks": 4}, "'attention_sinks' = 4 is not understood"),
+    "key of tomorrow": ({"attention_sinks": 4}, "not understood and could change what the model computes"),
+    "keys of tomorrow": (
+        {"attention_sinks": 4, "a b": 0},
+        "'a b' = 0, 'attention_sinks' = 4; if all are inert, pass --ignore-config 'a b' --ignore-config attention",
+    ),
     "text for a size": ({"hidden_size": "64"}, "hidden_size = '64' should be of type int"),
     "bool for a size": ({"hidden_size": True}, "hidden_size = True should be of type int"),
     "real for a size": ({"hidden_size": 64.5}, "hidden_size = 64.5 should be of type int"),

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from smolexport.arch import load_spec
-from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
+from smolexport.errors import CheckpointError, TensorError, UsageError
 from smolexport.generation import generate
 from smolexport.runtime import Runtime
 from smolexport.testing.checkpoints import random_tensors, write_checkpoint, write_safetensors, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
+from tests.damage import join, split
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the torch extra is not installed")
@@ -186,16 +187,24 @@ def break_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+def quantized(folder: Path) -> None:
+    break_config(folder, quantization_config={"quant_method": "bitsandbytes"})
+    header, data = split(folder / "model.safetensors")
+    header["model.layers.0.mlp.up_proj.weight"]["dtype"] = "U8"
+    header["model.layers.0.mlp.up_proj.weight"]["shape"] = [2, *header["model.layers.0.mlp.up_proj.weight"]["shape"]]
+    join(folder / "model.safetensors", header, data)
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "said"),
     [
         (lambda f: (f / "config.json").unlink(), CheckpointError, "config.json"),
-        (lambda f: (f / "config.json").write_text("{"), ConfigError, "not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), ConfigError, "object"),
+        (lambda f: (f / "config.json").write_text("{"), CheckpointError, "not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), CheckpointError, "object"),
         (lambda f: (f / "model.safetensors").unlink(), CheckpointError, "safetensors"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), CheckpointError, "cannot load"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), CheckpointError, "is damaged"),
         (lambda f: break_config(f, model_type="gpt9"), CheckpointError, "gpt9"),
-        (lambda f: break_config(f, quantization_config={"quant_method": "bitsandbytes"}), ConfigError, "quantiz"),
+        (quantized, TensorError, r"quantized already \(quantization_config: 'bitsandbytes'\)"),
     ],
 )
 def test_a_damaged_folder_is_one_clear_line(
