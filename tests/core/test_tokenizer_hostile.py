@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smolexport.errors import SmolexportError, TokenizerError
+from smolexport.errors import CheckpointError, SmolexportError, TokenizerError
 from smolexport.tokenizer import TokenizerSpec, files, read_tokenizer
 from tests.tokenizers_for_tests import characters_document, save
 
