@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, cast
 
 from smolexport.errors import FileFormatError, MissingDependencyError, UsageError
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 TO, ON = "smolexport_to_", "smolexport_on_"
+ENTRIES = 256  # of the import path, whose names are kept
 SCALARS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
     "int": ((int,), "a whole number"),
@@ -45,18 +49,46 @@ SCALARS: Mapping[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def _names(prefix: str) -> Iterator[str]:
-    yield from sorted({m.name.removeprefix(prefix) for m in iter_modules() if m.name.startswith(prefix)})
+def _names(prefix: str) -> list[str]:
+    """Names on the import path that begin with `prefix`, without it.  A folder is listed again when it has changed."""
+    found = set[str]()
+    for entry in (Path(entry) for entry in sys.path if isinstance(entry, str)):  # importers skip anything else
+        with suppress(OSError):  # what is not there holds nothing
+            found |= _adapters(entry.absolute(), entry.stat().st_mtime_ns)
+    return sorted(name.removeprefix(prefix) for name in found if name.startswith(prefix))
+
+
+@lru_cache(ENTRIES)
+def _adapters(entry: Path, _changed: int) -> frozenset[str]:
+    """Names of the converters and runtimes in an entry of the import path.
+
+    pkgutil would look into every folder in it, hundreds in a site-packages, whatever their names.
+    """
+    if entry.is_dir():
+        with os.scandir(entry) as files:
+            names = [_module(file) for file in files if file.name.startswith((TO, ON))]
+    else:  # a zip file, or what another importer knows
+        from pkgutil import iter_modules
+
+        names = [module.name for module in iter_modules([str(entry)])]
+    return frozenset(name for name in names if name.startswith((TO, ON)) and "." not in name)
+
+
+def _module(file: os.DirEntry[str]) -> str:
+    """The name by which `file` is imported, a module or a package; nothing for anything else."""
+    if not file.is_dir():
+        return inspect.getmodulename(file.name) or ""
+    return file.name if any(inspect.getmodulename(inner.name) == "__init__" for inner in Path(file).iterdir()) else ""
 
 
 def converters() -> list[str]:
     """Names of the formats that can be written."""
-    return list(_names(TO))
+    return _names(TO)
 
 
 def runtimes() -> list[str]:
     """Names of the runtime adapters, usable or not; see `missing`."""
-    return list(_names(ON))
+    return _names(ON)
 
 
 def converter(name: str) -> Converter:

@@ -5,7 +5,8 @@
  *   /          the page's own files, public/
  *   /vendor/   the few files of node_modules that the page needs, listed below
  *   /model/    the exported folder
- * It listens on the loopback interface only.
+ * It listens on the loopback interface only, and answers only requests that name it: a page of another host, whose name
+ * was made to mean this machine, gets nothing.
  */
 import { createReadStream } from "node:fs";
 import { realpath, stat } from "node:fs/promises";
@@ -28,10 +29,17 @@ const TYPES = {
   ".css": "text/css; charset=utf-8",
   ".html": "text/html; charset=utf-8",
   ".js": "text/javascript; charset=utf-8",
-  ".json": "application/json; charset=utf-8",
   ".mjs": "text/javascript; charset=utf-8",
   ".svg": "image/svg+xml",
   ".wasm": "application/wasm",
+};
+
+// A model's folder is a stranger's: nothing of it is ever a page, a picture or a script of this address.
+const MODEL_TYPES = {
+  ".jinja": "text/plain; charset=utf-8",
+  ".json": "application/json; charset=utf-8",
+  ".md": "text/plain; charset=utf-8",
+  ".txt": "text/plain; charset=utf-8",
 };
 
 const HEADERS = {
@@ -39,50 +47,77 @@ const HEADERS = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Embedder-Policy": "require-corp",
   "Cross-Origin-Resource-Policy": "same-origin",
-  // The browser itself refuses whatever would come from another host.
-  "Content-Security-Policy":
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self'; " +
-    "style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
   "X-Content-Type-Options": "nosniff",
   // A folder exported again must not be answered from a cache.
   "Cache-Control": "no-cache",
 };
 
-/** The place that a request's path is in, and the name in it. @param {string} path @param {string} folder */
+// The browser itself refuses whatever would come from another host. A worker's rules come with its own script; only
+// workers compile WebAssembly.
+const SHUT = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const OWN = `${SHUT}; worker-src 'self'; connect-src 'self'`;
+const PAGE_POLICY = `${OWN}; script-src 'self'; style-src 'self'; img-src 'self'`;
+const SCRIPT_POLICY = `${OWN}; script-src 'self' 'wasm-unsafe-eval'`;
+const FILE_POLICY = `${SHUT}; sandbox`;
+
+/** The rules for a file of this media type. @param {string} type */
+function policy(type) {
+  if (type.startsWith("text/html")) return PAGE_POLICY;
+  return type.startsWith("text/javascript") ? SCRIPT_POLICY : FILE_POLICY;
+}
+
+/** The place that a request's path is in, the name in it, and the media types of that place. */
 function place(path, folder) {
-  if (path.startsWith("/vendor/")) return [join(HERE, "node_modules"), VENDOR.get(path.slice("/vendor/".length))];
-  if (path.startsWith("/model/")) return [folder, path.slice("/model/".length)];
-  return [join(HERE, "public"), path === "/" ? "index.html" : path];
+  if (path.startsWith("/model/")) return [folder, path.slice("/model/".length), MODEL_TYPES];
+  const packages = join(HERE, "node_modules");
+  if (path.startsWith("/vendor/")) return [packages, VENDOR.get(path.slice("/vendor/".length)), TYPES];
+  return [join(HERE, "public"), path === "/" ? "index.html" : path, TYPES];
 }
 
 /** The file behind a request's path, or null: missing, no file, or outside of its place after links are followed. */
 async function find(path, folder) {
   try {
-    const [root, name] = place(decodeURIComponent(path), folder);
+    const [root, name, types] = place(decodeURIComponent(path), folder);
     if (name === undefined) return null;
     const file = await realpath(join(root, name));
     const about = await stat(file);
     const inside = file.startsWith((await realpath(root)) + sep);
-    return inside && about.isFile() ? { file, size: about.size } : null;
+    const type = types[extname(file).toLowerCase()] ?? "application/octet-stream";
+    return inside && about.isFile() ? { file, size: about.size, type } : null;
   } catch {
     return null; // no such file, or a path that is none
   }
 }
 
+/** Whether a request names the address that it came to. @param {import("node:http").IncomingMessage} request */
+function addressed({ headers, socket }) {
+  const names = ["localhost", "127.0.0.1", "[::1]"];
+  const ports = socket.localPort === 80 ? ["", ":80"] : [`:${socket.localPort}`];
+  return names.some((name) => ports.some((port) => headers.host?.toLowerCase() === name + port));
+}
+
+/** A refusal with one line of text. */
+function refuse(response, code, line, headers = {}) {
+  const about = { "Content-Type": "text/plain; charset=utf-8", "Content-Length": line.length + 1 };
+  response.writeHead(code, { ...HEADERS, "Content-Security-Policy": FILE_POLICY, ...about, ...headers });
+  response.end(`${line}\n`);
+}
+
 /** A server for `folder`, not yet listening. @param {string} folder */
 export function serve(folder) {
   return createServer(async (request, response) => {
+    if (!addressed(request)) return refuse(response, 421, "this server answers to localhost only");
     if (request.method !== "GET" && request.method !== "HEAD") {
-      response.writeHead(405, { ...HEADERS, Allow: "GET, HEAD" }).end();
-      return;
+      return refuse(response, 405, "this server only reads", { Allow: "GET, HEAD" });
     }
     const found = await find((request.url ?? "/").split(/[?#]/, 1)[0], folder);
-    if (found === null) {
-      response.writeHead(404, { ...HEADERS, "Content-Type": "text/plain" }).end("not found\n");
-      return;
-    }
-    const type = TYPES[extname(found.file)] ?? "application/octet-stream";
-    response.writeHead(200, { ...HEADERS, "Content-Type": type, "Content-Length": found.size });
+    if (found === null) return refuse(response, 404, "not found");
+    response.writeHead(200, {
+      ...HEADERS,
+      "Content-Security-Policy": policy(found.type),
+      "Content-Type": found.type,
+      "Content-Length": found.size,
+    });
     if (request.method === "HEAD") response.end();
     else createReadStream(found.file).on("error", () => response.destroy()).pipe(response);
   });

@@ -5,12 +5,12 @@ Exit codes: 0 done, 1 a parity threshold was missed or a task of a sweep failed,
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
+
+from smolexport.cli.streams import secure
 
 if TYPE_CHECKING:
     import click
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 BAD_INPUT, INTERRUPTED = 2, 130
-STDOUT = 1  # its file descriptor
 
 
 class _Stopped(BaseException):
@@ -34,6 +33,7 @@ def _on_signal(*_: object) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `smolexport` command; ends in SystemExit."""
+    secure()
     import click
 
     from smolexport.cli.app import build
@@ -42,11 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _on_signal)
-    _never_fail_on_characters()
     try:
         code = _run(build(), list(sys.argv[1:] if argv is None else argv))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
+        sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
     except SmolexportError as error:
         _fail(str(error), BAD_INPUT)
     except click.ClickException as error:
@@ -54,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort, _Stopped):
         _fail("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): nothing to report, and nothing to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
-        sys.exit(0)
+        sys.exit(0)  # whoever read our output has gone (`| head`): nothing to report
     except MemoryError:
         _fail("out of memory", BAD_INPUT)
     except OSError as error:
@@ -75,13 +71,6 @@ def _run(command: click.Group, argv: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     return 0
-
-
-def _never_fail_on_characters() -> None:
-    """Escape what the terminal's encoding or a path's odd bytes would otherwise turn into an exception."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -16,6 +16,7 @@ from smolexport.cli.options import (
     runtime_options,
     threads_option,
 )
+from smolexport.cli.streams import console
 
 if TYPE_CHECKING:
     from smolexport.parity.bench import Bench
@@ -111,9 +112,6 @@ def _as_json(result: Bench) -> dict[str, Any]:
 
 def _show(result: Bench) -> None:
     """A table on stdout, and what it was taken on."""
-    import sys
-
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -133,8 +131,7 @@ def _show(result: Bench) -> None:
             "-" if row.bandwidth_share is None else f"{100 * row.bandwidth_share:.0f} %",
             "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
         )
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table, crop=False)
+    console().print(table, crop=False)
     if result.note:
         click.echo(f"note: {result.note}")
     for row in result.rows:

@@ -24,6 +24,7 @@ from smolexport.cli.options import (
     source_options,
     threads_option,
 )
+from smolexport.cli.streams import console
 
 if TYPE_CHECKING:
     from smolexport.calibration.methods import Calibration
@@ -133,9 +134,9 @@ def command(
         check_texts(candidates, *texts)
         how: Any = {"settings": amount, "thresholds": limits, "statistics": statistics}
         result = run(base, candidates, words, cache=cache, quiet=json, **how)
-        show(result, json=json)
         write_reports(reports, result, force=force)
         write_junit(result, junit)
+        show(result, json=json)  # last: whoever reads it may go away (`| head`)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)
 
@@ -336,8 +337,4 @@ def show(result: Comparison, *, json: bool) -> None:
     if json:
         print_json(to_json(result))
         return
-    import sys
-
-    from rich.console import Console
-
-    render(result, Console(width=None if sys.stdout.isatty() else 120))
+    render(result, console())

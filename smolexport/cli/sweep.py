@@ -19,6 +19,7 @@ from smolexport.cli.options import (
     say,
     source_options,
 )
+from smolexport.cli.streams import console
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -217,8 +218,4 @@ def _show(rows: Sequence[Row], json: bool) -> None:
     if json:
         print_json(to_json(rows))
         return
-    import sys
-
-    from rich.console import Console
-
-    render(rows, Console(width=None if sys.stdout.isatty() else 120))
+    render(rows, console())

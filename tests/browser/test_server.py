@@ -30,10 +30,23 @@ ESCAPES = (
     "/vendor/transformers.js",
     "/model/config.json%00.txt",
     "/model/%ff",
+    "/model",
     "/model/",
+    "/model/.",
     "/model/onnx",
+    "/model/onnx/",
+    "/vendor/",
     "//secret.txt",
+    "/model/..%252fsecret.txt",
+    "/model/onnx/%2e%2e/%2e%2e%2fsecret.txt",
+    "/model/onnx\\..\\..\\secret.txt",
+    "/model//SECRET",
+    "/model/%2fSECRET",
+    "/SECRET",
 )
+# Names in the folder that a browser would take for a page, a picture or a script.
+ALIVE = ("x.html", "X.HTML", "x.htm", "x.xhtml", "x.svg", "x.js", "x.mjs", "x.css", "x.xml", "x.pdf", "x", "x.wasm")
+SAFE = {"application/json; charset=utf-8", "application/octet-stream", "text/plain; charset=utf-8"}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "secret.txt").write_text(SECRET)
     (model / "link.txt").symlink_to(place / "secret.txt")
     (model / "linked").symlink_to(place)
+    for name in (*ALIVE, "chat_template.jinja", "merges.txt", "README.md", "page.json"):
+        (model / name).write_text("<script>alert(1)</script>")
     return model
 
 
@@ -57,10 +72,11 @@ def port(folder: Path) -> Iterator[int]:
         yield port
 
 
-def ask(port: int, path: str, method: str = "GET") -> tuple[HTTPResponse, bytes]:
+def ask(port: int, path: str, method: str = "GET", host: str | None = None) -> tuple[HTTPResponse, bytes]:
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request(method, path)  # the path goes out as it is, dots and all
+        # the path goes out as it is, dots and all
+        connection.request(method, path, headers={} if host is None else {"Host": host})
         response = connection.getresponse()
         return response, response.read()
     finally:
@@ -69,9 +85,52 @@ def ask(port: int, path: str, method: str = "GET") -> tuple[HTTPResponse, bytes]
 
 @needs_node
 @pytest.mark.parametrize("path", ESCAPES)
-def test_nothing_outside_its_three_places_is_served(port: int, path: str) -> None:
-    response, body = ask(port, path)
+def test_nothing_outside_its_three_places_is_served(port: int, folder: Path, path: str) -> None:
+    response, body = ask(port, path.replace("/SECRET", f"{folder.parent}/secret.txt"))
     assert (response.status, body) == (404, b"not found\n")
+
+
+@needs_node
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "[::1]"])
+def test_it_answers_to_its_own_address(port: int, host: str) -> None:
+    assert ask(port, "/model/config.json", host=f"{host}:{port}")[0].status == 200
+
+
+@needs_node
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.test", "evil.test:PORT", "localhost", "localhost:1", "localhost.evil.test:PORT", "xlocalhost:PORT",
+     "localhost:PORT.evil.test", "user@localhost:PORT", "localhost:PORT, evil.test", "0.0.0.0:PORT", ""],
+)  # fmt: skip
+def test_it_answers_to_no_other_name(port: int, host: str, method: str) -> None:
+    """A page of another host whose name was made to mean 127.0.0.1 would be of the same origin as the server."""
+    for path in ("/", "/model/config.json", "/vendor/transformers.min.js", "/nothing"):
+        response, body = ask(port, path, method, host.replace("PORT", str(port)))
+        said = b"" if method == "HEAD" else b"this server answers to localhost only\n"
+        assert (response.status, body) == (421, said)
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+@needs_node
+@pytest.mark.parametrize("name", [*ALIVE, "chat_template.jinja", "merges.txt", "README.md", "page.json"])
+def test_nothing_of_the_model_comes_alive(port: int, name: str) -> None:
+    """The folder is a stranger's, the origin is the page's own."""
+    response, body = ask(port, f"/model/{name}")
+    assert (response.status, body) == (200, b"<script>alert(1)</script>")
+    assert response.headers["Content-Type"] in SAFE
+    assert (response.headers["Content-Type"] == "application/octet-stream") is (name in ALIVE)
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Content-Security-Policy"].endswith("; sandbox")
+
+
+@needs_node
+@pytest.mark.parametrize("path", ["/", "/model/config.json", "/model/", "/nothing"])
+def test_a_head_is_a_get_without_its_body(port: int, path: str) -> None:
+    (get, body), (head, nothing) = ask(port, path), ask(port, path, "HEAD")
+    assert get.headers["Content-Length"] == str(len(body))
+    assert (head.status, nothing) == (get.status, b"")
+    assert {**dict(head.headers), "Date": ""} == {**dict(get.headers), "Date": ""}
 
 
 @needs_node
@@ -92,9 +151,13 @@ def test_its_files_come_isolated_and_from_here_only(port: int, path: str, kind: 
     assert response.headers["Content-Length"] == str(len(body))
     assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
     assert response.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-    policy = response.headers["Content-Security-Policy"]
-    assert "connect-src 'self'" in policy
-    assert "http" not in policy
+    assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    rules = dict(rule.split(" ", 1) for rule in response.headers["Content-Security-Policy"].split("; ") if " " in rule)
+    for closed in ("default-src", "base-uri", "form-action", "frame-ancestors"):
+        assert rules.pop(closed) == "'none'"
+    allowed = {word for words in rules.values() for word in words.split()}
+    assert allowed <= {"'self'"} | ({"'wasm-unsafe-eval'"} if kind.startswith("text/javascript") else set())
     head, nothing = ask(port, path, "HEAD")
     assert (head.status, head.headers["Content-Length"], nothing) == (200, str(len(body)), b"")
 

@@ -205,7 +205,7 @@ def test_full_disk_behind_stdout(tiny: Path) -> None:
         done = subprocess.run(
             [*START, "list"], check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=60
         )
-    assert (done.returncode, done.stderr) == (2, "smolexport: input/output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "smolexport: stdout: No space left on device\n")
 
 
 def test_arguments_of_the_space_check(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -14,6 +17,7 @@ import pytest
 from smolexport import plugins
 from smolexport.errors import FileFormatError, MissingDependencyError, SmolexportError, UsageError
 from smolexport.parity.candidates import exported
+from tests.children import python
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
 
 
@@ -61,6 +65,77 @@ def test_ours() -> None:
     assert {"llamacpp", "torch"} <= set(plugins.runtimes())
     assert plugins.converter("gguf").FORMAT == "gguf"
     assert plugins.adapter("llamacpp").READS == "gguf"
+
+
+def test_what_is_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever can be imported under such a name; it goes with its place on the import path."""
+    for package in ("smolexport_to_package", "smolexport_on_compiled"):
+        (tmp_path / package).mkdir()
+    (tmp_path / "smolexport_to_package" / "__init__.py").touch()
+    (tmp_path / "smolexport_on_compiled" / "__init__.pyc").touch()
+    (tmp_path / "smolexport_to_module.py").touch()
+    (tmp_path / "smolexport_to_c.abi3.so").touch()
+    for other in ("smolexport_to_empty", "smolexport_to_x-0.1.dist-info", "inner/smolexport_to_deep"):
+        (tmp_path / other).mkdir(parents=True)
+    for other in ("smolexport_to_text.txt", "smolexport_to_a.b.py", "smolexport_to_x-0.1.dist-info/__init__.py"):
+        (tmp_path / other).touch()
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as file:
+        file.writestr("smolexport_to_zipped.py", "")
+        file.writestr("smolexport_on_zipped/__init__.py", "")
+    ours = plugins.converters(), plugins.runtimes()
+    with monkeypatch.context() as change:
+        for place in (tmp_path, tmp_path / "some.zip", tmp_path / "missing"):
+            change.syspath_prepend(str(place))
+        change.setattr(sys, "path", [*sys.path, 5, tmp_path / "inner"])  # no importer takes these
+        assert set(plugins.converters()) - set(ours[0]) == {"c", "module", "package", "zipped"}
+        assert set(plugins.runtimes()) - set(ours[1]) == {"compiled", "zipped"}
+        (tmp_path / "smolexport_on_late.py").touch()
+        os.utime(tmp_path, (1, 1))  # as a clock that is too coarse for a test would not show it
+        assert "late" in plugins.runtimes()
+        assert "deep" not in plugins.converters()
+    assert (plugins.converters(), plugins.runtimes()) == ours
+
+
+def test_plugins_beside_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty entry of the import path is the folder that one is in, as long as that is there."""
+    (tmp_path / "smolexport_to_here.py").touch()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.chdir(tmp_path)
+    assert "here" in plugins.converters()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "gguf" in plugins.converters()
+    assert "here" not in plugins.converters()
+
+
+LISTED = """
+import collections, json, sys
+seen = collections.Counter()
+def look(event, args):
+    if event in ("os.listdir", "os.scandir") and "importlib" not in sys._getframe(1).f_code.co_filename:
+        seen[str(args[0])] += 1
+sys.addaudithook(look)
+from smolexport.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+print("\\n" + json.dumps(seen))
+"""
+
+
+@pytest.mark.parametrize("command", ["--version", "list", "gguf demo --dry-run", "inspect FILE"])
+def test_the_import_path_is_listed_once(command: str, tmp_path: Path) -> None:
+    """Nor does a command look into the packages there; imports themselves list folders of their own accord."""
+    (tmp_path / "FILE").touch()
+    path = json.loads(python("import json, sys; print(json.dumps(sys.path))"))
+    argv = command.replace("FILE", str(tmp_path / "FILE")).split()
+    seen = json.loads(python(LISTED, *argv).splitlines()[-1])
+    places = [str(Path(entry).absolute()) for entry in path]
+    assert {place: seen[place] for place in places if seen.get(place, 0) > 1} == {}
+    inside = [name for name in seen if str(Path(name).parent) in places and name not in places]
+    assert [name for name in inside if not Path(name).name.startswith("smolexport")] == []
 
 
 @pytest.mark.parametrize("name", ["", "onxx", "../gguf", "gguf.container", "gguf "])
