@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from smolexport.source_files import file_in
+
 __all__ = ["Value", "front_matter", "inline", "installed_version", "yaml_head"]
 
 README = "README.md"
@@ -55,9 +57,10 @@ def front_matter(folder: Path) -> dict[str, Value] | None:
     """What is carried over from the head of the source's README.md, as texts; None when it cannot be read.
 
     The YAML is only taken apart: nothing is constructed, merged or expanded, so a hostile file stays small, and the
-    language `no` stays Norwegian.
+    language `no` stays Norwegian.  Raises CheckpointError for a link that leads out of the folder.
     """
-    text = _matter(folder / README)
+    path = file_in(folder, README)
+    text = _matter(path) if path else ""
     if not text:
         return None if text is None else {}
     import yaml  # type: ignore[import-untyped]
@@ -79,8 +82,6 @@ def front_matter(folder: Path) -> dict[str, Value] | None:
 def _matter(path: Path) -> str | None:
     """The text between the first two lines of dashes; empty without, None when it is too long or no text."""
     try:
-        if not path.is_file():
-            return ""
         with path.open("rb") as file:
             head = file.read(MAX_README).decode("utf-8-sig", "ignore")
     except OSError:

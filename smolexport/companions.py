@@ -1,7 +1,7 @@
 """The small files beside an output that is a folder: tokenizer, chat templates, generation config, licence.
 
-They are copied byte for byte; what a target's readers need otherwise is its converter's to put right.  A folder is
-published, so nothing gets into it that was not in the checkpoint.
+They are copied byte for byte, unless tokens stand beside tokenizer.json; what a target's readers need otherwise is its
+converter's to put right.  A folder is published, so nothing gets into it that was not in the checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 from smolexport.errors import CheckpointError
 from smolexport.model import Model
 from smolexport.plan import Companion
+from smolexport.source_files import file_in, files_in
 from smolexport.tokenizer.files import MAX_BYTES, read_json
+from smolexport.tokenizer.written import rewritten
 
 __all__ = [
     "GENERATION",
@@ -51,43 +53,29 @@ COPIED = (
     GENERATION,
 )
 PATTERNS = (f"{TEMPLATES}/*.jinja", "LICENSE*")
-# Read and checked before anything is written, so these may lie anywhere; of the others nobody knows what they are.
-UNDERSTOOD = frozenset({"tokenizer.json", TOKENIZER, SPECIAL, GENERATION, "chat_template.json"})
 MAX_SMALL = 64 << 20  # of every file but tokenizer.json; a vocab.json of 250,000 tokens is about 5 MB
 NEW_CLASS = "TokenizersBackend"  # what transformers 5 writes; readers that do not know it fail or guess
 
 
-def copies(folder: Path) -> tuple[dict[str, Companion], list[str]]:
-    """The files of `folder` that are copied, by name, and a line about each that is left out.
-
-    A link counts as the file when it stays inside the folder or inside the cache of a hub download.  Any other link is
-    followed only to the JSON files of a tokenizer.
+def copies(model: Model) -> tuple[dict[str, Companion], list[str]]:
+    """The files of a checkpoint that go into an output, by name, and what is to be said about its tokenizer.
 
     Raises:
-        CheckpointError: a file cannot be read or is far larger than such a file ever is.
+        CheckpointError: a file cannot be read, is far larger than such a file ever is, or a link out of the folder.
     """
-    names = {name for name in COPIED if (folder / name).exists()}
-    for pattern in PATTERNS:
-        names |= {path.relative_to(folder).as_posix() for path in folder.glob(pattern)}
-    found, lines = {}, []
-    for name in sorted(names):
-        path = folder / name
-        if not path.is_file():
-            lines.append(f"{name} is no regular file and is left out")
-            continue
-        if name not in UNDERSTOOD and not _stays(path, folder):
-            lines.append(f"{name} is a link out of the checkpoint and is left out")
-            continue
+    folder, notes = model.folder, list(model.tokenizer.notes)
+    paths = [path for name in COPIED if (path := file_in(folder, name))]
+    paths += [path for pattern in PATTERNS for path in files_in(folder, pattern)]
+    found = {}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
         _check_size(path, MAX_BYTES if name == "tokenizer.json" else MAX_SMALL)
         found[name] = Companion(name, path)
-    return found, lines
-
-
-def _stays(path: Path, folder: Path) -> bool:
-    """Whether `path`, links followed, is in `folder` or among the files of the hub download that `folder` shows."""
-    target, home = path.resolve(), folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    return any(target.is_relative_to(place) for place in homes)
+    made = rewritten(folder, model.tokenizer)
+    if made:
+        notes.append(f"written anew, so that every reader has the same tokens: {', '.join(made)}")
+    found |= {name: Companion(name, content) for name, content in made.items()}
+    return dict(sorted(found.items())), notes
 
 
 def is_companion(name: str) -> bool:
@@ -108,13 +96,13 @@ def _check_size(path: Path, limit: int) -> None:
         raise CheckpointError(f"{path}: {size:,} bytes, more than such a file ever needs; is it the right file?")
 
 
-def renamed_class(path: Path, config: dict[str, Any], name: str) -> bytes:
-    """The file `path`, which holds `config`, with `name` as its tokenizer_class in place of `NEW_CLASS`.
+def renamed_class(file: Companion, config: dict[str, Any], name: str) -> bytes:
+    """`file`, which holds `config`, with `name` as its tokenizer_class in place of `NEW_CLASS`.
 
     Written anew only where the text is ambiguous.
     """
     wanted = {**config, "tokenizer_class": name}
-    text = path.read_bytes().decode("utf-8")
+    text = file.read().decode("utf-8")
     swapped, count = re.subn(rf'("tokenizer_class"\s*:\s*)"{NEW_CLASS}"', rf'\1"{name}"', text)
     return swapped.encode() if count == 1 and json.loads(swapped) == wanted else json_bytes(wanted)
 

@@ -14,12 +14,22 @@ from typing import TypeAlias
 
 from smolexport.errors import CheckpointError
 
-__all__ = ["PATTERNS", "SMALL_FILES", "Stamps", "file_in", "files_in", "refuse_changes", "stamps"]
+__all__ = ["PATTERNS", "SMALL_FILES", "Stamps", "file_in", "files_in", "refuse_changes", "refuse_links", "stamps"]
 
 # What is fetched of a hub id without its weights.  The hub's `*` crosses folders, so these cover the index and all
 # chat templates; a local folder needs the second line for them.
 SMALL_FILES = ("*.json", "*.jinja", "merges.txt", "README.md", "LICENSE*")
 PATTERNS = (*SMALL_FILES, "*.safetensors", "additional_chat_templates/*.jinja")
+# Those of them that change what is exported.  Trainers and exports write others into the same folder.
+DECIDING = (
+    """config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
+    vocab.json merges.txt chat_template.json *.safetensors.index.json *.safetensors *.jinja LICENSE* README.md
+    additional_chat_templates/*.jinja"""
+).split()
+# What any reader of such a folder may open, by the ends of names.
+READ = frozenset(
+    {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken", ".safetensors", ".onnx", ".onnx_data", ".data"}
+)
 
 Stamp: TypeAlias = tuple[int, int, int, int]
 Stamps: TypeAlias = Mapping[str, Stamp]
@@ -61,15 +71,29 @@ def file_in(folder: Path, name: str) -> Path | None:
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
-    """The files of the checkpoint in `folder` that match a glob pattern, sorted.  Raises CheckpointError as `file_in`."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if os.path.lexists(path))
+    """The files, not folders, of a checkpoint in `folder` that match a pattern, sorted; raises CheckpointError."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not path.is_dir())
     return [path for name in names if (path := file_in(folder, name))]
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder in which a file that some library may read is a link out of it.
+
+    For folders that are handed to a library, which follows every link.
+
+    Raises:
+        CheckpointError: as `file_in`, for the first such file.
+    """
+    for pattern in ("*", "*/*"):
+        for path in sorted(folder.glob(pattern)):
+            if path.suffix in READ and not (path.is_dir() and not path.is_symlink()):
+                file_in(folder, path.relative_to(folder).as_posix())
 
 
 def stamps(folder: Path) -> Stamps:
     """Device, inode, size and time of last change of each file that is read of the checkpoint in `folder`, by name."""
     found = {}
-    for path in {path for pattern in PATTERNS for path in folder.glob(pattern)}:
+    for path in {path for pattern in DECIDING for path in folder.glob(pattern)}:
         try:
             at = path.stat()
         except OSError:  # whoever reads it will say so

@@ -1,7 +1,8 @@
 """The checkpoint's own tokenizer as a TextCodec.
 
-Encoding is done by the tokenizers library from tokenizer.json itself: transformers' AutoTokenizer rebuilds some
-tokenizers by class and loses parts of their pre-tokenizer.  Decoding is done here, from the bytes of each token, so
+Encoding is done by the tokenizers library from tokenizer.json itself, with the tokens that other files add as
+transformers adds them: its AutoTokenizer rebuilds some tokenizers by class and loses parts of their pre-tokenizer.
+Decoding is done here, from the bytes of each token, so
 that text can be streamed token by token.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError, UsageError
+from smolexport.source_files import file_in
 from smolexport.tokenizer.files import show
 from smolexport.tokenizer.reader import load_library
 from smolexport.tokenizer.spec import SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
@@ -123,4 +125,7 @@ class FileTokenizer:
 
 def open_tokenizer(folder: Path, spec: TokenizerSpec) -> FileTokenizer:
     """The codec of the checkpoint in `folder`, whose tokenizer `spec` describes.  Raises TokenizerError."""
-    return FileTokenizer(spec, load_library(folder / "tokenizer.json"))
+    path = file_in(folder, "tokenizer.json")
+    if path is None:
+        raise TokenizerError(f"{folder / 'tokenizer.json'}: the file does not exist")
+    return FileTokenizer(spec, load_library(path, spec.beside))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,45 +115,43 @@ def test_links_within_the_checkpoint_count_as_files(source: Path) -> None:
     (source / "legal").mkdir()
     (source / "legal" / "text").write_bytes(b"do as you like")
     (source / "LICENSE").symlink_to(source / "legal" / "text")
-    (source / "vocab.json").symlink_to("nowhere")
     made = found_in(source)
     assert made["LICENSE"] == b"do as you like"
-    assert "vocab.json" not in made
 
 
-LEFT_OUT = ("LICENSE", "LICENSE.md", "merges.txt", "chat_template.jinja", "vocab.json", "added_tokens.json",
-            "additional_chat_templates/x.jinja")  # fmt: skip
+COPIED = ("LICENSE", "LICENSE.md", "merges.txt", "chat_template.jinja", "vocab.json", "added_tokens.json",
+          "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
+          "chat_template.json", "README.md", "additional_chat_templates/x.jinja")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LEFT_OUT)
-def test_links_out_of_the_checkpoint_are_not_published(source: Path, tmp_path: Path, name: str) -> None:
-    """Neither the file nor, for a template, what the tokenizer's reader made of it."""
+@pytest.mark.parametrize("name", COPIED)
+def test_links_out_of_the_checkpoint_are_refused(source: Path, tmp_path: Path, name: str) -> None:
     secret = tmp_path / "blobs" / "key"  # a folder of that name is no cache by itself
     secret.parent.mkdir()
     secret.write_text('{"secret": 1}')
-    (source / name).parent.mkdir(exist_ok=True)
-    (source / name).symlink_to(secret)
     model = open_model(source)
-    files = companions(model)
-    assert name not in {file.name for file in files}
-    assert all(b"secret" not in raw for raw in content_of(files).values())
-    assert f"{name} is a link out of the checkpoint and is left out" in notes(model)
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(secret)
+    for call in (companions, notes):
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)}: is a link out of the checkpoint's folder"):
+            call(model)
 
 
-def test_a_linked_folder_of_templates_is_not_published(source: Path, tmp_path: Path) -> None:
+def test_a_linked_folder_of_templates_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "x.jinja").write_text("secret")
+    model = open_model(source)
     (source / "additional_chat_templates").symlink_to(tmp_path / "private")
-    assert "additional_chat_templates/x.jinja" not in found_in(source)
+    with pytest.raises(CheckpointError, match=r"x\.jinja: is a link out of the checkpoint's folder"):
+        companions(model)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_tokenizer_may_be_linked_from_elsewhere(source: Path, tmp_path: Path, name: str) -> None:
-    """What has been read and understood as a tokenizer's file is one."""
-    (source / "generation_config.json").write_text(json.dumps(GENERATION))
-    (source / name).rename(tmp_path / name)
-    (source / name).symlink_to(tmp_path / name)
-    assert found_in(source)[name] == (tmp_path / name).read_bytes()
+def test_a_link_to_nothing_is_refused(source: Path) -> None:
+    model = open_model(source)
+    (source / "vocab.json").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"vocab\.json: is a link to nothing"):
+        companions(model)
 
 
 def test_a_template_gets_its_second_place(source: Path) -> None:
@@ -334,13 +334,18 @@ def test_a_real_sentencepiece_tokenizer_survives_its_new_class(shared: Path, tmp
         assert ours.decode(ours(text).input_ids) == theirs.decode(theirs(text).input_ids)
 
 
-def test_things_that_are_no_files_are_left_out(source: Path) -> None:
-    for name in ("vocab.json", "LICENSE", "merges.txt", "additional_chat_templates/x.jinja"):
+def test_folders_that_match_a_pattern_are_passed_over(source: Path) -> None:
+    for name in ("LICENSES", "additional_chat_templates/x.jinja"):
         (source / name).mkdir(parents=True)
-    os.mkfifo(source / "added_tokens.json")
+    assert not {"LICENSES", "additional_chat_templates/x.jinja"} & {f.name for f in companions(open_model(source))}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_things_that_are_not_files_are_refused(source: Path, make: Callable[[Path], None]) -> None:
     model = open_model(source)
-    assert not {"vocab.json", "LICENSE", "merges.txt", "added_tokens.json"} & {f.name for f in companions(model)}
-    assert sum("is no regular file and is left out" in line for line in notes(model)) == 5
+    make(source / "added_tokens.json")
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json: is not a regular file"):
+        companions(model)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.json", "LICENSE", "chat_template.jinja"])
