@@ -1,7 +1,7 @@
 """The small files beside an output that is a folder: tokenizer, chat templates, generation config, licence.
 
-They are copied byte for byte; what a target's readers need otherwise is its converter's to put right.  A folder is
-published, so nothing gets into it that was not in the checkpoint.
+They are copied byte for byte, unless tokens stand beside tokenizer.json; what a target's readers need otherwise is its
+converter's to put right.  A folder is published, so nothing gets into it that was not in the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from smolexport.model import Model
 from smolexport.plan import Companion
 from smolexport.source_files import file_in, files_in
 from smolexport.tokenizer.files import MAX_BYTES, read_json
+from smolexport.tokenizer.written import rewritten
 
 __all__ = [
     "GENERATION",
@@ -56,12 +57,13 @@ MAX_SMALL = 64 << 20  # of every file but tokenizer.json; a vocab.json of 250,00
 NEW_CLASS = "TokenizersBackend"  # what transformers 5 writes; readers that do not know it fail or guess
 
 
-def copies(folder: Path) -> dict[str, Companion]:
-    """The files of `folder` that are copied, by name.
+def copies(model: Model) -> tuple[dict[str, Companion], list[str]]:
+    """The files of a checkpoint that go into an output, by name, and what is to be said about its tokenizer.
 
     Raises:
         CheckpointError: a file cannot be read, is far larger than such a file ever is, or a link out of the folder.
     """
+    folder, notes = model.folder, list(model.tokenizer.notes)
     paths = [path for name in COPIED if (path := file_in(folder, name))]
     paths += [path for pattern in PATTERNS for path in files_in(folder, pattern)]
     found = {}
@@ -69,7 +71,11 @@ def copies(folder: Path) -> dict[str, Companion]:
         name = path.relative_to(folder).as_posix()
         _check_size(path, MAX_BYTES if name == "tokenizer.json" else MAX_SMALL)
         found[name] = Companion(name, path)
-    return dict(sorted(found.items()))
+    made = rewritten(folder, model.tokenizer)
+    if made:
+        notes.append(f"written anew, so that every reader has the same tokens: {', '.join(made)}")
+    found |= {name: Companion(name, content) for name, content in made.items()}
+    return dict(sorted(found.items())), notes
 
 
 def is_companion(name: str) -> bool:
@@ -90,13 +96,13 @@ def _check_size(path: Path, limit: int) -> None:
         raise CheckpointError(f"{path}: {size:,} bytes, more than such a file ever needs; is it the right file?")
 
 
-def renamed_class(path: Path, config: dict[str, Any], name: str) -> bytes:
-    """The file `path`, which holds `config`, with `name` as its tokenizer_class in place of `NEW_CLASS`.
+def renamed_class(file: Companion, config: dict[str, Any], name: str) -> bytes:
+    """`file`, which holds `config`, with `name` as its tokenizer_class in place of `NEW_CLASS`.
 
     Written anew only where the text is ambiguous.
     """
     wanted = {**config, "tokenizer_class": name}
-    text = path.read_bytes().decode("utf-8")
+    text = file.read().decode("utf-8")
     swapped, count = re.subn(rf'("tokenizer_class"\s*:\s*)"{NEW_CLASS}"', rf'\1"{name}"', text)
     return swapped.encode() if count == 1 and json.loads(swapped) == wanted else json_bytes(wanted)
 

@@ -133,7 +133,7 @@ def check_vocabulary(spec: TokenizerSpec) -> list[str]:
     reasons: list[str] = []
     if spec.eos is None:
         reasons.append("the tokenizer names no eos token, and llama.cpp would take id 11 or 2 for it; set eos_token")
-    trimming = [token.text for token in spec.added if token.trims]
+    trimming = [token.text for token in spec.added if token.lstrip or token.rstrip or token.single_word]
     if trimming:
         reasons.append(f"{_few(trimming)}: llama.cpp knows no lstrip, rstrip or single_word for added tokens")
     if spec.kind is TokenizerKind.BYTES:

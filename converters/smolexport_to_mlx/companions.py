@@ -30,7 +30,7 @@ from smolexport.companions import (
 from smolexport.model import Model
 from smolexport.plan import Companion
 from smolexport.tokenizer import TokenizerKind
-from smolexport.tokenizer.files import read_json, show
+from smolexport.tokenizer.files import show
 
 __all__ = ["TEMPLATES", "companions", "is_companion", "notes"]
 
@@ -69,7 +69,7 @@ class Gathered:
 
 
 def _gather(model: Model) -> Gathered:
-    found, lines = copies(model.folder), list[str]()
+    found, lines = copies(model)
     for made, line in (_tokenizer_config(model, found), _template(model), generation_config(model, found)):
         if made is not None:
             found[made.name] = made
@@ -84,12 +84,11 @@ Made = tuple[Companion | None, str]  # a file in place of or beside the copies, 
 
 
 def _tokenizer_config(model: Model, found: dict[str, Companion]) -> Made:
-    path = model.folder / TOKENIZER
-    config = read_json(path) if TOKENIZER in found else {}
+    config = content(found, TOKENIZER)
     name = config.get("tokenizer_class")
     if name == NEW_CLASS:
         return (
-            Companion(TOKENIZER, renamed_class(path, config, KNOWN_CLASS)),
+            Companion(TOKENIZER, renamed_class(found[TOKENIZER], config, KNOWN_CLASS)),
             f"{TOKENIZER}: tokenizer_class {NEW_CLASS} became {KNOWN_CLASS}, which Swift knows too",
         )
     if isinstance(name, str) and name:

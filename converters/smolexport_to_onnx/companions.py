@@ -12,6 +12,7 @@ from smolexport.card import front_matter
 from smolexport.companions import (
     NEW_CLASS,
     TOKENIZER,
+    content,
     copies,
     generation_config,
     json_bytes,
@@ -20,7 +21,6 @@ from smolexport.companions import (
 )
 from smolexport.model import Model
 from smolexport.plan import Companion
-from smolexport.tokenizer.files import read_json
 
 __all__ = ["Gathered", "gather"]
 
@@ -42,7 +42,7 @@ def gather(model: Model) -> Gathered:
         CheckpointError: a file cannot be read or is far larger than such a file ever is.
         TokenizerError: tokenizer_config.json is damaged.
     """
-    files, lines = copies(model.folder), list[str]()
+    files, lines = copies(model)
     for made, line in (_tokenizer_config(model, files), generation_config(model, files)):
         if made is not None:
             files[made.name] = made
@@ -54,8 +54,7 @@ def gather(model: Model) -> Gathered:
 
 def _tokenizer_config(model: Model, files: dict[str, Companion]) -> tuple[Companion | None, str]:
     """A class and a chat template where readers look for them; None where the file has both."""
-    path = model.folder / TOKENIZER
-    config = read_json(path) if TOKENIZER in files else {}
+    config = content(files, TOKENIZER)
     lines, additions = list[str](), dict[str, object]()
     name, template = config.get("tokenizer_class"), model.tokenizer.chat_template
     if not config:
@@ -69,5 +68,5 @@ def _tokenizer_config(model: Model, files: dict[str, Companion]) -> tuple[Compan
     if not additions:
         return None, ""
     if name == NEW_CLASS and len(additions) == 1:
-        return Companion(TOKENIZER, renamed_class(path, config, KNOWN_CLASS)), f"{TOKENIZER}: {lines[0]}"
+        return Companion(TOKENIZER, renamed_class(files[TOKENIZER], config, KNOWN_CLASS)), f"{TOKENIZER}: {lines[0]}"
     return Companion(TOKENIZER, json_bytes({**config, **additions})), f"{TOKENIZER}: {'; '.join(lines)}"

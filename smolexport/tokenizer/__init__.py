@@ -5,10 +5,12 @@
 | `spec.py` | `TokenizerSpec` and its enums: what every converter may know |
 | `files.py` | bounded, checked reading of the JSON and Jinja files |
 | `structure.py` | normalizer and pre-tokenizer, recognised by what they are |
+| `merging.py` | added tokens that other files have, as transformers merges them |
 | `vocabulary.py` | tokens, kinds, merges, added tokens |
 | `special.py` | bos/eos/eot/pad/unk, stop tokens, chat templates |
 | `derive.py` | which tokens the merges build, and in what order |
 | `reader.py` | `read_tokenizer`, all of the above put together |
+| `written.py` | the files for a folder that is written, where they cannot be copied |
 | `codec.py` | `FileTokenizer`, the `TextCodec` of a checkpoint |
 """
 

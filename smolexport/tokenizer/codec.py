@@ -1,7 +1,8 @@
 """The checkpoint's own tokenizer as a TextCodec.
 
-Encoding is done by the tokenizers library from tokenizer.json itself: transformers' AutoTokenizer rebuilds some
-tokenizers by class and loses parts of their pre-tokenizer.  Decoding is done here, from the bytes of each token, so
+Encoding is done by the tokenizers library from tokenizer.json itself, with the tokens that other files add as
+transformers adds them: its AutoTokenizer rebuilds some tokenizers by class and loses parts of their pre-tokenizer.
+Decoding is done here, from the bytes of each token, so
 that text can be streamed token by token.
 """
 
@@ -127,4 +128,4 @@ def open_tokenizer(folder: Path, spec: TokenizerSpec) -> FileTokenizer:
     path = file_in(folder, "tokenizer.json")
     if path is None:
         raise TokenizerError(f"{folder / 'tokenizer.json'}: the file does not exist")
-    return FileTokenizer(spec, load_library(path))
+    return FileTokenizer(spec, load_library(path, spec.beside))

@@ -6,14 +6,51 @@ Every finding is a TokenizerError of one line: the file, what was found, what to
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError
+from smolexport.source_files import file_in
 
-__all__ = ["MAX_BYTES", "boolean", "mapping", "read_json", "read_text", "refuse", "sequence", "show", "string"]
+__all__ = [
+    "ADDED",
+    "CONFIG",
+    "ID_FILES",
+    "MAP",
+    "MAX_BYTES",
+    "Companions",
+    "boolean",
+    "content",
+    "mapping",
+    "read_companions",
+    "read_json",
+    "read_text",
+    "refuse",
+    "sequence",
+    "show",
+    "string",
+]
+
+CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+ID_FILES = ("generation_config.json", "config.json")
 
 MAX_BYTES = 256 << 20  # the largest tokenizer.json on the hub is about 35 MB
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The optional JSON files beside tokenizer.json, {} where one is absent."""
+
+    folder: Path
+    files: Mapping[str, dict[str, Any]]
+
+
+def read_companions(folder: Path) -> Companions:
+    """Read the JSON files that may stand beside tokenizer.json.  Raises TokenizerError, CheckpointError."""
+    paths = {name: file_in(folder, name) for name in (CONFIG, MAP, ADDED, *ID_FILES)}
+    return Companions(folder, {name: read_json(path) if path else {} for name, path in paths.items()})
 
 
 def show(value: object, limit: int = 80) -> str:
@@ -50,6 +87,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {show(twice)} appears twice in one object")
     return result
+
+
+def content(token: object) -> str | None:
+    """The text of a token, which stands in these files alone or in an object with flags; None for anything else."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

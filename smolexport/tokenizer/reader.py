@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -10,9 +10,9 @@ from typing import Any
 
 from smolexport.source_files import file_in
 from smolexport.tokenizer.derive import last_ranks
-from smolexport.tokenizer.files import mapping, read_json, refuse, show
-from smolexport.tokenizer.spec import TokenizerKind, TokenizerSpec, TokenKind
-from smolexport.tokenizer.special import Companions, read_companions, read_special, read_templates
+from smolexport.tokenizer.files import Companions, read_companions, read_json, refuse, show
+from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenizerSpec, TokenKind
+from smolexport.tokenizer.special import read_special, read_templates
 from smolexport.tokenizer.structure import Structure, recognise
 from smolexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
@@ -30,8 +30,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
     if path is None:
         path = folder / "tokenizer.json"
         raise refuse(path, "the file does not exist", "save the checkpoint's fast tokenizer there (save_pretrained)")
-    structure, vocabulary = _read(path, vocab_size)
     companions = read_companions(folder)
+    structure, vocabulary = _read(path, companions, vocab_size)
     templates = read_templates(companions)
     ids = {
         text: index
@@ -39,7 +39,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
         if kind is not TokenKind.UNUSED
     }
     special = read_special(companions, ids, vocab_size, templates.default)
-    before, after = _framing(path, load_library(path), vocabulary)
+    before, after = _framing(path, load_library(path, vocabulary.merged.beside), vocabulary)
     bos, add_bos = _frame(path, "before", before, special.bos)
     eos, add_eos = _frame(path, "after", after, special.eos)
     scores, unbuilt = _scores(vocabulary) if structure.kind is TokenizerKind.CHARACTERS else ((), ())
@@ -55,7 +55,9 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
         cuts_words=structure.cuts_words,
         space_prefix=structure.space_prefix,
         unbuilt=unbuilt,
-        added=vocabulary.added,
+        added=tuple(sorted(vocabulary.merged.added, key=lambda token: token.id)),
+        beside=vocabulary.merged.beside,
+        left_out=vocabulary.merged.left_out,
         bos=bos,
         eos=eos,
         eot=special.eot,
@@ -66,28 +68,30 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
         stop_tokens=special.stop_tokens if eos is None else special.stop_tokens | {eos},
         chat_template=templates.default,
         chat_templates=MappingProxyType(dict(templates.named)),
-        notes=(*special.notes, *_contradictions(companions, ids)),
+        notes=vocabulary.merged.notes,
     )
 
 
-def _read(path: Path, vocab_size: int) -> tuple[Structure, Vocabulary]:
+def _read(path: Path, companions: Companions, vocab_size: int) -> tuple[Structure, Vocabulary]:
     """What tokenizer.json says; the parsed file, several times its size, is dropped before the library reads it too."""
     document = read_json(path)
     structure = recognise(path, document)
-    return structure, read_vocabulary(path, document, structure.kind, vocab_size)
+    return structure, read_vocabulary(path, document, structure.kind, companions, vocab_size)
 
 
-def load_library(path: Path) -> Any:
-    """The tokenizers library's own object for a tokenizer.json, without truncation and padding.
+def load_library(path: Path, beside: Sequence[AddedToken]) -> Any:
+    """The tokenizers library's own object for a tokenizer.json and the tokens beside it; no truncation, no padding.
 
     Raises TokenizerError for whatever the library raises: it has no exception types of its own.
     """
-    from tokenizers import Tokenizer
+    import tokenizers
 
     with _library_failures(path, "is refused by tokenizers"):
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if beside:  # an empty list would rebuild its index of added tokens too
+            tokenizer.add_tokens([tokenizers.AddedToken(token.text, **token.flags()) for token in beside])
     return tokenizer
 
 
@@ -109,7 +113,7 @@ def _framing(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[i
         encoded = [tokenizer.encode(probe, add_special_tokens=False).ids for probe in PROBES]
         bare, probe = next(((ids, text) for ids, text in zip(encoded, PROBES, strict=True) if ids), ([], ""))
         framed: list[int] = tokenizer.encode(probe).ids
-        wrong = [token for token in vocabulary.added if tokenizer.token_to_id(token.text) != token.id]
+        wrong = [token for token in vocabulary.merged.added if tokenizer.token_to_id(token.text) != token.id]
     if wrong:
         found = f"tokenizers gives the added token {show(wrong[0].text)} another id than the file's {wrong[0].id}"
         raise refuse(path, found, "list the added tokens in the order of their ids, without gaps after model.vocab")
@@ -150,25 +154,3 @@ def _scores(vocabulary: Vocabulary) -> tuple[tuple[float, ...], tuple[int, ...]]
         rank = ranks.get(index, lowest)
         scores.append(-float(lowest if rank < 0 else rank))
     return tuple(scores), tuple(unbuilt)
-
-
-def _contradictions(companions: Companions, ids: Mapping[str, int]) -> list[str]:
-    """Check tokenizer_config.json's own list of added tokens against tokenizer.json.
-
-    A token with two ids is a TokenizerError; one that only tokenizer_config.json knows is a note, since the
-    checkpoint's tokenizer.json is what everything here encodes with.
-    """
-    name = "tokenizer_config.json"
-    path = companions.folder / name
-    entries = mapping(path, "added_tokens_decoder", companions.files[name].get("added_tokens_decoder") or {})
-    absent: list[str] = []
-    for key, entry in entries.items():
-        text = mapping(path, f"added token {show(key)}", entry).get("content")
-        if not isinstance(text, str) or text not in ids:
-            absent.append(show(text))
-        elif str(ids[text]) != key:
-            found = f"token {show(text)} has id {show(key)}, but {ids[text]} in tokenizer.json"
-            raise refuse(path, found, "the two files belong to different tokenizers; download them again")
-    if not absent:
-        return []
-    return [f"{name} lists {len(absent)} tokens that tokenizer.json lacks ({', '.join(absent[:3])}): not exported"]

@@ -74,7 +74,19 @@ class AddedToken:
     text: str
     special: bool
     normalized: bool
-    trims: bool  # takes neighbouring white space with it, or wants to stand alone as a word
+    lstrip: bool = False  # takes the white space before it
+    rstrip: bool = False  # takes the white space behind it
+    single_word: bool = False  # is not found within a word
+
+    def flags(self) -> dict[str, bool]:
+        """How it is looked for, under the names of tokenizer.json."""
+        return {
+            "single_word": self.single_word,
+            "lstrip": self.lstrip,
+            "rstrip": self.rstrip,
+            "normalized": self.normalized,
+            "special": self.special,
+        }
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,9 @@ class TokenizerSpec:
         space_prefix: For CHARACTERS: where a space is added.
         unbuilt: For CHARACTERS: normal tokens that the merges never produce.
         added: Tokens looked for in the text, by id.
+        beside: Those of them that tokenizer.json lacks or has with other flags, in the order in which the library is
+            to take them.
+        left_out: Texts of tokens that other files name and for which the model has no row.
         bos, eos, eot, pad, unk: Ids of the special tokens, None where the checkpoint names none; `eot` is the
             token that ends a turn of the chat template.
         add_bos, add_eos: What encoding a text really does.
@@ -115,6 +130,8 @@ class TokenizerSpec:
     space_prefix: SpacePrefix = SpacePrefix.NEVER
     unbuilt: tuple[int, ...] = ()
     added: tuple[AddedToken, ...] = ()
+    beside: tuple[AddedToken, ...] = ()
+    left_out: tuple[str, ...] = ()
     bos: int | None = None
     eos: int | None = None
     eot: int | None = None

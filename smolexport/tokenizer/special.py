@@ -2,7 +2,8 @@
 
 | what | where, first found wins |
 |---|---|
-| bos, eos, unk, pad | text in tokenizer_config, special_tokens_map; id in generation_config, config (all .json) |
+| bos, eos, unk, pad | text in tokenizer_config, special_tokens_map (that first where transformers reads it); |
+| | id in generation_config, config (all .json) |
 | stop tokens | every eos id of generation_config.json and config.json, the tokenizer's eos, the chat's end token |
 | templates | chat_template.jinja with additional_chat_templates/, chat_template.json, tokenizer_config.json |
 """
@@ -12,25 +13,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from smolexport.source_files import file_in, files_in
-from smolexport.tokenizer.files import mapping, read_json, read_text, refuse, sequence, show, string
+from smolexport.tokenizer.files import (
+    CONFIG,
+    ID_FILES,
+    MAP,
+    Companions,
+    mapping,
+    read_json,
+    read_text,
+    refuse,
+    sequence,
+    show,
+    string,
+)
+from smolexport.tokenizer.merging import reads_all
 
-__all__ = ["Companions", "Special", "Templates", "read_companions", "read_special", "read_templates"]
+__all__ = ["Special", "Templates", "read_special", "read_templates"]
 
 # Texts by which the families end a turn; only one that the template writes, or that a config stops at, is taken.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eot|>", "<|endofturn|>", "<end_of_utterance>")
-TEXT_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-ID_FILES = ("generation_config.json", "config.json")
-
-
-@dataclass(frozen=True)
-class Companions:
-    """The optional JSON files beside tokenizer.json, {} where one is absent."""
-
-    folder: Path
-    files: Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,6 @@ class Special:
     pad: int | None
     unk: int | None
     stop_tokens: frozenset[int]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,11 @@ class Templates:
     named: Mapping[str, str]
 
 
-def read_companions(folder: Path) -> Companions:
-    """Read the JSON files that may stand beside tokenizer.json.  Raises TokenizerError."""
-    names = (*TEXT_FILES, *ID_FILES)
-    return Companions(folder, {name: read_json(path) if (path := file_in(folder, name)) else {} for name in names})
-
-
 def read_special(companions: Companions, ids: Mapping[str, int], vocab_size: int, template: str | None) -> Special:
     """Find the special tokens; `ids` maps the tokenizer's texts.  Raises TokenizerError."""
-    notes: list[str] = []
     found: dict[str, int | None] = {}
     for role in ("bos", "eos", "unk", "pad"):
-        found[role] = _by_text(companions, role, ids, notes)
+        found[role] = _by_text(companions, role, ids)
         if found[role] is None:
             listed = [index for name in ID_FILES for index in _ids(companions, name, role, vocab_size)]
             found[role] = listed[0] if listed else None
@@ -73,22 +68,17 @@ def read_special(companions: Companions, ids: Mapping[str, int], vocab_size: int
     ends = [ids[text] for text in TURN_ENDS if text in ids and (text in (template or "") or ids[text] in stops)]
     eot = ends[0] if ends else None
     stops |= {index for index in (found["eos"], eot) if index is not None}
-    return Special(found["bos"], found["eos"], eot, found["pad"], found["unk"], frozenset(stops), tuple(notes))
+    return Special(found["bos"], found["eos"], eot, found["pad"], found["unk"], frozenset(stops))
 
 
-def _by_text(companions: Companions, role: str, ids: Mapping[str, int], notes: list[str]) -> int | None:
+def _by_text(companions: Companions, role: str, ids: Mapping[str, int]) -> int | None:
     key = f"{role}_token"
-    for name in TEXT_FILES:
+    for name in (MAP, CONFIG) if reads_all(companions) else (CONFIG, MAP):
         value = companions.files[name].get(key)
-        path = companions.folder / name
-        if value is None:
-            continue
-        text = string(path, key, value.get("content") if isinstance(value, dict) else value)
-        if text in ids:
-            return ids[text]
-        if role in ("bos", "eos"):
-            raise refuse(path, f"{key} {show(text)} is not in tokenizer.json", "name a token of the tokenizer")
-        notes.append(f"{name}: {key} {show(text)} is not in tokenizer.json and is left out")
+        if value is not None:
+            text = string(companions.folder / name, key, value.get("content") if isinstance(value, dict) else value)
+            if text in ids:
+                return ids[text]
     return None
 
 
@@ -114,8 +104,7 @@ def read_templates(companions: Companions) -> Templates:
         return Templates(read_text(jinja), {file.stem: read_text(file) for file in extra})
     if path := file_in(folder, "chat_template.json"):
         return _templates(path, read_json(path).get("chat_template"))
-    name = "tokenizer_config.json"
-    return _templates(folder / name, companions.files[name].get("chat_template"))
+    return _templates(folder / CONFIG, companions.files[CONFIG].get("chat_template"))
 
 
 def _templates(path: Path, value: object) -> Templates:

@@ -1,4 +1,4 @@
-"""Tokens, kinds, merges and added tokens of a tokenizer.json, every id and text checked.
+"""Tokens, kinds, merges and added tokens of a folder, every id and text checked.
 
 Notation: v = the model's vocab_size.
 """
@@ -6,11 +6,13 @@ Notation: v = the model's vocab_size.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolexport.tokenizer.files import boolean, mapping, refuse, sequence, show, string
+from smolexport.tokenizer.files import Companions, boolean, mapping, refuse, sequence, show, string
+from smolexport.tokenizer.merging import Merged, merge
 from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenKind
 
 __all__ = ["Vocabulary", "read_vocabulary"]
@@ -25,30 +27,35 @@ class Vocabulary:
     tokens: tuple[str, ...]
     kinds: tuple[TokenKind, ...]
     merges: tuple[tuple[str, str], ...]
-    added: tuple[AddedToken, ...]
+    merged: Merged
     ignore_merges: bool
     unknown: int | None
 
 
-def read_vocabulary(path: Path, document: dict[str, Any], kind: TokenizerKind, vocab_size: int) -> Vocabulary:
-    """Read the vocabulary of a BPE tokenizer.json.  Raises TokenizerError."""
+def read_vocabulary(
+    path: Path, document: dict[str, Any], kind: TokenizerKind, companions: Companions, vocab_size: int
+) -> Vocabulary:
+    """Read the vocabulary of a BPE tokenizer.json, with the tokens beside it.  Raises TokenizerError."""
     model = mapping(path, "model", document.get("model"))
     _check_model(path, model)
     listed = mapping(path, "model.vocab", model.get("vocab"))
     texts = _texts_by_id(path, listed, vocab_size)
-    added = _added_tokens(path, document.get("added_tokens") or [], listed, texts, vocab_size)
+    own = _added_tokens(path, document.get("added_tokens") or [], listed, texts, vocab_size)
+    merged = merge(companions, listed, own, vocab_size)
+    for token in merged.beside:
+        _enter(path, texts, token.id, token.text)
     unknown = None
     if model.get("unk_token") is not None:
         text = string(path, "model.unk_token", model["unk_token"])
         unknown = listed.get(text)
         if unknown is None:
             raise refuse(path, f"model.unk_token {show(text)} is not in model.vocab", "correct it or set it to null")
-    kinds = _kinds(texts, added, kind, unknown)
+    kinds = _kinds(texts, merged.added, kind, unknown)
     return Vocabulary(
         tokens=_fill(texts, vocab_size),
         kinds=tuple(kinds.get(index, TokenKind.UNUSED) for index in range(vocab_size)),
         merges=_merges(path, model.get("merges"), listed, texts),
-        added=tuple(sorted(added, key=lambda token: token.id)),
+        merged=merged,
         ignore_merges=boolean(path, "model.ignore_merges", model.get("ignore_merges") or False),
         unknown=unknown,
     )
@@ -83,9 +90,13 @@ def _texts_by_id(path: Path, listed: dict[str, Any], vocab_size: int) -> dict[in
     texts: dict[int, str] = {}
     for text, value in listed.items():
         index = _identifier(path, string(path, "a token of model.vocab", text), value, vocab_size)
-        if texts.setdefault(index, text) != text:
-            raise refuse(path, f"tokens {show(texts[index])} and {show(text)} share id {index}", "ids must differ")
+        _enter(path, texts, index, text)
     return texts
+
+
+def _enter(path: Path, texts: dict[int, str], index: int, text: str) -> None:
+    if texts.setdefault(index, text) != text:
+        raise refuse(path, f"tokens {show(texts[index])} and {show(text)} share id {index}", "ids must differ")
 
 
 def _added_tokens(
@@ -99,19 +110,17 @@ def _added_tokens(
         index = _identifier(path, text, token.get("id"), vocab_size)
         if text in added or listed.get(text, index) != index:
             raise refuse(path, f"the added token {show(text)} appears with two ids", "keep one of them")
-        if texts.setdefault(index, text) != text:
-            raise refuse(path, f"tokens {show(texts[index])} and {show(text)} share id {index}", "ids must differ")
+        _enter(path, texts, index, text)
         flags = {
             key: boolean(path, f"{key} of added token {show(text)}", token.get(key, False))
             for key in ("special", "normalized", "lstrip", "rstrip", "single_word")
         }
-        trims = flags["lstrip"] or flags["rstrip"] or flags["single_word"]
-        added[text] = AddedToken(index, text, flags["special"], flags["normalized"], trims)
+        added[text] = AddedToken(index, text, **flags)
     return [token for text, token in added.items() if text]
 
 
 def _kinds(
-    texts: dict[int, str], added: list[AddedToken], kind: TokenizerKind, unknown: int | None
+    texts: dict[int, str], added: Sequence[AddedToken], kind: TokenizerKind, unknown: int | None
 ) -> dict[int, TokenKind]:
     kinds = {index: TokenKind.NORMAL for index, text in texts.items() if text}
     if kind is TokenizerKind.CHARACTERS:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from smolexport.card import front_matter
+from smolexport.errors import CheckpointError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_mlx.card import card
 from tests.children import python
@@ -134,7 +135,8 @@ def test_front_matter_of_any_kind(source: Path, case: str) -> None:
 def test_a_readme_that_is_none(source: Path) -> None:
     assert front_matter(source) == {}
     (source / "README.md").mkdir()
-    assert front_matter(source) == {}
+    with pytest.raises(CheckpointError, match=r"README\.md: is not a regular file"):
+        front_matter(source)
     (source / "README.md").rmdir()
     with (source / "README.md").open("wb") as file:
         file.truncate(300 << 20)

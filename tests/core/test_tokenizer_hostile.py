@@ -140,7 +140,6 @@ def test_a_file_of_absurd_size_is_not_even_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("companions", "message"),
     [
-        ({"tokenizer_config": {"eos_token": "<end>"}}, "eos_token '<end>' is not in tokenizer.json"),
         ({"tokenizer_config": {"eos_token": 2}}, "eos_token is 2, not a string"),
         ({"tokenizer_config": {"bos_token": {"text": "<s>"}}}, "bos_token is None, not a string"),
         ({"tokenizer_config": {"bos_token": "</s>"}}, r"puts the ids \[1\] before the text, and bos_token_id is 2"),
@@ -149,9 +148,18 @@ def test_a_file_of_absurd_size_is_not_even_read(tmp_path: Path) -> None:
         ({"tokenizer_config": {"chat_template": "\ud800"}}, "half a surrogate pair"),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"5": {"content": "</s>"}}}},
-            "has id '5', but 2 in tokenizer.json",
+            "has id 5, but 2 in tokenizer.json",
         ),
         ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "added_tokens_decoder is"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "<y>"}}}}, "has the id 'x'; ids are whole"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"9": "<y>"}}}, "added token '9' is '<y>', not an object"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"9": {"content": "\ud800"}}}}, "half a surrogate pair"),
+        ({"tokenizer_config": {"mask_token": {"content": "<m>", "lstrip": 1}}}, "lstrip of mask_token is 1"),
+        ({"tokenizer_config": {"additional_special_tokens": [3]}}, "an entry of extra_special_tokens is 3"),
+        ({"special_tokens_map": {"additional_special_tokens": "<y>"}}, "extra_special_tokens is '<y>', not a list"),
+        ({"added_tokens": {"<y>": "9"}}, "the id of token '<y>' is '9'"),
+        ({"added_tokens": {"<y>": -1}}, "the id of token '<y>' is -1"),
+        ({"added_tokens": ["<y>"]}, "the top level is"),
         ({"tokenizer_config": []}, "the top level is"),
         ({"special_tokens_map": {"eos_token": ["</s>"]}}, "eos_token is"),
         ({"generation_config": {"eos_token_id": [2, "3"]}}, "eos_token_id is"),
@@ -165,10 +173,17 @@ def test_faults_in_the_files_beside_it(companions: dict[str, Any], message: str,
     assert "\n" not in str(caught.value)
 
 
-def test_a_pad_token_that_does_not_exist_is_only_noted(tmp_path: Path) -> None:
-    spec = read_tokenizer(save(tmp_path, small(), tokenizer_config={"pad_token": "[PAD]"}), 300)
-    assert spec.pad is None
-    assert "'[PAD]' is not in tokenizer.json" in spec.notes[0]
+@pytest.mark.parametrize("role", ["pad", "eos"])
+def test_a_special_token_without_a_row_is_only_noted(role: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, small(), tokenizer_config={f"{role}_token": "[NEW]"})
+    spec = read_tokenizer(folder, 264)
+    assert getattr(spec, role) is None
+    assert spec.left_out == ("[NEW]",)
+    (note,) = spec.notes
+    assert "tokenizer_config.json: " in note
+    assert "no row" in note
+    assert "'[NEW]'" in note
+    assert getattr(read_tokenizer(folder, 265), role) == 264
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -202,6 +217,25 @@ def test_junk_anywhere_is_refused_or_read(tmp_path: Path, changes: list[tuple[tu
         except (KeyError, IndexError, TypeError):  # an earlier change removed the place
             continue
     save(tmp_path, document)
+    found: TokenizerSpec | str
+    try:
+        found = read_tokenizer(tmp_path, 300)
+    except SmolexportError as error:
+        found = str(error)
+    if isinstance(found, str):
+        assert "\n" not in found
+    else:
+        assert len(found.tokens) == len(set(found.tokens)) == 300
+
+
+ROLES = ("eos_token", "mask_token", "image_token", "extra_special_tokens", "additional_special_tokens")
+BESIDE = st.dictionaries(st.sampled_from((*ROLES, "added_tokens_decoder")), JUNK, max_size=3)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(BESIDE, BESIDE, JUNK)
+def test_junk_beside_it_is_refused_or_read(tmp_path: Path, config: Any, special: Any, added: Any) -> None:
+    save(tmp_path, SOUND, tokenizer_config=config, special_tokens_map=special, added_tokens=added)
     found: TokenizerSpec | str
     try:
         found = read_tokenizer(tmp_path, 300)
