@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smolexport.checkpoint import Checkpoint
 from smolexport.errors import CheckpointError
+from smolexport.regular import open_regular
 from smolexport.source_files import PATTERNS, file_in, files_in
 
 __all__ = ["file_hash", "files_of", "identity"]
@@ -19,8 +20,8 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file; raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the command line lists names without loading numpy
 __all__ = [
     "adapter",
     "checked_options",
+    "checkpoint_runtime",
     "converter",
     "converter_for",
     "converters",
@@ -173,6 +174,20 @@ def runtime_for(path: Path, name: str | None = None) -> Runtime:
     if not players:
         raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
     return runtime(next((player for player in players if missing(player) is None), players[0]))
+
+
+def checkpoint_runtime(function: str) -> Runtime:
+    """The runtime of checkpoints that has `function`, e.g. `open_chat`: the first whose libraries are there.
+
+    Raises:
+        MissingDependencyError: none is installed.
+    """
+    able = [name for name in runtimes() if adapter(name).READS == "checkpoint" and hasattr(adapter(name), function)]
+    if not able:
+        raise MissingDependencyError(
+            f"no installed runtime of checkpoints has {function}: pip install smolexport[torch]"
+        )
+    return runtime(next((name for name in able if missing(name) is None), able[0]))
 
 
 def find_runtime(name: str) -> str:

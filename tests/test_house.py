@@ -33,6 +33,7 @@ FLOORS = (
     ("smolexport.calibration", 4),
     ("smolexport.plugins", 4),
     ("smolexport.generation", 3),
+    ("smolexport.rendering", 3),
     ("smolexport.converter", 3),
     ("smolexport.stream", 3),
     ("smolexport.model", 3),
@@ -57,6 +58,9 @@ FLOORS = (
     ("smolexport.text", 0),
     ("smolexport.tensor_file", 0),
     ("smolexport.memory", 0),
+    ("smolexport.npy", 0),
+    ("smolexport.processes", 0),
+    ("smolexport.regular", 0),
     ("smolexport.errors", 0),
     ("smolexport.demo", 0),
 )
@@ -142,6 +146,15 @@ def test_adapters_do_not_know_each_other(name: str) -> None:
         if own.startswith("smolexport_to_"):
             assert package not in HEAVY - {"onnx"}, f"{name} imports {target}"
             assert not target.startswith(("smolexport.cli", "smolexport.parity", "smolexport.convert.")), target
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_templates_of_strangers_run_in_one_place(name: str) -> None:
+    """Whatever opens or renders a chat template is called by the process that has a clock and a limit of memory."""
+    calls = [node.func for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
+    named = {ast.unparse(function).rpartition(".")[2] for function in calls}
+    renders = named & {"open_chat", "apply_chat_template", "Jinja2ChatFormatter"}
+    assert not renders or name == "smolexport.rendering.child" or name.endswith("._chat"), f"{name} calls {renders}"
 
 
 def test_no_cycles_at_module_level() -> None:

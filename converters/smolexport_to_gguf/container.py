@@ -17,11 +17,13 @@ import numpy as np
 
 from smolexport.errors import FileFormatError
 from smolexport.quant import FORMATS, BlockFormat
+from smolexport.regular import open_regular
 
 __all__ = ["ALIGNMENT", "GgufFile", "Metadata", "Reader", "TensorInfo", "header_bytes", "padding", "read_gguf"]
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_DIMS = 4
+LONGEST = 160  # characters of what is wrong
 # (key, kind, value); kinds: u32 i32 f32 bool string … and the same in brackets for arrays.
 Metadata = Sequence[tuple[str, str, Any]]
 
@@ -101,6 +103,11 @@ def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...
     return bytes(out + bytes(padding(len(out))))
 
 
+def _words(text: str) -> str:
+    """A stranger's names on one short line."""
+    return "".join(c if c.isprintable() else "?" for c in text[:LONGEST])
+
+
 def _string(text: str) -> bytes:
     raw = text.encode("utf-8", "replace")
     return struct.pack("<Q", len(raw)) + raw
@@ -124,14 +131,17 @@ class Reader:
 
     def fail(self, what: str) -> FileFormatError:
         """The error to raise when `what` is wrong."""
-        return FileFormatError(f"{self.path}: {what}; the file is damaged or incomplete")
+        return FileFormatError(f"{self.path}: {_words(what)}; the file is damaged or incomplete")
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes; raises FileFormatError when there are fewer."""
         if count > self.left:
             raise self.fail(f"ends early, {count:,} bytes are promised where {self.left:,} are left")
         self.left -= count
-        return self.file.read(count)
+        data = self.file.read(count)
+        if len(data) < count:
+            raise self.fail("was cut while it was read")
+        return data
 
     def number(self, kind: str) -> Any:
         """The next number of the given kind."""
@@ -170,7 +180,7 @@ def read_gguf(path: Path) -> GgufFile:
         FileFormatError: not a GGUF file, another version, damaged, or a tensor type outside the known formats.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _read(Reader(file, path))
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror}") from error
@@ -222,7 +232,8 @@ def _tensor_info(reader: Reader) -> tuple[str, tuple[int, ...], BlockFormat, int
     code, offset = reader.number("u32"), reader.number("u64")
     if code not in BY_GGML_TYPE:
         known = ", ".join(FORMATS)
-        raise FileFormatError(f"{reader.path}: tensor {name} has ggml type {code}, which is not read; known: {known}")
+        what = f"tensor {_words(name)} has ggml type {code}"
+        raise FileFormatError(f"{reader.path}: {what}, which is not read; known: {known}")
     if not BY_GGML_TYPE[code].fits(shape[-1]):
         raise reader.fail(f"the tensor {name} has rows of {shape[-1]}, no multiple of its block")
     return name, shape, BY_GGML_TYPE[code], offset

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from smolexport.errors import FileFormatError, UsageError
 from smolexport.output import atomic_file, check_target
 from smolexport.quant import FORMATS
+from smolexport.regular import open_regular
+from smolexport.tokenizer.files import show
 from smolexport_to_gguf.container import GgufFile, Metadata, Reader, TensorInfo, header_bytes, padding, read_gguf
 
 __all__ = ["Imatrix", "Statistic", "read_imatrix", "write_imatrix"]
@@ -79,7 +81,7 @@ def read_imatrix(path: Path) -> Imatrix:
         FileFormatError: names the file, the entry, and what is wrong with it.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(4) != b"GGUF":
                 file.seek(0)
                 return _from_dat(Reader(file, path))
@@ -93,7 +95,7 @@ def read_imatrix(path: Path) -> Imatrix:
 def _from_gguf(file: GgufFile, reader: Reader) -> Imatrix:
     kind = file.text("general.type")
     if kind not in (None, KIND):
-        raise FileFormatError(f"{file.path}: is a GGUF file of the type '{kind}', no importance matrix; {OTHER}")
+        raise FileFormatError(f"{file.path}: is a GGUF file of the type {show(kind)}, no importance matrix; {OTHER}")
     for key, wanted in KEYS.items():
         if key not in file.metadata or file.metadata[key][0] != wanted:
             raise FileFormatError(f"{file.path}: {key} is missing or not {wanted}; {OTHER}")

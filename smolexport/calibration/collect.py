@@ -7,12 +7,13 @@ file appears once the states after that layer are on the disk, so the files that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,14 @@ from smolexport.calibration.statistics import (
     write_manifest,
     write_moments,
 )
-from smolexport.calibration.texts import Source, cut, read_source
+from smolexport.calibration.texts import Render, Source, cut, read_source, source_name
 from smolexport.checkpoint import Checkpoint
-from smolexport.errors import CalibrationError, MissingDependencyError, OutputError, UsageError
+from smolexport.errors import CalibrationError, OutputError, UsageError
 from smolexport.identity import file_hash, identity
 from smolexport.output import check_parent, check_space, made_folder
+from smolexport.rendering import Answer, Renderer
 from smolexport.source_files import refuse_changes
-from smolexport.tokenizer import TokenKind, open_tokenizer, read_tokenizer
+from smolexport.tokenizer import TokenizerSpec, TokenKind, open_tokenizer, read_tokenizer
 
 __all__ = ["Engine", "Job", "collect", "prepare", "write_importance"]
 
@@ -128,7 +130,7 @@ def prepare(
         seed: of the order of windows, and of the text that the model writes.
         threads: of the engine; None: its own choice.
         force: statistics with other arguments in the folder are replaced.
-        progress: called with the number of tokens that the model has written.
+        progress: called with numbers of tokens that were read, or written by the model.
 
     Raises:
         UsageError: a window or text that cannot be.
@@ -139,17 +141,20 @@ def prepare(
     engine, versions = _engine(checkpoint, threads)
     wanted = _wanted(checkpoint, texts, tokens, window, seed, versions)
     check_parent(folder)
-    with made_folder(folder):
-        manifest = claim(folder, wanted, force)
-        if manifest is None or not _readable(folder, manifest):
-            clear(folder)
-            manifest = _choose(checkpoint, engine, folder, wanted, texts, progress)
+    try:
+        with made_folder(folder):
+            manifest = claim(folder, wanted, force)
+            if manifest is None or not _readable(checkpoint, folder, manifest):
+                clear(folder)
+                manifest = _choose(checkpoint, engine, folder, wanted, texts, progress)
+    except OSError as error:
+        raise OutputError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Job(checkpoint, engine, folder, manifest)
 
 
-def _readable(folder: Path, manifest: Manifest) -> bool:
+def _readable(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> bool:
     try:
-        Statistics(folder, manifest).windows()
+        Statistics(folder, manifest, checkpoint.spec.vocab_size).windows()
     except CalibrationError:
         return False
     return True
@@ -182,7 +187,7 @@ def _wanted(
     if tokens < window:
         raise UsageError(f"--tokens {tokens}: is less than one window of {window}")
     try:
-        sources = tuple(Source(path.name, file_hash(path), 0) for path in texts)
+        sources = tuple(Source(source_name(path), file_hash(path), 0) for path in texts)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     return Manifest(
@@ -259,12 +264,9 @@ def _finish(job: Job, source: Path) -> None:
 
 
 def _engine(checkpoint: Checkpoint, threads: int | None) -> tuple[Engine, dict[str, str]]:
-    for name in plugins.runtimes():
-        make = getattr(plugins.adapter(name), "engine", None)
-        if make is not None:
-            module = plugins.runtime(name)
-            return make(checkpoint, threads=threads), {"smolexport": version("smolexport"), name: module.version()}
-    raise MissingDependencyError("no installed runtime runs a checkpoint layer by layer: pip install smolexport[torch]")
+    found: Any = plugins.checkpoint_runtime("engine")
+    versions = {"smolexport": version("smolexport"), found.__name__.removeprefix(plugins.ON): found.version()}
+    return found.engine(checkpoint, threads=threads), versions
 
 
 def _windows(
@@ -285,30 +287,33 @@ def _windows(
         return windows, (Source("written by the model", hash_of(windows), windows.size),)
     codec = open_tokenizer(checkpoint.folder, tokenizer)
     ids, sources = [], []
-    for path in texts:
-        mark, found = read_source(
-            path, codec, limit=wanted.asked, seed=wanted.seed, vocab_size=vocab_size,
-            render=lambda messages: _render(checkpoint.folder, messages),
-        )  # fmt: skip
-        ids.append(found)
-        sources.append(Source(path.name, mark, len(found)))
+    with _rendering(checkpoint.folder, tokenizer) as render:
+        for path in texts:
+            mark, found = read_source(
+                path, codec, limit=wanted.asked, seed=wanted.seed, vocab_size=vocab_size, render=render,
+                progress=progress,
+            )  # fmt: skip
+            ids.append(found)
+            sources.append(Source(source_name(path), mark, len(found)))
     return cut(ids, wanted.window, count, bos=bos, seed=wanted.seed), tuple(sources)
 
 
-def _render(folder: Path, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The checkpoint's chat template on a whole conversation."""
-    made = _chat(folder).render(messages, tools=None, add_generation_prompt=False, switches={})
-    return cast("str", made)
+@contextmanager
+def _rendering(folder: Path, tokenizer: TokenizerSpec) -> Iterator[Render]:
+    """Answers with texts by the checkpoint's chat template; one process does all, from the first conversation on."""
+    with ExitStack() as stack:
 
+        @cache
+        def renderer() -> Renderer:
+            runtime: Any = plugins.checkpoint_runtime("open_chat")
+            return stack.enter_context(Renderer(runtime.__name__, folder))
 
-@cache
-def _chat(folder: Path) -> Any:
-    for name in plugins.runtimes():
-        opened = getattr(plugins.adapter(name), "open_chat", None)
-        if opened is not None:
-            plugins.runtime(name)
-            return opened(folder)
-    raise MissingDependencyError("no installed runtime has chat templates: pip install smolexport[torch]")
+        def render(conversation: Mapping[str, Any]) -> Answer:
+            if tokenizer.chat_template is None and not tokenizer.chat_templates:
+                return Answer(error="the checkpoint has none")
+            return renderer().ask(conversation, ids=False)
+
+        yield render
 
 
 def _whole(path: Path) -> bool:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from smolexport.errors import CalibrationError
 from smolexport.output import atomic_file
+from smolexport.regular import open_regular
+from smolexport.tokenizer.files import show
 
 __all__ = ["Arrays", "open_arrays", "triangle_rows", "triangle_size", "write_arrays", "writing"]
 
@@ -56,7 +58,7 @@ class Arrays:
         found = self.shape(name, what)
         if found != shape or self.places[name][0] != DTYPES[NAMES[dtype]]:
             raise CalibrationError(
-                f"{self.path}: {name} is {self.places[name][0].name} {list(found)}, {what} needs {dtype} "
+                f"{self.path}: {name} is {self.places[name][0].name} {show(list(found))}, {what} needs {dtype} "
                 f"{list(shape)}; it was made for another checkpoint"
             )
 
@@ -94,23 +96,21 @@ def open_arrays(path: Path, what: str) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np"):  # checks lengths, overlaps, gaps and sizes
-            pass
-        with path.open("rb") as file:
+        with open_regular(path) as file, safe_open(path, framework="np"):  # which checks lengths, overlaps and gaps
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CalibrationError(f"{path}: not found, so the statistic of {what} is missing; {AGAIN}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CalibrationError(
-            f"{path}: is damaged ({line}), so the statistic of {what} is missing; {AGAIN}"
+            f"{path}: is damaged ({show(reason)}), so the statistic of {what} is missing; {AGAIN}"
         ) from error
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     places = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise CalibrationError(f"{path}: {name} is {entry['dtype']}, which statistics never are; {AGAIN}")
+            raise CalibrationError(f"{path}: {show(name)} is {entry['dtype']}, which statistics never are; {AGAIN}")
         start = 8 + length + entry["data_offsets"][0]
         places[name] = (DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
     return Arrays(path, places, metadata)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from smolexport.calibration.statistics import (
@@ -18,6 +18,7 @@ from smolexport.errors import CalibrationError, OutputError
 __all__ = ["HIDDEN", "claim", "clear"]
 
 HIDDEN = ("hidden-0.f32", "hidden-1.f32")
+LONGEST = 60  # characters of a fact in a message
 OURS = (MANIFEST, TOKENS_FILE, HEAD_FILE, TEACHER_FILE, *HIDDEN)
 
 
@@ -47,7 +48,7 @@ def claim(folder: Path, wanted: Manifest, force: bool) -> Manifest | None:
     differs = list(_differences(found, wanted))
     if differs:
         raise CalibrationError(
-            f"{folder}: holds statistics with {'; '.join(differs)}; give another folder with -o, or --force"
+            f"{folder}: holds statistics with {_some(differs, '; ')}; give another folder with -o, or --force"
         )
     return found
 
@@ -56,19 +57,33 @@ def _differences(found: Manifest, wanted: Manifest) -> Iterable[str]:
     """What another run was asked for otherwise."""
     if found.checkpoint != wanted.checkpoint:
         yield "another checkpoint"
-    names = {"method": "method", "asked": "--tokens", "window": "--window", "seed": "--seed"}
+    names = {
+        "method": "method", "asked": "--tokens", "window": "--window", "seed": "--seed", "layers": "layers",
+        "kept": "predictions of",
+    }  # fmt: skip
     for key, name in names.items():
         old, new = getattr(found, key), getattr(wanted, key)
         if old != new:
-            yield f"{name} {old}, not {new}"
+            yield f"{name} {_short(old)}, not {new}"
     if found.method == wanted.method == "text":
         old_texts, new_texts = ([(s.name, s.sha256) for s in m.sources] for m in (found, wanted))
         if old_texts != new_texts:
-            yield f"other --text files ({', '.join(name for name, _ in old_texts)})"
+            yield f"other --text files ({_some([_short(name) for name, _ in old_texts], ', ')})"
     for name in sorted({*found.versions, *wanted.versions}):
         old, new = found.versions.get(name, "nothing"), wanted.versions.get(name, "nothing")
         if old != new:
-            yield f"{name} {old}, not {new}"
+            yield f"{_short(name)} {_short(old)}, not {new}"
+
+
+def _short(value: object) -> str:
+    """A stranger's fact for a message; a manifest holds only what can be printed."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _some(words: Sequence[str], between: str) -> str:
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return between.join(words[:3]) + more
 
 
 def _is_ours(name: str) -> bool:

@@ -14,8 +14,10 @@ Notation: n = windows, w = tokens of a window, c = columns of a matrix, k = toke
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ from smolexport.checkpoint import Checkpoint
 from smolexport.errors import CalibrationError
 from smolexport.identity import identity
 from smolexport.output import atomic_file
+from smolexport.regular import open_regular
 from smolexport.spec import Role, Tensor
+from smolexport.tokenizer.files import show
 
 __all__ = [
     "HEAD_FILE",
@@ -60,6 +64,9 @@ MANIFEST, TOKENS_FILE, HEAD_FILE = "manifest.json", "tokens.safetensors", "head.
 TEACHER_FILE = "teacher.safetensors"
 FORM = 1  # of the folder; counts up when it changes
 READ = 1 << 22  # numbers of a Hessian read at a time
+LARGEST_MANIFEST = 16 << 20  # bytes
+LARGEST_VOCABULARY = 1 << 31  # of ids in 32 bits
+LONGEST_WORD = 400  # characters of a name in it
 READS: Mapping[Role, str] = {
     Role.Q: "attn", Role.K: "attn", Role.V: "attn", Role.O: "o", Role.GATE: "mlp", Role.UP: "mlp", Role.DOWN: "down",
     Role.EMBED: "head", Role.HEAD: "head",
@@ -147,10 +154,17 @@ def file_of(where: Input) -> str:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A folder of statistics, opened.  Every call reads what it returns, and keeps nothing."""
+    """A folder of statistics, opened.  Every call reads what it returns, and keeps nothing.
+
+    Attributes:
+        folder: where they are.
+        manifest: of what they are.
+        vocab_size: of the checkpoint, which all token ids are below.
+    """
 
     folder: Path
     manifest: Manifest
+    vocab_size: int = LARGEST_VOCABULARY
 
     def hessian(self, tensor: Tensor) -> NDArray[np.float32]:
         """[c, c] X^T X / T of what `tensor` reads, over all positions but the first of each window; symmetric.
@@ -188,9 +202,12 @@ class Statistics:
         """Of the trace of the Hessian, what the largest single token makes; raises CalibrationError."""
         file, name, _ = self._place(tensor, "largest_share")
         try:
-            return float(file.metadata[name])
-        except (KeyError, ValueError) as error:
-            raise CalibrationError(f"{file.path}: has no {name} ({tensor.source}); {AGAIN}") from error
+            found = float(file.metadata[name])
+        except (KeyError, ValueError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise CalibrationError(f"{file.path}: has no {name} ({tensor.source}); {AGAIN}")
+        return found
 
     def windows(self) -> NDArray[np.int32]:
         """[n, w] token ids; raises CalibrationError."""
@@ -199,6 +216,7 @@ class Statistics:
         found: NDArray[np.int32] = file.read("tokens", "the tokens", (m.windows, m.window), "int32")
         if hash_of(found) != m.sha256:
             raise CalibrationError(f"{file.path}: holds other tokens than {MANIFEST} says; {AGAIN}")
+        self._check_ids(file, found)
         return found
 
     def teacher(self, start: int = 0, stop: int | None = None) -> Teacher:
@@ -210,12 +228,17 @@ class Statistics:
         for name, dtype in (("ids", "int32"), ("log_probs", "float32")):
             shape = file.shape(name, "the original's predictions")
             if shape != (m.windows, m.window, m.kept) or file.places[name][0] != np.dtype(dtype):
-                raise CalibrationError(f"{file.path}: {name} is {list(shape)}, not as {MANIFEST} says; {AGAIN}")
+                raise CalibrationError(f"{file.path}: {name} is {show(list(shape))}, not as {MANIFEST} says; {AGAIN}")
             arrays.append(file.rows(name, start, stop))
         ids, log_probs = arrays
         if not np.isfinite(log_probs).all():
             raise CalibrationError(f"{file.path}: log_probs holds numbers that are not finite; {AGAIN}")
+        self._check_ids(file, ids)
         return Teacher(ids, log_probs)
+
+    def _check_ids(self, file: Arrays, ids: NDArray[np.int32]) -> None:
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise CalibrationError(f"{file.path}: holds ids outside the vocabulary of {self.vocab_size}; {AGAIN}")
 
     def _place(self, tensor: Tensor, what: str) -> tuple[Arrays, str, int]:
         where = input_of(tensor)
@@ -234,7 +257,7 @@ def open_statistics(folder: Path, checkpoint: Checkpoint | None = None) -> Stati
             f"{folder}: holds statistics of another checkpoint than {checkpoint.folder}; make its own with "
             f"smolexport calibrate {checkpoint.folder} -o FOLDER"
         )
-    return Statistics(folder, manifest)
+    return Statistics(folder, manifest, checkpoint.spec.vocab_size if checkpoint else LARGEST_VOCABULARY)
 
 
 def hash_of(windows: NDArray[np.int32]) -> str:
@@ -248,26 +271,51 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in `folder`; raises CalibrationError."""
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            found = json.loads(file.read(LARGEST_MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         raise CalibrationError(f"{path}: not found; make statistics with smolexport calibrate") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-    if not isinstance(found, dict) or found.pop("form", None) != FORM:
+        reason = error.strerror if isinstance(error, OSError) else show(str(error))
+        raise CalibrationError(f"{path}: cannot be read ({reason}); {AGAIN}") from error
+    if not isinstance(found, dict) or found.get("form") != FORM:
         raise CalibrationError(f"{path}: is not of this version of smolexport; {AGAIN}")
-    kinds: Mapping[str, type] = {
-        "checkpoint": str, "method": str, "sources": list, "asked": int, "windows": int, "window": int, "seed": int,
-        "layers": int, "kept": int, "sha256": str, "versions": dict,
-    }  # fmt: skip
-    for key, kind in kinds.items():
-        value = found.get(key)
-        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 40):
-            raise CalibrationError(f"{path}: {key} is {str(value)[:40]}, which it cannot be; {AGAIN}")
-    try:
-        sources = tuple(Source(str(s["name"]), str(s["sha256"]), int(s["tokens"])) for s in found["sources"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CalibrationError(f"{path}: sources are not name, sha256 and tokens; {AGAIN}") from error
-    return Manifest(**{key: found[key] for key in kinds if key != "sources"}, sources=sources)
+    for key, fits in FACTS.items():
+        if not fits(found.get(key)):
+            raise CalibrationError(f"{path}: {key} is {show(found.get(key), 40)}, which it cannot be; {AGAIN}")
+    sources = tuple(Source(s["name"], s["sha256"], s["tokens"]) for s in found["sources"])
+    return Manifest(**{key: found[key] for key in FACTS if key != "sources"}, sources=sources)
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_WORD and value.isprintable()
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 40
+
+
+def _is_seed(value: object) -> bool:
+    return (value == 0 and type(value) is int) or _is_count(value)
+
+
+def _are_sources(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(s, dict) and _is_word(s.get("name")) and _is_word(s.get("sha256")) and _is_seed(s.get("tokens"))
+        for s in value
+    )
+
+
+def _are_versions(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_word, chain(*value.items())))
+
+
+# What a manifest holds; it may have been made by a stranger.
+FACTS: Mapping[str, Callable[[object], bool]] = {
+    "checkpoint": _is_word, "method": _is_word, "sources": _are_sources, "asked": _is_count, "windows": _is_count,
+    "window": _is_count, "seed": _is_seed, "layers": _is_count, "kept": _is_count, "sha256": _is_word,
+    "versions": _are_versions,
+}  # fmt: skip
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -2,9 +2,12 @@
 
 | a file ending in | holds |
 |---|---|
-| `.jsonl` | an object per line, with `text`, or with `messages` that go through the checkpoint's chat template |
+| `.jsonl` | an object per line, with `text`, or with `messages` for the checkpoint's chat template |
 | `.npy`, `.json` | token ids, whole numbers in one list |
 | anything else | UTF-8 text |
+
+Beside `messages` may stand `tools`, a list or JSON of one, `chat_template_kwargs`, further variables of the template,
+and `enable_thinking`, the most frequent of these; null counts as absent.  Templates render elsewhere, see `Render`.
 
 Notation: n = windows, w = tokens of a window.
 """
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,14 +27,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import CalibrationError, UsageError
+from smolexport.npy import read_array
+from smolexport.regular import open_regular
+from smolexport.rendering import Answer
 from smolexport.tokenizer import FileTokenizer
+from smolexport.tokenizer.files import show
 
-__all__ = ["Source", "cut", "overlaps", "read_source", "same_texts"]
+__all__ = ["Render", "Source", "cut", "overlaps", "read_source", "same_texts", "source_name"]
 
 PIECE = 1 << 14  # characters tokenized at a time
+IDS = (".npy", ".json")
 LARGEST_IDS = 1 << 30  # bytes of a file of token ids
+REASON = 120  # characters of a foreign error
 
-Render = Callable[[Sequence[Mapping[str, Any]]], str]
+Render = Callable[[Mapping[str, Any]], Answer]
+"""Answers a conversation, `{"messages", "tools", "add_generation_prompt", "switches"}`, with its text."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,20 @@ class Source:
     tokens: int
 
 
+def source_name(path: Path) -> str:
+    """The name of a text for a `Source`: what cannot be printed, or is no UTF-8, is replaced."""
+    return "".join(c if c.isprintable() else "?" for c in path.name)
+
+
 def read_source(
-    path: Path, codec: FileTokenizer, *, limit: int, seed: int, vocab_size: int, render: Render
+    path: Path,
+    codec: FileTokenizer,
+    *,
+    limit: int,
+    seed: int,
+    vocab_size: int,
+    render: Render,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[str, NDArray[np.int32]]:
     """SHA-256 of a file, and its token ids, without BOS.
 
@@ -55,36 +78,64 @@ def read_source(
         limit: tokens after which no more of the file is read.
         seed: chooses the pieces.
         vocab_size: ids are below it.
-        render: makes a prompt of messages.
+        render: makes a prompt of a conversation.
+        progress: called with numbers of tokens that were read.
 
     Raises:
-        UsageError: the file cannot be read, or is not what its name says.
+        UsageError: the file cannot be read, or is not what its name says; names the line.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+    data = _read(path)
     mark = hashlib.sha256(data).hexdigest()
-    if path.suffix in (".npy", ".json"):
-        return mark, _ids(path, data, vocab_size)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    pieces = list(_lines(path, text, render)) if path.suffix == ".jsonl" else _pieces(text.replace("\r\n", "\n"))
+    if path.suffix in IDS:
+        ids = _ids(path, data, vocab_size)
+        progress(len(ids))
+        return mark, ids
+    lines = path.suffix == ".jsonl"
+    text = _decoded(path, data)
+    pieces = _lines(path, text) if lines else [(str(path), one) for one in _pieces(text.replace("\r\n", "\n"))]
     if len(text) > 2 * limit:  # not all of it may be needed
         pieces = [pieces[i] for i in np.random.default_rng(seed).permutation(len(pieces))]
     found: list[list[int]] = []
     tokens = 0
-    for piece in pieces:
-        found.append(codec.encode(piece, frame=False))
+    for place, piece in pieces:
+        try:
+            found.append(codec.encode(_text_of(piece, render) if lines else piece, frame=False))
+        except UsageError as error:
+            raise UsageError(f"{place}: {error}") from error
         tokens += len(found[-1])
+        progress(len(found[-1]))
         if tokens >= limit:
             break
-    ids = np.fromiter(chain.from_iterable(found), np.int32, tokens)
+    return mark, _checked(path, np.fromiter(chain.from_iterable(found), np.int64, tokens), vocab_size)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            if path.suffix in IDS and os.fstat(file.fileno()).st_size > LARGEST_IDS:
+                raise UsageError(f"{path}: holds more token ids than are ever needed")
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _checked(path: Path, ids: NDArray[np.integer], vocab_size: int) -> NDArray[np.int32]:
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise UsageError(f"{path}: its tokens reach {ids.max()}, beyond the model's vocabulary of {vocab_size}")
-    return mark, ids
+        worst = ids.max() if ids.max() >= vocab_size else ids.min()
+        raise UsageError(f"{path}: the token id {worst} is outside the model's vocabulary of {vocab_size}")
+    return ids.astype(np.int32)
+
+
+def _lines(path: Path, text: str) -> list[tuple[str, str]]:
+    """Every line that is not empty, with its place for messages; nothing of JSON's breaks a line but a line feed."""
+    return [(f"{path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _pieces(text: str) -> list[str]:
@@ -98,46 +149,65 @@ def _pieces(text: str) -> list[str]:
     return found
 
 
-def _lines(path: Path, text: str, render: Render) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: line {number} is not JSON ({error})") from error
-        entry = entry if isinstance(entry, dict) else {}
-        messages = entry.get("messages")
-        if isinstance(entry.get("text"), str):
-            yield entry["text"] + "\n"
-        elif isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
-            try:
-                yield render(messages)
-            except Exception as error:  # a template raises whatever it likes
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise UsageError(f"{path}: line {number}: the chat template refuses these messages: {first}") from error
-        else:
-            raise UsageError(f'{path}: line {number} has neither a "text" nor "messages"')
+def _text_of(line: str, render: Render) -> str:
+    """The text that a line of JSON holds; raises UsageError."""
+    entry = _parsed(line)
+    entry = entry if isinstance(entry, dict) else {}
+    if isinstance(entry.get("text"), str):
+        return f"{entry['text']}\n"
+    if not entry.get("messages") or not _objects(entry["messages"]):
+        raise UsageError('has neither a "text" nor "messages"')
+    answer = render(_conversation(entry))
+    if answer.error:
+        raise UsageError(f"the chat template fails on these messages: {answer.error}")
+    return answer.text
+
+
+def _conversation(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The question for `Render`."""
+    tools, switches = entry.get("tools"), entry.get("chat_template_kwargs")
+    if isinstance(tools, str):
+        tools = _parsed(tools, '"tools" ')
+    if tools is not None and not _objects(tools):
+        raise UsageError(f'"tools" is {show(tools)}, not a list of objects')
+    if switches is not None and not isinstance(switches, dict):
+        raise UsageError(f'"chat_template_kwargs" is {show(switches)}, not an object')
+    thinking = entry.get("enable_thinking")
+    named = {} if thinking is None else {"enable_thinking": thinking}
+    return {
+        "messages": entry["messages"],
+        "tools": tools,
+        "add_generation_prompt": False,
+        "switches": named | (switches or {}),
+    }
+
+
+def _parsed(text: str, what: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{what}is not JSON ({str(error)[:REASON]})") from error
+
+
+def _objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def _ids(path: Path, data: bytes, vocab_size: int) -> NDArray[np.int32]:
-    import io
-
-    if len(data) > LARGEST_IDS:
-        raise UsageError(f"{path}: holds more token ids than are ever needed")
     try:
-        if path.suffix == ".npy":
-            found = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        else:
-            found = np.array(json.loads(data))
-    except (ValueError, OSError, EOFError, OverflowError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{path}: holds no token ids ({error})") from error
+        found = read_array(data) if path.suffix == ".npy" else _listed(data)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{path}: holds no token ids ({show(str(error), REASON)})") from error
     if found.dtype.kind not in "iu" or found.ndim not in (1, 2) or not found.size:
         raise UsageError(f"{path}: should hold token ids, whole numbers in one list")
-    if not 0 <= found.min() <= found.max() < vocab_size:
-        worst = found.max() if found.max() >= vocab_size else found.min()
-        raise UsageError(f"{path}: the token id {worst} is outside the model's vocabulary of {vocab_size}")
-    return found.reshape(-1).astype(np.int32)
+    return _checked(path, found.reshape(-1), vocab_size)
+
+
+def _listed(data: bytes) -> NDArray[Any]:
+    """The numbers in JSON; empty where something else is among them."""
+    found = json.loads(data)
+    rows = found if found and isinstance(found[0], list) else [found]
+    return np.array(found) if {type(i) for row in rows for i in row} == {int} else np.array([])
 
 
 def cut(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ LARGE_SHARE = 0.1  # of the trace of a Hessian, above which one token is told of
 @checkpoint_argument
 @click.option(
     "--text", "texts", metavar="FILE", type=given_path, multiple=True,
-    help="Text (.txt and others), conversations or texts line by line (.jsonl), token ids (.npy, .json); repeatable.",
+    help="Text (.txt and others), a text or messages a line (.jsonl), token ids (.npy, .json); repeatable.",
 )  # fmt: skip
 @click.option(
     "--out", "-o", metavar="STATS", type=given_path, required=True, help="Folder for the statistics; made when missing."
@@ -83,7 +85,7 @@ def command(
         check_target(imatrix, 0, force=force, option="--imatrix")
     share_heap()
     opened = _opened(checkpoint, **source)
-    with progress_bar("the model writes", 0 if texts else tokens, unit="tokens") as advance:
+    with _reading(len(texts), tokens) as advance:
         job = collect.prepare(
             opened, out, texts=texts, tokens=tokens, window=window, seed=seed, threads=threads, force=force,
             progress=advance,
@@ -102,6 +104,10 @@ def _opened(checkpoint: str, ignore_config: tuple[str, ...], revision: str | Non
     from smolexport.checkpoint import find_checkpoint, open_checkpoint
 
     return open_checkpoint(find_checkpoint(checkpoint, revision=revision, token=token), ignore_config=ignore_config)
+
+
+def _reading(texts: int, tokens: int) -> AbstractContextManager[Callable[[int], None]]:
+    return progress_bar("reading" if texts else "the model writes", tokens * max(1, texts), unit="tokens")
 
 
 def _tell(job: Job) -> None:

@@ -9,7 +9,7 @@ greedy       how long a file's own continuation stays with the reference's
 speed        time to first token, prefill and decode rates
 rates        speed and memory of several models; `machine` what they ran on; `bench` these alone
 memory       peak memory of a fresh process that plays one file (`footprint` is that process)
-chat         every runtime's own tokenizer and chat template against the checkpoint's (`conversations`, `rendering`)
+chat         every runtime's own tokenizer and chat template against the checkpoint's (`conversations`)
 results      what a comparison is made of, as plain frozen data
 gate         what each file must reach, from flags or a TOML file
 compare      the order in which all that happens

@@ -10,16 +10,13 @@ The checkpoint's side is its tokenizer.json as the library `tokenizers` reads it
 | onnxruntime-genai | the library's | the library's, which knows no switches such as enable_thinking |
 | onnxruntime | none: the session's codec, from the folder's files | none: the folder's files in transformers |
 
-Templates run in processes of their own, see `rendering`.
+Templates run in processes of their own, see `smolexport.rendering`.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import os
-import subprocess
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 from smolexport import plugins
 from smolexport.checkpoint import read_json
-from smolexport.errors import SmolexportError, TokenizerError
+from smolexport.errors import MissingDependencyError, SmolexportError, TokenizerError
 from smolexport.parity.conversations import TEXTS, conversations
-from smolexport.parity.rendering import TOO_LATE
+from smolexport.rendering import Answer, Renderer
 from smolexport.runtime import Runtime, Session, TextCodec
 
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
 
-__all__ = ["Answer", "ChatCheck", "Expected", "ask", "check", "expect", "note"]
+__all__ = ["ChatCheck", "Expected", "ask", "check", "expect", "note"]
 
-_REFERENCE = "torch"  # the runtime that reads checkpoints, and any folder with a tokenizer's files
-_PATIENCE_S = 20.0  # for one answer
 _PATIENCE_ALL_S = 300.0
 _WIDTH, _LINES = 160, 12  # of a difference
 
@@ -58,20 +53,6 @@ class ChatCheck:
     equal: bool | None
     difference: str = ""
     means: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A prompt or text with its ids, or why there is none.
-
-    `absent` where nothing failed but nothing can be asked, `lost` where the process ended before it answered.
-    """
-
-    text: str = ""
-    ids: tuple[int, ...] = ()
-    error: str = ""
-    absent: bool = False
-    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +84,7 @@ def expect(folder: Path) -> Expected:
     if any(templates):
         questions |= {f"chat {name}": asked for name, asked in conversations("".join(templates)).items()}
     codec = open_tokenizer(folder, spec)
-    own = _ask(plugins.runtime(_REFERENCE), folder, questions)
+    own = _ask(plugins.checkpoint_runtime("open_chat"), folder, questions)
     answers = {}
     for name, asked in questions.items():
         if "text" in asked and own[name].error:
@@ -171,10 +152,14 @@ def _candidate_answers(
     chats = {name: asked for name, asked in questions.items() if name not in texts}
     if not chats:
         return texts, ""
-    if not (candidate.path / "tokenizer_config.json").is_file() or plugins.missing(_REFERENCE):
+    try:  # what reads a checkpoint's tokenizer reads any folder's
+        transformers = plugins.checkpoint_runtime("open_chat")
+    except MissingDependencyError:
+        transformers = None
+    if transformers is None or not (candidate.path / "tokenizer_config.json").is_file():
         nothing = Answer(error=f"{candidate.runtime.NAME} renders no chat templates", absent=True)
         return texts | dict.fromkeys(chats, nothing), ""
-    rendered = _ask(plugins.runtime(_REFERENCE), candidate.path, chats)
+    rendered = _ask(transformers, candidate.path, chats)
     # the ids are those that the session would be fed
     own = {name: answer if answer.error else _encoded(codec, answer.text) for name, answer in rendered.items()}
     return texts | own, "transformers on the folder's files"
@@ -189,53 +174,20 @@ def _encoded(codec: TextCodec, text: str) -> Answer:
 
 
 def _ask(runtime: Runtime, path: Path, questions: Mapping[str, Mapping[str, Any]]) -> dict[str, Answer]:
-    """Have `rendering` answer; a question that it did not come to gets the reason for an answer."""
+    """Have a process of its own answer; a question that it did not come to gets the reason for an answer."""
     module = getattr(runtime, "__name__", None)
     if not isinstance(module, str):
         return dict.fromkeys(questions, Answer(error="its runtime is not an importable module", absent=True))
-    command = [sys.executable, "-W", "ignore", "-m", "smolexport.parity.rendering", module, str(path), str(_PATIENCE_S)]
-    # what this process can import, the other one shall import; and nothing is fetched
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
-        command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, encoding="utf-8", errors="replace"
-    )
-    reason = ""
-    try:
-        out, err = process.communicate(json.dumps(questions), timeout=_PATIENCE_ALL_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        reason = f"no answer within {_PATIENCE_ALL_S:g} seconds"
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    answers = dict(_parsed(out))
-    if process.returncode == TOO_LATE:
-        reason = f"no answer within {_PATIENCE_S:g} seconds: a loop without an end, perhaps"
-    reason = reason or next(iter(reversed(err.strip().splitlines())), f"exit code {process.returncode}")
-    missed = [name for name in questions if name not in answers]
-    for name in missed:
-        after = "" if name == missed[0] else f"not asked after '{missed[0]}' got "
-        answers[name] = Answer(error=f"{after}{reason}", lost=True)
+    answers: dict[str, Answer] = {}
+    missed, end = "", time.monotonic() + _PATIENCE_ALL_S
+    with Renderer(module, path) as renderer:
+        for name, asked in questions.items():
+            if time.monotonic() > end:
+                missed = missed or f"no answer within {_PATIENCE_ALL_S:g} seconds"
+            answers[name] = Answer(error=missed, lost=True) if missed else renderer.ask(asked)
+            if answers[name].lost:
+                missed = missed or f"not asked after '{name}' got {answers[name].error}"
     return answers
-
-
-def _parsed(out: str) -> Sequence[tuple[str, Answer]]:
-    found = []
-    for line in out.splitlines():
-        try:
-            told = json.loads(line)
-        except ValueError:
-            continue  # cut off in the middle
-        answer = Answer(told.get("text", ""), tuple(told.get("ids", ())), told.get("error", ""), "absent" in told)
-        found.append((told["name"], answer))
-    return found
 
 
 def _compare(name: str, expected: Answer, found: Answer, means: str) -> ChatCheck:

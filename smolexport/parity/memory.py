@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 
 from smolexport.parity.inputs import Candidate
+from smolexport.processes import environment, fresh_python
 
 __all__ = ["measure"]
 
@@ -20,15 +19,13 @@ def measure(model: Candidate, *, threads: int | None = None, context: int | None
     module = getattr(model.runtime, "__name__", None)
     if not isinstance(module, str):
         return None, "peak memory is unknown: its runtime is not an importable module"
-    command = [sys.executable, "-W", "ignore", "-m", _MODULE, module, str(model.path)]
+    command = fresh_python(_MODULE, module, str(model.path))
     command += [] if threads is None else ["--threads", str(threads)]
     command += [] if context is None else ["--context", str(context)]
     command += ["--options", json.dumps(dict(model.options))]
-    # what this process can import, the other one shall import: a source tree, an editable install
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
-            command, capture_output=True, text=True, env=environment, timeout=_PATIENCE_S, check=False
+            command, capture_output=True, text=True, env=environment(), timeout=_PATIENCE_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"peak memory is unknown: {error}"

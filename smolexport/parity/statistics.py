@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, UsageError
+from smolexport.npy import read_array
 from smolexport.parity.results import Accuracy, Estimate, Spread
 
 __all__ = ["LOG_PROBABILITY_FLOOR", "TOP_WORDS", "Accumulator", "Predictions", "percentile", "read_predictions"]
@@ -127,7 +128,7 @@ class Accumulator:
         """What `save` wrote.  Raises FileFormatError where it is damaged."""
         found = cls()
         try:
-            rows = np.load(path, allow_pickle=False)
+            rows = read_array(path.read_bytes())
         except (OSError, ValueError) as error:
             raise FileFormatError(f"{path}: is damaged ({error}); delete it") from error
         if rows.ndim != 2 or rows.shape[0] != COLUMNS or rows.dtype != np.float64:

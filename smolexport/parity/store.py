@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError, SessionError
+from smolexport.npy import read_header
 from smolexport.output import check_space
 
 __all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
@@ -44,10 +46,9 @@ class LogitStore:
         self._path = path
         try:
             with path.open("rb") as file:
-                npy.read_magic(file)
-                shape, _, self._dtype = npy.read_array_header_1_0(file)
+                shape, _, self._dtype = read_header(file)
                 self._start = file.tell()
-            complete = path.stat().st_size == self._start + int(np.prod(shape)) * self._dtype.itemsize
+            complete = path.stat().st_size == self._start + math.prod(shape) * self._dtype.itemsize
         except (OSError, ValueError) as error:
             raise FileFormatError(f"{path}: is no array of logits ({error})") from error
         if len(shape) != 2 or self._dtype not in (BF16, F32) or not complete:

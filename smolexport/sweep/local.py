@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import IO
 
 from smolexport.errors import SessionError
+from smolexport.processes import environment, fresh_python
 from smolexport.sweep.engine import Ending, share
 from smolexport.sweep.plan import Task
 from smolexport.sweep.record import parsed
@@ -46,16 +47,13 @@ class Local:
 
     def start(self, task: Task) -> None:
         """Begin with `task`; raises SessionError where no process can be started."""
-        # what this process can import, the other one shall import: a source tree, an editable install
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         with contextlib.ExitStack() as stack:
             try:
                 answer, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
-                process = subprocess.Popen(
-                    # -P: nothing is imported from the working folder, which may be somebody's checkpoint
-                    [sys.executable, "-P", "-W", "ignore", "-m", "smolexport.sweep.worker"],
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
+                    fresh_python("smolexport.sweep.worker"),
                     stdin=subprocess.PIPE, stdout=answer, stderr=errors, text=True, encoding="utf-8",
-                    env=environment, pass_fds=self._lock, start_new_session=True,
+                    env=environment(), pass_fds=self._lock, start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
                 why = error.strerror or error

@@ -123,7 +123,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "a list": ("manifest.json", lambda p: p.write_text("[]"), ("manifest.json",)),
     "a manifest of words": (
         "manifest.json", lambda p: p.write_text(json.dumps({**json.loads(p.read_text()), "windows": "many"})),
-        ("manifest.json", "windows is many"),
+        ("manifest.json", "windows is 'many'"),
     ),
     "windows below zero": (
         "manifest.json", lambda p: p.write_text(json.dumps({**json.loads(p.read_text()), "windows": -1})),

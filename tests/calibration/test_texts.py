@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from smolexport.calibration.texts import Source, cut, overlaps, read_source, same_texts
 from smolexport.errors import CalibrationError, UsageError
+from smolexport.rendering import Answer
 from smolexport.testing.checkpoints import write_tokenizer
 from smolexport.tokenizer import FileTokenizer, open_tokenizer, read_tokenizer
 
@@ -26,8 +27,8 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> FileTokenizer:
     return open_tokenizer(folder, read_tokenizer(folder, 320))
 
 
-def no_template(messages: Sequence[Mapping[str, Any]]) -> str:
-    raise ValueError(f"no template for {len(messages)}")
+def no_template(conversation: Mapping[str, Any]) -> Answer:
+    return Answer(error=f"no template for {len(conversation['messages'])}")
 
 
 def read(path: Path, codec: FileTokenizer, limit: int = 1 << 20, **options: Any) -> tuple[str, NDArray[np.int32]]:
@@ -62,7 +63,7 @@ def test_lines_of_json(codec: FileTokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     talk = [{"role": "user", "content": "Hi"}]
     path.write_text(json.dumps({"text": "one\u2028two"}) + "\n\n" + json.dumps({"messages": talk}) + "\n")
-    _, ids = read(path, codec, render=lambda messages: f"<|im_start|>{messages[0]['content']}<|im_end|>")
+    _, ids = read(path, codec, render=lambda asked: Answer(f"<|im_start|>{asked['messages'][0]['content']}<|im_end|>"))
     assert codec.decode(ids.tolist(), special=True) == "one\u2028two\n<|im_start|>Hi<|im_end|>"
     assert codec.encode("<|im_start|>", frame=False)[0] in ids.tolist(), "special tokens are recognised"
 
@@ -71,14 +72,14 @@ def test_lines_of_json(codec: FileTokenizer, tmp_path: Path) -> None:
     ("name", "data", "said"),
     [
         ("a.txt", b"\xff\xfe", "a.txt: is not UTF-8 text"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl: line 2 is not JSON"),
-        ("a.jsonl", b'{"text": 3}\n', 'line 1 has neither a "text" nor "messages"'),
-        ("a.jsonl", b"[]\n", 'line 1 has neither a "text" nor "messages"'),
-        ("a.jsonl", b'{"messages": []}\n', 'line 1 has neither a "text" nor "messages"'),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl: line 2: is not JSON"),
+        ("a.jsonl", b'{"text": 3}\n', 'line 1: has neither a "text" nor "messages"'),
+        ("a.jsonl", b"[]\n", 'line 1: has neither a "text" nor "messages"'),
+        ("a.jsonl", b'{"messages": []}\n', 'line 1: has neither a "text" nor "messages"'),
         (
             "a.jsonl",
             b'{"messages": [{"role": "x"}]}\n',
-            "line 1: the chat template refuses these messages: no template",
+            "line 1: the chat template fails on these messages: no template for 1",
         ),
         ("a.json", b"[1, 2", "a.json: holds no token ids"),
         ("a.json", b"[[1, 2], [3]]", "a.json: holds no token ids"),
@@ -101,6 +102,31 @@ def test_files_that_are_not_what_they_say(
         read(path, codec)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+TALK = [{"role": "user", "content": "Hi"}]
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "tools of words": ({"messages": TALK, "tools": "get_weather"}, '"tools" is not JSON (Expecting value'),
+    "tools of numbers": ({"messages": TALK, "tools": [3]}, '"tools" is [3], not a list of objects'),
+    "deep tools": ({"messages": TALK, "tools": "[" * 99999}, '"tools" is not JSON (maximum recursion depth'),
+    "switches in a list": ({"messages": TALK, "chat_template_kwargs": [1]}, '"chat_template_kwargs" is [1], not'),
+    "long switches": ({"messages": TALK, "chat_template_kwargs": "x" * 99999}, "is 'xxxx"),
+    "messages of words": ({"messages": "Hi"}, 'has neither a "text" nor "messages"'),
+    "half a character": ({"text": "\ud83d" + "x" * 99999}, "holds half a surrogate pair"),
+    "rendered half": ({"messages": [{"content": "\ud83d"}]}, "holds half a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_line_is_named(case: str, codec: FileTokenizer, tmp_path: Path) -> None:
+    entry, said = REFUSED[case]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in ({"messages": TALK}, {"text": "x"}, entry)))
+    with pytest.raises(UsageError) as caught:
+        read(path, codec, render=lambda asked: Answer(asked["messages"][0]["content"]))
+    assert str(caught.value).startswith(f"{path}: line 3: ")
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(path))
 
 
 def test_token_ids(codec: FileTokenizer, tmp_path: Path) -> None:

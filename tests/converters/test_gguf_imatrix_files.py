@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 
 from smolexport.errors import FileFormatError, OutputError, UsageError
 from smolexport.quant import FORMATS
-from smolexport_to_gguf.container import header_bytes, padding
+from smolexport_to_gguf import recognises
+from smolexport_to_gguf.container import header_bytes, padding, read_gguf
 from smolexport_to_gguf.imatrix import Imatrix, Statistic, read_imatrix, write_imatrix
+from tests.mutations import changed_bytes, read_or_refused
 
 MEMORY = 50 << 20
 KEYS = [
@@ -254,6 +258,44 @@ def test_every_prefix_and_any_byte(make: Callable[[], bytes], tmp_path: Path) ->
         except FileFormatError:
             continue
         assert all(np.isfinite(s.importance()).all() for s in found.entries.values())
+
+
+LONG = "\x1b[31m\n" + "x" * 100_000
+LONG_NAMES: dict[str, bytes] = {
+    "lacks": gguf({f"{LONG}.in_sum2": np.ones(3, "<f4")}),
+    "half": gguf({f"{LONG}.in_sum2": np.ones(4, "<f2"), f"{LONG}.counts": np.ones(1, "<f4")}),
+    "nan": gguf({f"{LONG}.in_sum2": np.array([np.nan], "<f4"), f"{LONG}.counts": np.ones(1, "<f4")}),
+    "counts": gguf({f"{LONG}.in_sum2": np.ones(3, "<f4"), f"{LONG}.counts": np.ones(2, "<f4")}),
+    "type": gguf({}, [("general.type", "string", LONG)]),
+    "key": gguf(GOOD, [*KEYS, (LONG, "u32", 1), (LONG, "u32", 1)]),
+    "tensor type": gguf({LONG: np.ones(3, "<f4")}).replace(
+        b"x" * 100 + struct.pack("<IQI", 1, 3, 0), b"x" * 100 + struct.pack("<IQI", 1, 3, 99)
+    ),
+    "axes": gguf({LONG: np.ones(3, "<f4")}).replace(b"x" * 100 + b"\x01\0\0\0", b"x" * 100 + b"\x09\0\0\0"),
+}
+
+
+@pytest.mark.parametrize("case", LONG_NAMES)
+def test_long_names_are_cut(case: str, tmp_path: Path) -> None:
+    assert read_or_refused(lambda: read(LONG_NAMES[case], tmp_path), tmp_path / "x")
+
+
+@pytest.mark.parametrize("make", [lambda: gguf(GOOD), lambda: dat(entry(), entry(b"b", 1, [3.0]))])
+def test_numbers_where_it_hurts(make: Callable[[], bytes], tmp_path: Path) -> None:
+    random, whole = Random(0), make()
+    refused = [
+        read_or_refused(lambda: read(changed_bytes(random, whole), tmp_path), tmp_path / "x") for _ in range(400)
+    ]
+    assert sum(refused) > 200
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    """A pipe that nobody writes to is not waited for."""
+    os.mkfifo(tmp_path / "x")
+    for path in (tmp_path / "x", tmp_path, Path("/dev/zero")):
+        for reader in (read_imatrix, read_gguf):
+            assert read_or_refused(lambda reader=reader, path=path: reader(path), path)
+        assert not recognises(path)
 
 
 @pytest.mark.parametrize("form", ["gguf", "dat"])

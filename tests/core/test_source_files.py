@@ -138,6 +138,23 @@ def test_no_other_command_reads_outside_of_the_checkpoint(name: str, folder: Pat
     assert [path for path, raw in everything(report, tmp_path / "stats") if SECRET.encode() in raw] == []
 
 
+@pytest.mark.parametrize("target", ["mlx", "onnx"])
+def test_templates_of_an_exported_folder_are_not_read_elsewhere(target: str, folder: Path, tmp_path: Path) -> None:
+    """`compare` shows prompts that differ: it would show the file behind the link."""
+    pytest.importorskip("torch"), pytest.importorskip("mlx_lm"), pytest.importorskip("onnxruntime")
+    out = tmp_path / "out"
+    assert call(target, folder, "-q", "f32", "-o", out).code == 0
+    (tmp_path / "private").write_text(SECRET)
+    (out / "chat_template.jinja").unlink(missing_ok=True)
+    (out / "chat_template.jinja").symlink_to(tmp_path / "private")
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time " * 200)
+    flags = "--window 32 --max-windows 2 --greedy-tokens 0 --repetitions 0 --no-attribution --json".split()
+    done = call("compare", folder, out, "--text", text, *flags)
+    assert SECRET not in done.out + done.err
+    assert "link out of the" in done.out + done.err
+
+
 @pytest.mark.parametrize("target", ["../secrets.safetensors", "/abs/secrets.safetensors", "deep/er.safetensors"])
 def test_an_index_names_no_file_elsewhere(target: str, folder: Path, tmp_path: Path) -> None:
     places = {"../": folder.parent / "secrets.safetensors", "/ab": tmp_path / "abs.safetensors",

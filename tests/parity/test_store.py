@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from smolexport.errors import FileFormatError, OutputError, SessionError
 from smolexport.parity import candidates, store
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
+from smolexport.parity.statistics import Accumulator
 from smolexport.parity.store import LogitStore, Recorder, Shelf, digest
 from tests.children import python
+from tests.mutations import changed_bytes, read_or_refused
 
 ONCE = Settings(window=64, repetitions=0, memory=False)
 
@@ -27,6 +30,18 @@ def write(path: Path, logits: np.ndarray, *, bf16: bool) -> LogitStore:
         for part in np.array_split(logits, 3):
             recorder.add(part)
     return LogitStore(path)
+
+
+def test_damaged_arrays_are_told_of(tmp_path: Path) -> None:
+    """Whatever NumPy's parser makes of the piece of Python in their header."""
+    path, random = tmp_path / "l.npy", Random(0)
+    write(path, np.zeros((5, 7), np.float32), bf16=False)
+    sound = path.read_bytes()
+    files = [sound.replace(b"'<f4'", word.ljust(5)) for word in (b"',,'", b"('a'", b"'|O'", b"[],", b"1if")]
+    for data in [*files, *(changed_bytes(random, sound) for _ in range(300))]:
+        path.write_bytes(data)
+        read_or_refused(lambda: LogitStore(path), path)
+        read_or_refused(lambda: Accumulator.load(path), path)
 
 
 @pytest.mark.parametrize("bf16", [True, False])
