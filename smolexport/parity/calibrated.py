@@ -15,6 +15,7 @@ from typing import Any
 
 from smolexport.calibration.texts import Source
 from smolexport.model import CALIBRATION_KEY
+from smolexport.regular import open_regular
 
 __all__ = ["Record", "Step", "read_record", "read_steps"]
 
@@ -77,7 +78,8 @@ def read_steps(path: Path, record: Record) -> tuple[tuple[Step, ...], str]:
             return (), ""
         if place.stat().st_size > LARGEST:
             raise ValueError("it is too large to be one")
-        found = json.loads(place.read_bytes())
+        with open_regular(place) as file:
+            found = json.loads(file.read())
         if (found["method"], found["windows_sha256"]) != (record.method, record.windows_sha256):
             raise ValueError("it is another file's")
         return tuple(_step(str(source), one) for source, one in found["tensors"].items()), ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 from xml.etree import ElementTree
 
 import pytest
@@ -204,9 +205,10 @@ def test_a_damaged_report_beside_a_file_is_a_note(content, tmp_path):
     assert len(note) < 200
 
 
-def test_a_folder_in_its_place_is_a_note(tmp_path):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_folder_or_pipe_in_its_place_is_a_note(make, tmp_path):
     path = tmp_path / "x.gguf"
-    sidecar_of(path).mkdir()
+    make(sidecar_of(path))
     assert "cannot be read" in read_steps(path, Record("gptq"))[1]
 
 
