@@ -3,9 +3,10 @@
     python -m smolexport.parity.rendering RUNTIME PATH PATIENCE
 
 RUNTIME is a module with `open_chat`, PATIENCE are seconds for one answer.  Questions come as JSON on stdin:
-`{"name": {"text": …}}` to encode a text, `{"name": {"messages": …, "tools": …, "add_generation_prompt": …,
-"switches": …}}` to render and encode a conversation.  Each answer is a line of JSON on stdout: `{"name", "text",
-"ids"}`, or `{"name", "error"}`, with `"absent": true` where the library has no way to ask.
+`{"name": {"text": …}}` to encode a text, with `"framed": true` as the library's tools do with a prompt, `{"name":
+{"messages": …, "tools": …, "add_generation_prompt": …, "switches": …}}` to render and encode a conversation.  Each
+answer is a line of JSON on stdout: `{"name", "text", "ids"}`, or `{"name", "error"}`, with `"absent": true` where the
+library has no way to ask.
 
 A chat template is a stranger's program in Jinja.  The libraries run it in a sandbox; against the endless and the
 enormous this process has a clock and a limit of memory, and it can be ended from outside.
@@ -61,7 +62,7 @@ def _answer(chat: Chat, question: Mapping[str, Any]) -> dict[str, Any]:
         text = question["text"] if "text" in question else chat.render(question["messages"], **_rest(question))
         if len(text) > _LONGEST:
             return {"error": f"a prompt of {len(text):,} characters"}
-        return {"text": text, "ids": chat.encode(text)}
+        return {"text": text, "ids": (chat.prompt if question.get("framed") else chat.encode)(text)}
     except UnsupportedError as error:
         return {"error": str(error), "absent": True}
     except Exception as error:  # a library's or a template's own
