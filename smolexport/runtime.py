@@ -121,6 +121,10 @@ class Chat(Protocol):
         """Ids of `text`, special tokens in it recognised, none added."""
         ...
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids of `text` as the library's own tools continue it: with the special tokens that they add unasked."""
+        ...
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

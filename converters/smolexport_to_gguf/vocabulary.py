@@ -90,7 +90,8 @@ def _entries(spec: TokenizerSpec) -> Iterator[Entry]:
     yield from _special_entries(spec)
     # Always written: what the loader assumes when they are missing depends on `pre`.
     yield Entry("ggml.add_bos_token", "bool", spec.add_bos)
-    yield Entry("ggml.add_eos_token", "bool", spec.add_eos)
+    # Never true: llama.cpp's tools would end every prompt, and its perplexity and imatrix abort.
+    yield Entry("ggml.add_eos_token", "bool", False)
     yield Entry("ggml.add_space_prefix", "bool", spec.add_space_prefix)
     if spec.chat_template is not None:
         yield Entry("chat_template", "string", spec.chat_template)
@@ -186,6 +187,11 @@ def vocabulary_notes(spec: TokenizerSpec) -> list[str]:
     if spec.space_prefix in (SpacePrefix.FIRST, SpacePrefix.MISSING):
         where = "puts a space before each stretch between special tokens"
         notes.append(f"llama.cpp {where}, the tokenizer {spec.space_prefix.value}: such text differs by a space")
+    if spec.add_eos and spec.eos is not None:
+        notes.append(
+            f"the tokenizer ends every text with {_few([spec.tokens[spec.eos]])}; the file says add_eos_token false, "
+            "or llama.cpp's tools would end every prompt with it"
+        )
     normalized = [token.text for token in spec.added if token.normalized]
     if spec.kind is TokenizerKind.CHARACTERS and spec.space_prefix is SpacePrefix.ALWAYS and normalized:
         notes.append(f"{_few(normalized)}: found by the tokenizer only where a text begins, by llama.cpp everywhere")

@@ -75,6 +75,12 @@ def _gather(model: Model) -> Gathered:
             found[made.name] = made
         lines += [line] if line else []
     lines += _stop_notes(model, found)
+    spec = model.tokenizer
+    if spec.add_eos and spec.eos is not None:
+        end = show(spec.tokens[spec.eos])
+        lines.append(
+            f"tokenizer.json puts {end} behind a text: mlx_lm.generate and transformers do so with plain prompts"
+        )
     if front_matter(model.folder) is None:
         lines.append("README.md: its head cannot be read; licence and language are not carried over")
     return Gathered(tuple(found[name] for name in sorted(found)), tuple(lines))

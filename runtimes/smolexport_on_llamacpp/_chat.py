@@ -23,7 +23,11 @@ class LlamaChat:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens in it recognised, none added."""
-        return self._codec.encode(text)[len(self._codec.encode("")) :]
+        return self._codec.tokenize(text, add_special=False)
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of `text` as llama.cpp's tools have them."""
+        return self._codec.tokenize(text, add_special=True)
 
     def render(
         self,

@@ -42,6 +42,16 @@ class VocabCodec:
             UsageError: text that is not Unicode (lone surrogates).
             SessionClosedError: the session was closed.
         """
+        ids = self.tokenize(text, add_special=False)
+        return [*self._opening, *ids]
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Ids of `text` with special tokens recognised; `add_special`: BOS and EOS are added as the file asks.
+
+        Raises:
+            UsageError: as `encode`.
+            SessionClosedError: as `encode`.
+        """
         self._model.check_open()
         try:
             data = text.encode()
@@ -51,9 +61,9 @@ class VocabCodec:
         while True:
             ids = np.empty(room, np.int32)
             pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            count = lib.llama_tokenize(self._model.vocab, data, len(data), pointer, room, False, True)
+            count = lib.llama_tokenize(self._model.vocab, data, len(data), pointer, room, add_special, True)
             if count >= 0:
-                return [*self._opening, *(int(i) for i in ids[:count])]
+                return [int(i) for i in ids[:count]]
             if -count <= room:
                 raise SessionError(f"{self._model.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
             room = -count

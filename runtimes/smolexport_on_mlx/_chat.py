@@ -28,6 +28,10 @@ class MlxChat:
         """Ids of `text`, special tokens in it recognised, none added."""
         return [int(i) for i in self._tokenizer.encode(text, add_special_tokens=False)]
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids of `text` as `mlx_lm.generate` has them, unless it opens with BOS itself."""
+        return [int(i) for i in self._tokenizer.encode(text)]
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

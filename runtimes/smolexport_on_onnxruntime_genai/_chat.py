@@ -19,6 +19,7 @@ class GenaiChat:
 
     def __init__(self, folder: Path) -> None:
         try:
+            self._usual: Any = og.Tokenizer(str(folder))
             self._tokenizer: Any = og.Tokenizer(str(folder))
             self._tokenizer.update_options(add_special_tokens="false")
         except Exception as error:  # whatever the library's binding raises
@@ -28,6 +29,10 @@ class GenaiChat:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens in it recognised, none added."""
         return [int(i) for i in self._tokenizer.encode(text)]
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of `text` as the library's `Tokenizer` has them without options."""
+        return [int(i) for i in self._usual.encode(text)]
 
     def render(
         self,

@@ -31,6 +31,10 @@ class TransformersChat:
         """Ids of `text`, special tokens in it recognised, none added."""
         return [int(i) for i in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids of `text` as a text-generation pipeline has them."""
+        return [int(i) for i in self._tokenizer(text)["input_ids"]]
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["ChatCheck", "Expected", "ask", "check", "expect", "note"]
 
 _PATIENCE_ALL_S = 300.0
+_PROMPT = "prompt"
+_MOST_ADDED = 64  # tokens that a text is made of
 _WIDTH, _LINES = 160, 12  # of a difference
 
 
@@ -43,7 +45,7 @@ class ChatCheck:
     """One text or conversation on one runtime.
 
     Attributes:
-        name: `text …` or `chat …`.
+        name: `text …`, `chat …`, or `prompt`: what its own tools put around a text that they are to continue.
         equal: whether text and ids are the checkpoint's; None where the runtime has no way to be asked.
         difference: a short unified diff, or the first ids that differ, or why nothing was compared; empty if equal.
         means: what answered, where it is not the runtime's own.
@@ -60,12 +62,13 @@ class Expected:
     """What was asked of the checkpoint, and what it answered.
 
     `checks` holds transformers' own tokenizer against tokenizer.json: for some tokenizer classes it builds another
-    one than stands there, and what builds on transformers follows it.
+    one than stands there, and what builds on transformers follows it.  `special` are texts of special tokens.
     """
 
     questions: Mapping[str, Mapping[str, Any]]
     answers: Mapping[str, Answer]
     checks: tuple[ChatCheck, ...] = ()
+    special: Mapping[int, str] = field(default_factory=dict)
 
 
 def expect(folder: Path) -> Expected:
@@ -81,6 +84,9 @@ def expect(folder: Path) -> Expected:
     spec = read_tokenizer(folder, size if isinstance(size, int) else 0)
     templates = [spec.chat_template or "", *spec.chat_templates.values()]
     questions: dict[str, Mapping[str, Any]] = {f"text {name}": {"text": text} for name, text in TEXTS.items()}
+    if added := [token.text for token in spec.added[:_MOST_ADDED]]:
+        questions["text added tokens"] = {"text": "a" + "".join(f" {text} b{text}" for text in added)}
+    questions[_PROMPT] = {"text": "Once upon a time", "framed": True}
     if any(templates):
         questions |= {f"chat {name}": asked for name, asked in conversations("".join(templates)).items()}
     codec = open_tokenizer(folder, spec)
@@ -89,9 +95,10 @@ def expect(folder: Path) -> Expected:
     for name, asked in questions.items():
         if "text" in asked and own[name].error:
             raise TokenizerError(f"{folder}: transformers' tokenizer gives no answer: {own[name].error}")
-        answers[name] = own[name] if own[name].error else _encoded(codec, own[name].text)
-    checks = (_compare(name, answers[name], own[name], "") for name in questions if not own[name].error)
-    return Expected(questions, answers, tuple(checks))
+        answers[name] = own[name] if own[name].error else _encoded(codec, own[name].text, asked)
+    special = {token.id: token.text for token in spec.added}
+    checks = (_compare(name, answers[name], own[name], "", special) for name in questions if not own[name].error)
+    return Expected(questions, answers, tuple(checks), special)
 
 
 def check(reference: Path | Expected, candidate: Candidate, session: Session) -> tuple[ChatCheck, ...]:
@@ -109,7 +116,9 @@ def check(reference: Path | Expected, candidate: Candidate, session: Session) ->
     expected = reference if isinstance(reference, Expected) else expect(reference)
     answers, means = _candidate_answers(candidate, session.codec, expected.questions)
     return tuple(
-        _compare(name, expected.answers[name], answers[name], means if name.startswith("chat ") else "")
+        _compare(
+            name, expected.answers[name], answers[name], means if name.startswith("chat ") else "", expected.special
+        )
         for name in expected.questions
     )
 
@@ -123,15 +132,18 @@ def ask(folder: Path) -> tuple[Expected | None, str]:
         expected = expect(folder)
     except SmolexportError as error:
         return None, f"tokenizers and chat templates were not compared: {error}"
-    odd = [one.name for one in expected.checks if not one.equal]
-    told = f"transformers itself reads tokenizer.json otherwise in {len(odd)} of {len(expected.checks)} checks: "
-    return expected, told + ", ".join(odd) if odd else ""
+    around, checks = _around(expected.checks)
+    odd = [one.name for one in checks if not one.equal]
+    told = f"transformers itself reads tokenizer.json otherwise in {len(odd)} of {len(checks)} checks: "
+    parts = [told + ", ".join(odd)] * bool(odd) + [f"transformers {one.difference}" for one in around]
+    return expected, "; ".join(parts)
 
 
 def note(checks: Sequence[ChatCheck]) -> str:
     """One line on the checks that differ and on what could not be asked; empty where all is equal."""
+    around, checks = _around(checks)
     apart, unasked = ([one for one in checks if one.equal is state] for state in (False, None))
-    parts = []
+    parts = [f"its runtime {one.difference}" for one in around]
     if apart:
         first = apart[0].difference.splitlines()
         reason = first[0] if len(first) == 1 else "another prompt"
@@ -142,13 +154,19 @@ def note(checks: Sequence[ChatCheck]) -> str:
     return "; ".join(parts)
 
 
+def _around(checks: Sequence[ChatCheck]) -> tuple[list[ChatCheck], list[ChatCheck]]:
+    """Checks of which all that is to be said is what stands around a prompt, and the others."""
+    around = [one for one in checks if one.name == _PROMPT and one.difference.startswith(("begins ", "ends "))]
+    return around, [one for one in checks if one.name != _PROMPT or (one not in around and not one.equal)]
+
+
 def _candidate_answers(
     candidate: Candidate, codec: TextCodec, questions: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Answer], str]:
     """Answers of the runtime, or of its session's codec and transformers; what stood in for it in words."""
     if hasattr(candidate.runtime, "open_chat"):
         return _ask(candidate.runtime, candidate.path, questions), ""
-    texts = {name: _encoded(codec, asked["text"]) for name, asked in questions.items() if "text" in asked}
+    texts = {name: _encoded(codec, asked["text"], asked) for name, asked in questions.items() if "text" in asked}
     chats = {name: asked for name, asked in questions.items() if name not in texts}
     if not chats:
         return texts, ""
@@ -161,14 +179,14 @@ def _candidate_answers(
         return texts | dict.fromkeys(chats, nothing), ""
     rendered = _ask(transformers, candidate.path, chats)
     # the ids are those that the session would be fed
-    own = {name: answer if answer.error else _encoded(codec, answer.text) for name, answer in rendered.items()}
+    own = {name: answer if answer.error else _encoded(codec, answer.text, {}) for name, answer in rendered.items()}
     return texts | own, "transformers on the folder's files"
 
 
-def _encoded(codec: TextCodec, text: str) -> Answer:
-    """`text` and its ids without the ones that the codec puts before every text."""
+def _encoded(codec: TextCodec, text: str, asked: Mapping[str, Any]) -> Answer:
+    """`text` and its ids, without the ones that the codec puts before every text unless the question wants them."""
     try:
-        return Answer(text, tuple(codec.encode(text)[len(codec.encode("")) :]))
+        return Answer(text, tuple(codec.encode(text)[0 if asked.get("framed") else len(codec.encode("")) :]))
     except Exception as error:  # whatever a library's tokenizer raises
         return Answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
 
@@ -190,7 +208,7 @@ def _ask(runtime: Runtime, path: Path, questions: Mapping[str, Mapping[str, Any]
     return answers
 
 
-def _compare(name: str, expected: Answer, found: Answer, means: str) -> ChatCheck:
+def _compare(name: str, expected: Answer, found: Answer, means: str, special: Mapping[int, str]) -> ChatCheck:
     if found.absent:
         return ChatCheck(name, None, found.error, means)
     if expected.lost:
@@ -205,7 +223,9 @@ def _compare(name: str, expected: Answer, found: Answer, means: str) -> ChatChec
         return ChatCheck(name, False, found.error, means)
     if found.text != expected.text:
         return ChatCheck(name, False, _text_difference(expected.text, found.text), means)
-    return ChatCheck(name, found.ids == expected.ids, _id_difference(expected.ids, found.ids), means)
+    difference = _frame_difference(expected.ids, found.ids, special) if name == _PROMPT else ""
+    difference = difference or _id_difference(expected.ids, found.ids)
+    return ChatCheck(name, found.ids == expected.ids, difference, means)
 
 
 def _text_difference(ours: str, theirs: str) -> str:
@@ -219,6 +239,23 @@ def _text_difference(ours: str, theirs: str) -> str:
         diff = [*diff[:2], *(f"{sign}…{side[begin : place + 80]!r}" for sign, side in (("-", ours), ("+", theirs)))]
     more = [f"… {len(diff) - _LINES} more lines"] if len(diff) > _LINES else []
     return "\n".join([*diff[:_LINES], *more])
+
+
+def _frame_difference(ours: Sequence[int], theirs: Sequence[int], special: Mapping[int, str]) -> str:
+    """What stands around the same text; empty where it is not the same, or nothing stands there."""
+    inner = [one for one in ours if one not in special]
+    places = (at for at in range(len(theirs) - len(inner) + 1) if list(theirs[at : at + len(inner)]) == inner)
+    start = next(places, None)
+    if start is None or not inner:
+        return ""
+
+    def words(ids: Sequence[int]) -> str:
+        return " ".join(repr(special.get(one, one)) for one in ids) or "nothing"
+
+    own, before, behind = ours[: -len(inner)], theirs[:start], theirs[start + len(inner) :]
+    parts = [f"begins a prompt with {words(before)} instead of {words(own)}"] * (before != own)
+    parts += [f"ends a prompt with {words(behind)}"] * bool(behind)
+    return " and ".join(parts)
 
 
 def _id_difference(ours: Sequence[int], theirs: Sequence[int]) -> str:

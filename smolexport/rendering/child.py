@@ -4,9 +4,9 @@
 
 RUNTIME is a module with `open_chat`, STARTING are seconds to open PATH, PATIENCE those for one answer.  On stdout comes
 a line of JSON when it is ready, `{}`, or `{"failed": why}`; then an answer for each line on stdin.  `{"text": …}` asks
-to encode a text, `{"messages": …, "tools": …, "add_generation_prompt": …, "switches": …}` to render and encode a
-conversation, with `"ids": false` to render it alone.  An answer is `{"text", "ids"}`, or `{"error"}`, with
-`"absent": true` where the library has no way to ask.
+to encode a text, with `"framed": true` as the library's tools do with a prompt, `{"messages": …, "tools": …,
+"add_generation_prompt": …, "switches": …}` to render and encode a conversation, with `"ids": false` to render it alone.
+An answer is `{"text", "ids"}`, or `{"error"}`, with `"absent": true` where the library has no way to ask.
 
 Against the endless this process has a clock that ends it, even inside a library, and where nobody waits any more;
 against the enormous a limit of memory.
@@ -68,7 +68,8 @@ def _answer(chat: Chat, line: str) -> dict[str, Any]:
         text = question["text"] if "text" in question else chat.render(question["messages"], **_rest(question))
         if len(text) > _LONGEST + _EACH * len(line):
             return {"error": f"a prompt of {len(text):,} characters"}
-        return {"text": text, "ids": chat.encode(text) if question["ids"] else []}
+        encode = chat.prompt if question.get("framed") else chat.encode
+        return {"text": text, "ids": encode(text) if question["ids"] else []}
     except UnsupportedError as error:
         return {"error": str(error), "absent": True}
     except MemoryError:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["EXAMPLE", "chat_page", "generated", "needs_chromium", "needs_node", "refused", "served"]
+__all__ = ["EXAMPLE", "chat_page", "generated", "needs_chromium", "needs_node", "pipeline_prompt", "refused", "served"]
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
 DRIVER = Path(__file__).with_name("drive_page.mjs")
@@ -96,3 +96,28 @@ def chat_page(port: int, **job: object) -> dict[str, Any]:
     done = _node(DRIVER, str(_chromium()), f"http://localhost:{port}/", json.dumps(job))
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
+
+
+PROMPT = """
+import * as lib from "@huggingface/transformers";
+const [folder, dtype, prompt] = process.argv.slice(1);
+lib.env.allowRemoteModels = false;
+lib.env.useFSCache = false;
+const pipe = await lib.pipeline("text-generation", folder, { dtype });
+const found = { tokenizer: pipe.tokenizer.encode(prompt) };
+const generate = pipe.model.generate.bind(pipe.model);
+pipe.model.generate = (inputs) => {
+  found.pipeline = inputs.input_ids.tolist()[0].map(Number);
+  return generate(inputs);
+};
+await pipe(prompt, { max_new_tokens: 1 });
+console.log(JSON.stringify(found));
+"""
+
+
+def pipeline_prompt(folder: Path, *, dtype: str, prompt: str) -> dict[str, list[int]]:
+    """The ids of a prompt: in the tokenizer of Transformers.js, and as its text-generation pipeline feeds them."""
+    command = ["node", "--input-type=module", "-e", PROMPT, str(folder.resolve()), dtype, prompt]
+    done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -44,10 +44,21 @@ export async function load(lib, id, { dtype, device, readText }) {
 
 /** Token ids of a prompt: text to be continued, or the messages of a chat. */
 function encode({ tokenizer, template }, prompt) {
-  if (typeof prompt === "string") return tokenizer(prompt);
+  if (typeof prompt === "string") return unended(tokenizer, prompt);
   if (template === null) throw new Error("This model has no chat template: it can only continue a text.");
   const options = { chat_template: template, add_generation_prompt: true, return_dict: true };
   return tokenizer.apply_chat_template(prompt, options);
+}
+
+/** Token ids of a text that goes on: without the EOS that some tokenizers put behind every text. */
+function unended(tokenizer, text) {
+  const inputs = tokenizer(text);
+  const ids = inputs.input_ids.tolist()[0].map(Number);
+  const bare = tokenizer.encode(text, { add_special_tokens: false });
+  const start = ids.findIndex((_, at) => bare.every((id, n) => ids[at + n] === id));
+  const end = start + bare.length;
+  if (bare.length === 0 || start < 0 || end === ids.length) return inputs;
+  return Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, tensor.slice(null, [0, end])]));
 }
 
 /**
