@@ -24,12 +24,13 @@ from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.description import describe
+from smolexport_to_gguf.differences import vocabulary_notes
 from smolexport_to_gguf.importance import Importance, read_importance, write_importance
 from smolexport_to_gguf.lint import lint
 from smolexport_to_gguf.metadata import model_metadata, rope_factors
 from smolexport_to_gguf.reading import weights
 from smolexport_to_gguf.schemes import SCHEMES, PortableScheme, Scheme, better_schemes, find_scheme
-from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
+from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata
 
 __all__ = [
     "DEFAULT",
@@ -91,14 +92,14 @@ def plan(model: Model, scheme: str, *, imatrix: str | None = None) -> Plan:
     spec, tokenizer, chosen = model.spec, model.tokenizer, find_scheme(scheme)
     if isinstance(chosen, PortableScheme) and chosen.name == portable.MIX:
         chosen = replace(chosen, bits=portable.decided(model.bits))
-    reasons = check_vocabulary(tokenizer)
+    reasons = check_vocabulary(tokenizer, model.name)
     if reasons:
         raise UnsupportedError(f"the tokenizer cannot be exported to GGUF: {'; '.join(reasons)}")
     importance = read_importance(imatrix, chosen)
     entries = _entries(spec, chosen, importance)
     row = architectures.ROWS[spec.model_type]
     plain = Plan(FORMAT, row.name, chosen.name, entries)
-    notes = [*_advice(spec, chosen, plain), *vocabulary_notes(tokenizer)]
+    notes = [*_advice(spec, chosen, plain), *vocabulary_notes(tokenizer, model.name)]
     keys = []
     if importance:
         notes += importance.notes(entries, chosen)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from smolexport.tokenizer import FileTokenizer, Normalizer, TokenizerSpec, open_tokenizer, read_tokenizer
-from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
+from smolexport_to_gguf.differences import vocabulary_notes
+from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata
 from tests.tokenizers_for_tests import (
     BYTE_LEVEL,
     REAL,
@@ -146,7 +147,7 @@ def test_qwen_differs_only_where_the_notes_say(real: tuple[FileTokenizer, LlamaV
     ours, llama = real
     notes = " ".join(vocabulary_notes(ours.spec))
     assert "NFC" in notes
-    assert "</s> for a control token" in notes
+    assert "</s> for a special token" in notes
     decomposed = "e\u0301"
     assert ours.encode(decomposed) == ours.encode("é") == llama.encode("é") != llama.encode(decomposed)
     assert llama.encode("<s>x</s>")[-1] == ours.spec.tokens.index("</s>") != ours.encode("<s>x</s>")[-1]
@@ -225,8 +226,6 @@ def broken(change: str, folder: Path) -> TokenizerSpec:
     config: dict[str, Any] = {"eos_token": "</s>"}
     if change == "no eos":
         config = {}
-    elif change == "rstrip":
-        document["added_tokens"][2]["rstrip"] = True
     elif change == "bytes":
         del vocab["<0x41>"]
     elif change == "unbuilt":
@@ -244,7 +243,6 @@ def broken(change: str, folder: Path) -> TokenizerSpec:
     ("change", "reason"),
     [
         ("no eos", "names no eos token"),
-        ("rstrip", "</s>: llama.cpp knows no lstrip"),
         ("bytes", "<0x41> missing"),
         ("unbuilt", "never build re it zq"),
         ("crossing", "it would build t▁"),
