@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from smolexport.arch import load_spec
 from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
+from smolexport.source_files import file_in
 from smolexport.spec import ModelSpec, Role, Tensor
+from smolexport.text import label, reason, show
 
 __all__ = ["Checkpoint", "StoredTensor", "find_checkpoint", "open_checkpoint", "read_config"]
 
@@ -61,7 +63,7 @@ class StoredTensor:
         try:
             self._fill(memoryview(out.view(np.uint8).reshape(-1).data), start * columns * self.dtype.itemsize)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: reading the tensor {self.name}: {error.strerror}") from error
+            raise CheckpointError(f"{self.path}: reading the tensor {label(self.name)}: {error.strerror}") from error
         return out
 
     def _fill(self, view: memoryview, skip: int) -> None:
@@ -71,7 +73,7 @@ class StoredTensor:
             while filled < len(view):
                 count = file.readinto(view[filled:])
                 if not count:
-                    raise CheckpointError(f"{self.path}: ends inside the tensor {self.name}")
+                    raise CheckpointError(f"{self.path}: ends inside the tensor {label(self.name)}")
                 filled += count
 
 
@@ -166,12 +168,12 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
     try:
         return fetch(offline=False)
     except HFValidationError as error:
-        raise CheckpointError(f"{repo}: neither a folder nor a valid hub id ({_first_line(error)})") from error
+        raise CheckpointError(f"{repo}: neither a folder nor a valid hub id ({reason(error)})") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{repo}: no such folder, the hub cannot be reached and the cache has no copy") from error
     except HfHubHTTPError as error:
         raise CheckpointError(
-            f"{repo}: the hub refused it ({_first_line(error)}); check the name, the revision and the token"
+            f"{repo}: the hub refused it ({reason(error)}); check the name, the revision and the token"
         ) from error
     except Exception as error:  # timeouts, proxies and resets come as the classes of the hub's own HTTP library
         with contextlib.suppress(Exception):
@@ -179,13 +181,7 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
             if weights:
                 _weight_files(folder)  # a download that broke off leaves a snapshot in which some are missing
             return folder
-        raise CheckpointError(
-            f"{repo}: no such folder, and the hub could not be read ({_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{repo}: no such folder, and the hub could not be read ({reason(error)})") from error
 
 
 def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Checkpoint:
@@ -204,7 +200,7 @@ def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Che
     found: dict[str, StoredTensor] = {}
     for place in (t for path in _weight_files(folder) for t in _stored_tensors(path)):
         if place.name in found:
-            raise TensorError(f"{place.path}: tensor {place.name} stands in {found[place.name].path.name} too")
+            raise TensorError(f"{place.path}: tensor {label(place.name)} stands in {found[place.name].path.name} too")
         found[place.name] = place
     if spec.tied:
         _drop_tied_head(spec, found, folder)
@@ -242,7 +238,7 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # UTF-8, JSON, or a number of thousands of digits
-        raise CheckpointError(f"{path}: is not valid JSON ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: is not valid JSON ({reason(error)})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: should hold a JSON object, holds {type(value).__name__}")
     return value
@@ -262,9 +258,11 @@ def _weight_files(folder: Path) -> list[Path]:
     names = sorted(set(index.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX}: names the file {name!r}, which is no *.safetensors beside it")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: not found, but {INDEX} names it; the download is incomplete")
+            raise CheckpointError(f"{folder / INDEX}: names the file {show(name)}, which is no *.safetensors beside it")
+        if file_in(folder, name) is None:
+            raise CheckpointError(
+                f"{folder / label(name)}: not found, but {INDEX} names it; the download is incomplete"
+            )
     return [folder / name for name in names]
 
 
@@ -275,7 +273,7 @@ def _stored_tensors(path: Path) -> Iterator[StoredTensor]:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({reason(error)})") from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -286,7 +284,8 @@ def _stored_tensors(path: Path) -> Iterator[StoredTensor]:
             continue
         if entry["dtype"] not in DTYPES:
             raise TensorError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}; only {', '.join(DTYPES)} weights are exported"
+                f"{path}: tensor {label(name)} has dtype {entry['dtype']}; "
+                f"only {', '.join(DTYPES)} weights are exported"
             )
         yield StoredTensor(
             name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
@@ -334,5 +333,5 @@ def _match(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> dic
     if found:
         name = min(found)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise TensorError(f"{found[name].path}: tensor {name}{more} is not part of a {spec.model_type} model")
+        raise TensorError(f"{found[name].path}: tensor {label(name)}{more} is not part of a {spec.model_type} model")
     return stored

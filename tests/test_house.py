@@ -53,7 +53,10 @@ FLOORS = (
     ("smolexport.quant", 1),
     ("smolexport.spec", 1),
     ("smolexport.rope", 0),
+    ("smolexport.source_files", 0),
+    ("smolexport.text", 0),
     ("smolexport.memory", 0),
+    ("smolexport.regular", 0),
     ("smolexport.errors", 0),
     ("smolexport.demo", 0),
 )

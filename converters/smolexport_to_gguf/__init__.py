@@ -18,6 +18,7 @@ from smolexport.model import CALIBRATION_KEY, Model
 from smolexport.output import atomic_file, check_target
 from smolexport.plan import Entry, InterleaveHeads, Plan
 from smolexport.quant import FORMATS
+from smolexport.regular import open_regular
 from smolexport.sink import Place, Sink
 from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport_to_gguf import architectures
@@ -63,7 +64,7 @@ check = architectures.check
 def recognises(path: Path) -> bool:
     """Whether `path` is a file that starts like GGUF."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(4) == b"GGUF"
     except OSError:
         return False

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from smolexport.text import printable, show
 from smolexport.tokenizer import (
     Normalizer,
     PreTokenizer,
@@ -214,7 +215,7 @@ def _stop_notes(spec: TokenizerSpec) -> list[str]:
 
 
 def _few(items: Sequence[str], limit: int = 5) -> str:
-    shown = " ".join(items[:limit])
+    shown = " ".join(printable(item, 40) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
@@ -226,7 +227,8 @@ def _overlap_notes(spec: TokenizerSpec) -> list[str]:
         witness = first + later[size:]
         if _leftmost(witness, texts) != _longest(witness, texts):
             notes.append(
-                f"in {witness!r} llama.cpp finds the longer token {later!r}, the tokenizer the first {first!r}"
+                f"in {show(witness)} llama.cpp finds the longer token {show(later)}, "
+                f"the tokenizer the first {show(first)}"
             )
     return notes[:3]
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from smolexport.errors import ConfigError
+from smolexport.text import label, show
 
 __all__ = ["ConfigReader"]
 
@@ -77,7 +78,7 @@ class ConfigReader:
         """Refuse `key` at any value but `allowed` or null."""
         value = self.raw(key)
         if value is not None and not any(value == a and type(value) is type(a) for a in allowed):
-            raise ConfigError(f"config.json: {key} = {value!r} is not supported: {why}")
+            raise ConfigError(f"config.json: {key} = {show(value)} is not supported: {why}")
 
     def finish(self) -> None:
         """Refuse every key that was not taken, is not known to be inert, and is not null."""
@@ -87,10 +88,9 @@ class ConfigReader:
             value = self.config[key]
             if value is None or any(value == a and type(value) is type(a) for a in ONLY_AT.get(key, ())):
                 continue
-            shown = repr(value)
             raise ConfigError(
-                f"config.json: the key '{key}' = {shown if len(shown) < 80 else shown[:77] + '...'} is not understood "
-                f"and could change what the model computes; if it is inert, pass --ignore-config {key}"
+                f"config.json: the key {show(key)} = {show(value)} is not understood and could change what the model "
+                f"computes; if it is inert, pass --ignore-config {label(key)}"
             )
 
 
@@ -101,7 +101,7 @@ def checked(key: str, value: Any, kind: type[T]) -> T:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(f"config.json: {key} = {value!r} should be of type {kind.__name__}")
+        raise ConfigError(f"config.json: {key} = {show(value)} should be of type {kind.__name__}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not (0 < value < math.inf):
         raise ConfigError(f"config.json: {key} = {value!r} should be positive and finite")
     if isinstance(value, float) and not MIN_REAL <= value <= MAX_REAL:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import CalibrationError
 from smolexport.output import atomic_file
+from smolexport.text import label, reason
 
 __all__ = ["Arrays", "open_arrays", "triangle_rows", "triangle_size", "write_arrays", "writing"]
 
@@ -102,15 +103,14 @@ def open_arrays(path: Path, what: str) -> Arrays:
     except FileNotFoundError:
         raise CalibrationError(f"{path}: not found, so the statistic of {what} is missing; {AGAIN}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CalibrationError(
-            f"{path}: is damaged ({line}), so the statistic of {what} is missing; {AGAIN}"
+            f"{path}: is damaged ({reason(error)}), so the statistic of {what} is missing; {AGAIN}"
         ) from error
     metadata = header.pop("__metadata__", {})
     places = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise CalibrationError(f"{path}: {name} is {entry['dtype']}, which statistics never are; {AGAIN}")
+            raise CalibrationError(f"{path}: {label(name)} is {entry['dtype']}, which statistics never are; {AGAIN}")
         start = 8 + length + entry["data_offsets"][0]
         places[name] = (DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
     return Arrays(path, places, metadata)

@@ -38,6 +38,7 @@ from smolexport.errors import CalibrationError
 from smolexport.identity import identity
 from smolexport.output import atomic_file
 from smolexport.spec import Role, Tensor
+from smolexport.text import reason, show
 
 __all__ = [
     "HEAD_FILE",
@@ -252,7 +253,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise CalibrationError(f"{path}: not found; make statistics with smolexport calibrate") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+        raise CalibrationError(f"{path}: cannot be read ({reason(error)}); {AGAIN}") from error
     if not isinstance(found, dict) or found.pop("form", None) != FORM:
         raise CalibrationError(f"{path}: is not of this version of smolexport; {AGAIN}")
     kinds: Mapping[str, type] = {
@@ -262,7 +263,7 @@ def read_manifest(folder: Path) -> Manifest:
     for key, kind in kinds.items():
         value = found.get(key)
         if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 40):
-            raise CalibrationError(f"{path}: {key} is {str(value)[:40]}, which it cannot be; {AGAIN}")
+            raise CalibrationError(f"{path}: {key} is {show(value, 40)}, which it cannot be; {AGAIN}")
     try:
         sources = tuple(Source(str(s["name"]), str(s["sha256"]), int(s["tokens"])) for s in found["sources"])
     except (KeyError, TypeError, ValueError) as error:

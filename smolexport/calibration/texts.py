@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import CalibrationError, UsageError
+from smolexport.text import reason
 from smolexport.tokenizer import FileTokenizer
 
 __all__ = ["Source", "cut", "overlaps", "read_source", "same_texts"]
@@ -105,7 +106,7 @@ def _lines(path: Path, text: str, render: Render) -> Iterator[str]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: line {number} is not JSON ({error})") from error
+            raise UsageError(f"{path}: line {number} is not JSON ({reason(error)})") from error
         entry = entry if isinstance(entry, dict) else {}
         messages = entry.get("messages")
         if isinstance(entry.get("text"), str):
@@ -114,8 +115,9 @@ def _lines(path: Path, text: str, render: Render) -> Iterator[str]:
             try:
                 yield render(messages)
             except Exception as error:  # a template raises whatever it likes
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise UsageError(f"{path}: line {number}: the chat template refuses these messages: {first}") from error
+                raise UsageError(
+                    f"{path}: line {number}: the chat template refuses these messages: {reason(error)}"
+                ) from error
         else:
             raise UsageError(f'{path}: line {number} has neither a "text" nor "messages"')
 
@@ -131,7 +133,7 @@ def _ids(path: Path, data: bytes, vocab_size: int) -> NDArray[np.int32]:
         else:
             found = np.array(json.loads(data))
     except (ValueError, OSError, EOFError, OverflowError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{path}: holds no token ids ({error})") from error
+        raise UsageError(f"{path}: holds no token ids ({reason(error)})") from error
     if found.dtype.kind not in "iu" or found.ndim not in (1, 2) or not found.size:
         raise UsageError(f"{path}: should hold token ids, whole numbers in one list")
     if not 0 <= found.min() <= found.max() < vocab_size:

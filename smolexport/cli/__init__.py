@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from smolexport.text import one_line
+
 if TYPE_CHECKING:
     import click
 
@@ -85,9 +87,7 @@ def _never_fail_on_characters() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    # Names in the message may come from a stranger's file: one line, and no control characters for the terminal.
-    line = "".join(c if c.isprintable() else " " for c in message)
-    print(f"smolexport: {line}", file=sys.stderr)  # noqa: T201
+    print(f"smolexport: {one_line(message)}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

@@ -16,6 +16,7 @@ from smolexport.cli.options import (
     runtime_options,
     threads_option,
 )
+from smolexport.text import printable
 
 if TYPE_CHECKING:
     from smolexport.parity.bench import Bench
@@ -114,8 +115,9 @@ def _show(result: Bench) -> None:
     import sys
 
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from smolexport.parity.report.names import two_lines
 
     first = result.rows[0].speed
     table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
@@ -126,7 +128,7 @@ def _show(result: Bench) -> None:
     for row in result.rows:
         model, rate = row.model, row.speed
         table.add_row(
-            f"{escape(model.path.name)}\n[dim]{escape(f'{model.format} {model.kind}, {model.runtime.NAME}')}[/dim]",
+            two_lines(model.path.name, f"{model.format} {model.kind}, {model.runtime.NAME}"),
             f"{model.bytes / 1e6:,.1f}",
             f"{row.load_seconds:.2f}",
             *map(_cell, (rate.ttft_ms, rate.prefill_tok_s, rate.decode_tok_s)),
@@ -136,10 +138,10 @@ def _show(result: Bench) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table, crop=False)
     if result.note:
-        click.echo(f"note: {result.note}")
+        click.echo(f"note: {printable(result.note)}")
     for row in result.rows:
         if row.note:
-            click.echo(f"note: {row.model.path.name}: {row.note}")
+            click.echo(f"note: {printable(f'{row.model.path.name}: {row.note}')}")
     facts = result.environment
     click.echo(f"{facts['processor']}, {facts['threads']} threads, {result.bandwidth / 1e9:.1f} GB/s read from memory")
 

@@ -31,6 +31,7 @@ from smolexport.errors import SmolexportError, TokenizerError
 from smolexport.parity.conversations import TEXTS, conversations
 from smolexport.parity.rendering import TOO_LATE
 from smolexport.runtime import Runtime, Session, TextCodec
+from smolexport.text import reason
 
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
@@ -185,7 +186,7 @@ def _encoded(codec: TextCodec, text: str) -> Answer:
     try:
         return Answer(text, tuple(codec.encode(text)[len(codec.encode("")) :]))
     except Exception as error:  # whatever a library's tokenizer raises
-        return Answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        return Answer(error=f"{type(error).__name__}: {reason(error)}")
 
 
 def _ask(runtime: Runtime, path: Path, questions: Mapping[str, Mapping[str, Any]]) -> dict[str, Answer]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from smolexport.errors import SmolexportError, UnsupportedError
 from smolexport.runtime import Chat
+from smolexport.text import reason
 
 __all__ = ["TOO_LATE", "main"]
 
@@ -65,7 +66,7 @@ def _answer(chat: Chat, question: Mapping[str, Any]) -> dict[str, Any]:
     except UnsupportedError as error:
         return {"error": str(error), "absent": True}
     except Exception as error:  # a library's or a template's own
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+        return {"error": f"{type(error).__name__}: {reason(error)}"}
 
 
 def _rest(question: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError, UsageError
-from smolexport.tokenizer.files import show
+from smolexport.text import show
 from smolexport.tokenizer.reader import load_library
 from smolexport.tokenizer.spec import SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
 

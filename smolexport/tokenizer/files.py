@@ -10,19 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError
+from smolexport.regular import open_regular
+from smolexport.text import reason, show
 
-__all__ = ["MAX_BYTES", "boolean", "mapping", "read_json", "read_text", "refuse", "sequence", "show", "string"]
+__all__ = ["MAX_BYTES", "boolean", "mapping", "read_json", "read_text", "refuse", "sequence", "string"]
 
 MAX_BYTES = 256 << 20  # the largest tokenizer.json on the hub is about 35 MB
-
-
-def show(value: object, limit: int = 80) -> str:
-    """`value` as one short line for a message."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # too deep, or an integer of thousands of digits
-        text = f"a {type(value).__name__} too large to print"
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def refuse(path: Path, found: str, remedy: str) -> TokenizerError:
@@ -36,7 +29,8 @@ def read_text(path: Path) -> str:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise refuse(path, f"{size:,} bytes, more than any tokenizer needs", "is it the right file?")
-        return path.read_bytes().decode("utf-8")
+        with open_regular(path) as file:
+            return file.read().decode("utf-8")
     except OSError as error:
         raise refuse(path, f"cannot be read ({error.strerror or error})", "check its permissions") from None
     except UnicodeDecodeError as error:
@@ -60,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise refuse(path, "is nested too deeply", "this is no tokenizer file; download it again") from None
     except ValueError as error:
-        raise refuse(path, f"is not valid JSON ({show(str(error), 160)})", "download the file again") from None
+        raise refuse(path, f"is not valid JSON ({reason(error)})", "download the file again") from None
     return mapping(path, "the top level", value)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from smolexport.text import show
 from smolexport.tokenizer.derive import last_ranks
-from smolexport.tokenizer.files import mapping, read_json, refuse, show
+from smolexport.tokenizer.files import mapping, read_json, refuse
 from smolexport.tokenizer.spec import TokenizerKind, TokenizerSpec, TokenKind
 from smolexport.tokenizer.special import Companions, read_companions, read_special, read_templates
 from smolexport.tokenizer.structure import Structure, recognise

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolexport.tokenizer.files import mapping, read_json, read_text, refuse, sequence, show, string
+from smolexport.text import show
+from smolexport.tokenizer.files import mapping, read_json, read_text, refuse, sequence, string
 
 __all__ = ["Companions", "Special", "Templates", "read_companions", "read_special", "read_templates"]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolexport.tokenizer.files import boolean, mapping, refuse, sequence, show, string
+from smolexport.text import show
+from smolexport.tokenizer.files import boolean, mapping, refuse, sequence, string
 from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenKind
 
 __all__ = ["Vocabulary", "read_vocabulary"]
