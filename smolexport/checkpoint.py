@@ -19,7 +19,7 @@ from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageEr
 from smolexport.source_files import SMALL_FILES, Stamps, file_in, stamps
 from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport.tensor_file import DTYPES, StoredTensor, stored_tensors
-from smolexport.text import label, show
+from smolexport.text import label, reason, show
 
 __all__ = [
     "Checkpoint",
@@ -142,12 +142,12 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
     try:
         return fetch(offline=False)
     except HFValidationError as error:
-        raise CheckpointError(f"{repo}: neither a folder nor a valid hub id ({_first_line(error)})") from error
+        raise CheckpointError(f"{repo}: neither a folder nor a valid hub id ({reason(error)})") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{repo}: no such folder, the hub cannot be reached and the cache has no copy") from error
     except HfHubHTTPError as error:
         raise CheckpointError(
-            f"{repo}: the hub refused it ({_first_line(error)}); check the name, the revision and the token"
+            f"{repo}: the hub refused it ({reason(error)}); check the name, the revision and the token"
         ) from error
     except Exception as error:  # timeouts, proxies and resets come as the classes of the hub's own HTTP library
         with contextlib.suppress(Exception):
@@ -155,13 +155,7 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
             if weights:
                 weight_files(folder)  # a download that broke off leaves a snapshot in which some are missing
             return folder
-        raise CheckpointError(
-            f"{repo}: no such folder, and the hub could not be read ({_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{repo}: no such folder, and the hub could not be read ({reason(error)})") from error
 
 
 def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Checkpoint:
@@ -182,7 +176,7 @@ def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Che
     found: dict[str, StoredTensor] = {}
     for place in (t for path in files for t in stored_tensors(path, claimed_quantization(config))):
         if place.name in found:
-            raise TensorError(f"{place.path}: tensor {place.name} is in {found[place.name].path.name} too")
+            raise TensorError(f"{place.path}: tensor {label(place.name)} is in {found[place.name].path.name} too")
         found[place.name] = place
     if method := claimed_quantization(config):
         notes.append(
@@ -226,7 +220,7 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # UTF-8, JSON, or a number of thousands of digits
-        raise CheckpointError(f"{path}: is not valid JSON ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: is not valid JSON ({reason(error)})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: should hold a JSON object, holds {type(value).__name__}")
     return value
@@ -289,7 +283,7 @@ def _listed(index: Path) -> list[str]:
 def _shard(folder: Path, name: str) -> Path:
     path = file_in(folder, name)
     if path is None:
-        raise CheckpointError(f"{folder / name}: not found, but {INDEX} names it; the download is incomplete")
+        raise CheckpointError(f"{folder / label(name)}: not found, but {INDEX} names it; the download is incomplete")
     return path
 
 
@@ -383,5 +377,5 @@ def _match(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> dic
     if found:
         name = min(found)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise TensorError(f"{found[name].path}: tensor {name}{more} is not part of a {spec.model_type} model")
+        raise TensorError(f"{found[name].path}: tensor {label(name)}{more} is not part of a {spec.model_type} model")
     return stored

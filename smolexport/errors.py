@@ -16,10 +16,12 @@
         └── ContextOverflowError    more tokens than the session's context holds
 
 Third-party exceptions are turned into these where they arise.  Messages name the file or the tensor, what was
-found, and what to do.
+found, and what to do.  Whatever the names in them hold, they come out as one line that a terminal can print.
 """
 
 from __future__ import annotations
+
+from smolexport.text import one_line
 
 __all__ = [
     "CalibrationError",
@@ -41,6 +43,9 @@ __all__ = [
 
 class SmolexportError(Exception):
     """Base of all deliberate errors."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(SmolexportError):

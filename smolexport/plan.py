@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from smolexport.errors import CheckpointError
 from smolexport.quant import RowFormat
 from smolexport.spec import Tensor
+from smolexport.text import printable, show
 
 __all__ = ["Companion", "Entry", "InterleaveHeads", "Plan", "RowSolver"]
 
@@ -197,13 +198,13 @@ class Plan:
             f"  {name:<{wide}} {count:>4} tensors {size / 1e6:>10.2f} MB {size / self.nbytes:>6.1%}"
             for name, (count, size) in self.shares().items()
         ]
-        lines += [f"note: {line}" for line in (*self.fallback_lines(), *self.notes)]
+        lines += [f"note: {printable(line)}" for line in (*self.fallback_lines(), *self.notes)]
         return "\n".join(lines)
 
     def render(self) -> str:
         """The whole plan as text: summary, metadata (long values shortened), a line per tensor."""
         lines = [self.summary(), "", "metadata"]
-        lines += [f"  {key:<48} {kind:<8} {_shown(value)}" for key, kind, value in self.metadata]
+        lines += [f"  {printable(key):<48} {kind:<8} {_shown(value)}" for key, kind, value in self.metadata]
         lines += ["", "tensors"]
         wide, long = max(5, *(len(e.format.name) for e in self.entries)), max(28, *(len(e.name) for e in self.entries))
         for e in self.entries:
@@ -211,7 +212,11 @@ class Plan:
             shape = " x ".join(map(str, e.shape))
             lines.append(f"  {e.name:<{long}} {shape:>16}  {e.format.name:<{wide}} {e.nbytes:>12,} bytes{why}")
         if self.companions:
-            lines += ["", "beside the weights", *(f"  {c.name:<40} {c.nbytes:>12,} bytes" for c in self.companions)]
+            lines += [
+                "",
+                "beside the weights",
+                *(f"  {printable(c.name):<40} {c.nbytes:>12,} bytes" for c in self.companions),
+            ]
         return "\n".join(lines)
 
 
@@ -225,10 +230,9 @@ def _unmet(wanted: RowFormat, columns: int) -> int:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        text = repr(value)
-        return text if len(text) <= 60 else f"{text[:57]}..."
+        return show(value, 60)
     if isinstance(value, (list, tuple, np.ndarray)):
         return f"[{len(value)} values]"
     if isinstance(value, dict) and len(str(value)) > 100:
         return f"{{{len(value)} keys}}"
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    return f"{value:.9g}" if isinstance(value, float) else printable(str(value))

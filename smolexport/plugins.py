@@ -138,15 +138,21 @@ def converter_for(path: Path) -> Converter:
     """
     if not path.exists():
         raise FileFormatError(f"{path}: no such {'folder' if _ends_like(path, folder=True) else 'file'}")
-    for name in converters():
-        module = converter(name)
-        if module.recognises(path):
-            return module
+    module = _recognised(path)
+    if module is not None:
+        return module
     if is_checkpoint(path):
         raise FileFormatError(
             f"{path}: is a checkpoint, not an exported file; export it first, e.g. smolexport all {path} -o out"
         )
     raise FileFormatError(f"{path}: is none of the known formats ({', '.join(converters())})")
+
+
+def _recognised(path: Path) -> Converter | None:
+    """The converter that takes `path` for its own; raises FileFormatError for what may never end when it is read."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FileFormatError(f"{path}: is a pipe or device, neither a file nor a folder")
+    return next((module for module in map(converter, converters()) if module.recognises(path)), None)
 
 
 def runtime_for(path: Path, name: str | None = None) -> Runtime:
@@ -162,8 +168,8 @@ def runtime_for(path: Path, name: str | None = None) -> Runtime:
         UsageError: no runtime has that name, or it reads another format.
         MissingDependencyError: the runtime of this format is not installed.
     """
-    exported = next((c.FORMAT for c in map(converter, converters()) if c.recognises(path)), None)
-    kind = exported or ("checkpoint" if is_checkpoint(path) else converter_for(path).FORMAT)
+    exported = _recognised(path)
+    kind = exported.FORMAT if exported else "checkpoint" if is_checkpoint(path) else converter_for(path).FORMAT
     players = [player for player in runtimes() if kind == adapter(player).READS]
     if name is not None:
         chosen = find_runtime(name)
@@ -241,7 +247,7 @@ def _names_file(model: str) -> bool:
     path = Path(model)
     try:
         if path.exists():
-            return path.is_file()
+            return not path.is_dir()
     except OSError:  # a name that no file can have
         return False
     like_hub = len(path.parts) == 2

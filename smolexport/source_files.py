@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from smolexport.errors import CheckpointError
+from smolexport.text import label
 
 __all__ = ["PATTERNS", "SMALL_FILES", "Stamps", "file_in", "files_in", "refuse_changes", "refuse_links", "stamps"]
 
@@ -49,7 +50,7 @@ def file_in(folder: Path, name: str) -> Path | None:
         CheckpointError: a link that leads out of the folder or to nothing, something that is not a regular file
             (reading a pipe would wait for ever), or a path that cannot be looked at.
     """
-    path = folder / name
+    path, shown = folder / name, folder / label(name)
     try:
         if not os.path.lexists(path):
             return None
@@ -57,16 +58,16 @@ def file_in(folder: Path, name: str) -> Path | None:
         homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
         if not any(target.is_relative_to(place) for place in homes):
             raise CheckpointError(
-                f"{path}: is a link out of the checkpoint's folder, which is never followed; "
+                f"{shown}: is a link out of the checkpoint's folder, which is never followed; "
                 "put a copy of the file in its place, or remove it"
             )
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: is a link to nothing; the download is incomplete") from None
+        raise CheckpointError(f"{shown}: is a link to nothing; the download is incomplete") from None
     except OSError as error:  # a name that no file can have, links in a circle
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        raise CheckpointError(f"{shown}: {error.strerror or error}") from error
     if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: is not a regular file; put the checkpoint's own file in its place")
+        raise CheckpointError(f"{shown}: is not a regular file; put the checkpoint's own file in its place")
     return path
 
 
@@ -112,6 +113,6 @@ def refuse_changes(folder: Path, before: Stamps) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise CheckpointError(
-                f"{folder / name}: changed while the checkpoint was read, and nothing was written; "
+                f"{folder / label(name)}: changed while the checkpoint was read, and nothing was written; "
                 "wait until whatever writes to the folder is done, then start again"
             )

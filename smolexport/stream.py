@@ -24,6 +24,7 @@ from smolexport.plan import Entry
 from smolexport.quant import RowFormat, first_nonfinite, largest
 from smolexport.spec import Tensor
 from smolexport.tensor_file import StoredTensor
+from smolexport.text import label
 
 __all__ = ["Encoded", "encoded_chunks", "thread_count"]
 
@@ -180,12 +181,12 @@ def _refuse_importance(stored: StoredTensor, rows: NDArray[Any], entry: Entry, e
     """Refuse what a search made of weights and an importance whose products no float32 holds."""
     if first_nonfinite(entry.format.decode(encoded, rows.shape[1])) is not None:
         raise TensorError(
-            f"{stored.path}: tensor {stored.name}: {entry.format.name} finds no finite scale under its importances; "
-            "they are out of range, make the importance matrix anew"
+            f"{stored.path}: tensor {label(stored.name)}: {entry.format.name} finds no finite scale under its "
+            "importances; they are out of range, make the importance matrix anew"
         )
 
 
 def _described(stored: StoredTensor, rows: NDArray[Any], start: int, row: int, column: int) -> str:
     """File, tensor, value and its place in the checkpoint; `rows` begin at row `start`."""
     place = f"[{row + start}, {column}]" if len(stored.shape) == 2 else f"[{column}]"
-    return f"{stored.path}: tensor {stored.name} has {rows[row, column]} at {place}"
+    return f"{stored.path}: tensor {label(stored.name)} has {rows[row, column]} at {place}"

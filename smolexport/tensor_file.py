@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import CheckpointError, TensorError
-from smolexport.text import reason, show
+from smolexport.text import label, reason
 
 __all__ = ["DTYPES", "StoredTensor", "stored_tensors"]
 
@@ -52,7 +52,7 @@ class StoredTensor:
         try:
             self._fill(memoryview(out.view(np.uint8).reshape(-1).data), start * columns * self.dtype.itemsize)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: reading the tensor {self.name}: {error.strerror}") from error
+            raise CheckpointError(f"{self.path}: reading the tensor {label(self.name)}: {error.strerror}") from error
         return out
 
     def _fill(self, view: memoryview, skip: int) -> None:
@@ -62,7 +62,7 @@ class StoredTensor:
             while filled < len(view):
                 count = file.readinto(view[filled:])
                 if not count:
-                    raise CheckpointError(f"{self.path}: ends inside the tensor {self.name}")
+                    raise CheckpointError(f"{self.path}: ends inside the tensor {label(self.name)}")
                 filled += count
 
 
@@ -93,7 +93,7 @@ def stored_tensors(path: Path, method: str | None) -> Iterator[StoredTensor]:
         if entry["dtype"] not in DTYPES:
             how = f": the weights are quantized already ({method}); take the original" if method else ""
             raise TensorError(
-                f"{path}: tensor {show(name)} has dtype {entry['dtype']}; "
+                f"{path}: tensor {label(name)} has dtype {entry['dtype']}; "
                 f"only {', '.join(DTYPES)} weights are exported{how}"
             )
         yield StoredTensor(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from unicodedata import category
 
-__all__ = ["label", "printable", "prose", "reason", "show"]
+__all__ = ["label", "one_line", "printable", "prose", "reason", "show"]
 
-VALUE, NAME, REASON = 80, 120, 300  # most characters in a message
+VALUE, NAME, REASON = 80, 120, 300  # most characters of a part of a message
+MESSAGE = 1000  # of a whole one: the last defence, parts are shortened where the message is made
 JOINERS = "\u200c\u200d"  # letters of Persian and Indic words, and parts of emoji
 
 
@@ -31,6 +32,11 @@ def prose(text: str) -> str:
     return _escaped(text, "\n\t" + JOINERS)
 
 
+def one_line(message: str) -> str:
+    """A whole message, `printable` and not too long for a terminal; line ends become spaces."""
+    return printable(" ".join(message.splitlines()), MESSAGE)
+
+
 def label(name: str) -> str:
     """A stranger's name for a message: `printable` and short."""
     return printable(name, NAME)
@@ -39,7 +45,7 @@ def label(name: str) -> str:
 def show(value: object, limit: int = VALUE) -> str:
     """`value` for a message: in quotes where it is text, on one short line."""
     try:
-        text = repr(_cut(value, limit) if isinstance(value, str) else value)
+        text = repr(_cut(value, limit - 2) if isinstance(value, str) else value)
     except (RecursionError, ValueError):  # too deep, or an integer of thousands of digits
         text = f"a {type(value).__name__} too large to print"
     return printable(text, limit)

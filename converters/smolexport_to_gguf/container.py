@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +19,17 @@ import numpy as np
 from smolexport.errors import FileFormatError
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.regular import open_regular
+from smolexport.text import label, show
 
 __all__ = ["ALIGNMENT", "GgufFile", "Metadata", "Reader", "TensorInfo", "header_bytes", "padding", "read_gguf"]
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_DIMS = 4
-LONGEST = 160  # characters of what is wrong
+# Far more than any model has (some dozens of keys, 262,144 tokens with 600,000 merges, some thousand tensors): a file
+# of a few megabytes may promise work for hours.
+MAX_KEYS = MAX_TENSORS = 1 << 16
+MAX_VALUES = 1 << 22  # in all arrays of the metadata
+MAX_NAME = (1 << 16) - 1  # bytes, what the specification allows a key
 # (key, kind, value); kinds: u32 i32 f32 bool string … and the same in brackets for arrays.
 Metadata = Sequence[tuple[str, str, Any]]
 
@@ -37,6 +43,7 @@ NUMPY = {
     "u8": "<u1", "i8": "<i1", "u16": "<u2", "i16": "<i2", "u32": "<u4", "i32": "<i4", "f32": "<f4", "bool": "?",
     "u64": "<u8", "i64": "<i8", "f64": "<f8",
 }  # fmt: skip
+STRUCTS = {kind: struct.Struct(f"<{code}") for kind, code in zip(NUMPY, "BbHhIif?Qqd", strict=True)}
 BY_GGML_TYPE = {f.ggml_type: f for f in FORMATS.values()}
 
 
@@ -103,11 +110,6 @@ def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...
     return bytes(out + bytes(padding(len(out))))
 
 
-def _words(text: str) -> str:
-    """A stranger's names on one short line."""
-    return "".join(c if c.isprintable() else "?" for c in text[:LONGEST])
-
-
 def _string(text: str) -> bytes:
     raw = text.encode("utf-8", "replace")
     return struct.pack("<Q", len(raw)) + raw
@@ -128,10 +130,11 @@ class Reader:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file, self.path = file, path
         self.left = path.stat().st_size
+        self._values = 0  # of arrays, so far
 
     def fail(self, what: str) -> FileFormatError:
         """The error to raise when `what` is wrong."""
-        return FileFormatError(f"{self.path}: {_words(what)}; the file is damaged or incomplete")
+        return FileFormatError(f"{self.path}: {label(what)}; the file is damaged or incomplete")
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes; raises FileFormatError when there are fewer."""
@@ -145,12 +148,31 @@ class Reader:
 
     def number(self, kind: str) -> Any:
         """The next number of the given kind."""
-        dtype = np.dtype(NUMPY[kind])
-        return np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
+        form = STRUCTS[kind]
+        return form.unpack(self.take(form.size))[0]
 
     def string(self) -> str:
         """The next text, behind its length."""
         return self.take(self.number("u64")).decode("utf-8", "replace")
+
+    def name(self, what: str) -> str:
+        """The next text, which names `what`."""
+        size = self.number("u64")
+        if size > MAX_NAME:
+            raise self.fail(f"{what} has a name of {size:,} bytes")
+        return self.take(size).decode("utf-8", "replace")
+
+    def strings(self, count: int) -> list[str]:
+        """The next `count` texts; in one loop, since a vocabulary has hundreds of thousands."""
+        read, left, found = self.file.read, self.left, []
+        for _ in range(count):
+            size = int.from_bytes(read(8), "little")
+            left -= 8 + size
+            if left < 0:
+                raise self.fail(f"ends early, inside an array of {count:,} strings")
+            found.append(read(size).decode("utf-8", "replace"))
+        self.left = left
+        return found
 
     def value(self) -> tuple[str, Any]:
         """The next metadata value and its kind."""
@@ -159,10 +181,11 @@ class Reader:
             kind = self.kind(code)
             return kind, self.string() if kind == "string" else self.number(kind)
         item, count = self.kind(self.number("u32")), self.number("u64")
+        self._values += count
+        if self._values > MAX_VALUES:
+            raise self.fail(f"arrays of the metadata promise {self._values:,} values, more than any model has")
         if item == "string":
-            if count * 8 > self.left:
-                raise self.fail(f"an array promises {count:,} strings")
-            return "[string]", [self.string() for _ in range(count)]
+            return "[string]", self.strings(count)
         dtype = np.dtype(NUMPY[item])
         return f"[{item}]", np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
@@ -194,11 +217,14 @@ def _read(reader: Reader) -> GgufFile:
     if version != VERSION:
         raise FileFormatError(f"{reader.path}: GGUF version {version}; only version {VERSION} is read")
     tensor_count, key_count = reader.number("u64"), reader.number("u64")
+    for count, most, what in ((tensor_count, MAX_TENSORS, "tensors"), (key_count, MAX_KEYS, "keys")):
+        if count > most:
+            raise reader.fail(f"it promises {count:,} {what}, more than any model has")
     metadata: dict[str, tuple[str, Any]] = {}
     for _ in range(key_count):
-        key = reader.string()
+        key = reader.name("a key")
         if key in metadata:
-            raise reader.fail(f"the key {key} stands twice")
+            raise reader.fail(f"the key {label(key)} stands twice")
         metadata[key] = reader.value()
     alignment = _alignment(reader, metadata)
     infos = [_tensor_info(reader) for _ in range(tensor_count)]
@@ -208,32 +234,41 @@ def _read(reader: Reader) -> GgufFile:
     for name, shape, form, offset in infos:
         info = TensorInfo(name, shape, form, base + offset)
         if name in tensors:
-            raise reader.fail(f"the tensor {name} stands twice")
+            raise reader.fail(f"the tensor {label(name)} stands twice")
         if offset % alignment:
-            raise reader.fail(f"the tensor {name} starts at {offset}, no multiple of the alignment {alignment}")
+            raise reader.fail(f"the tensor {label(name)} starts at {offset}, no multiple of the alignment {alignment}")
         if info.offset + info.nbytes > size:
-            raise reader.fail(f"the tensor {name} reaches beyond the end")
+            raise reader.fail(f"the tensor {label(name)} reaches beyond the end")
         tensors[name] = info
+    _check_apart(reader, tensors)
     return GgufFile(reader.path, metadata, tensors)
+
+
+def _check_apart(reader: Reader, tensors: dict[str, TensorInfo]) -> None:
+    """Refuse tensors that overlap, as llama.cpp does: a small file would say nothing about the work that it makes."""
+    for first, second in pairwise(sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes))):
+        if first.offset + first.nbytes > second.offset:
+            raise reader.fail(f"the tensors {label(first.name)} and {label(second.name)} share their bytes")
 
 
 def _alignment(reader: Reader, metadata: dict[str, tuple[str, Any]]) -> int:
     kind, value = metadata.get("general.alignment", ("u32", ALIGNMENT))
     if kind != "u32" or value < 1 or value & (value - 1):
-        raise reader.fail(f"general.alignment is {value!r} ({kind}), not a power of two")
+        raise reader.fail(f"general.alignment is {show(value)} ({kind}), not a power of two")
     return int(value)
 
 
 def _tensor_info(reader: Reader) -> tuple[str, tuple[int, ...], BlockFormat, int]:
-    name, dims = reader.string(), reader.number("u32")
+    name, dims = reader.name("a tensor"), reader.number("u32")
     if not 1 <= dims <= MAX_DIMS:
-        raise reader.fail(f"the tensor {name} has {dims} dimensions")
+        raise reader.fail(f"the tensor {label(name)} has {dims} dimensions")
     shape = tuple(reversed([reader.number("u64") for _ in range(dims)]))
     code, offset = reader.number("u32"), reader.number("u64")
     if code not in BY_GGML_TYPE:
         known = ", ".join(FORMATS)
-        what = f"tensor {_words(name)} has ggml type {code}"
-        raise FileFormatError(f"{reader.path}: {what}, which is not read; known: {known}")
+        raise FileFormatError(
+            f"{reader.path}: tensor {label(name)} has ggml type {code}, which is not read; known: {known}"
+        )
     if not BY_GGML_TYPE[code].fits(shape[-1]):
-        raise reader.fail(f"the tensor {name} has rows of {shape[-1]}, no multiple of its block")
+        raise reader.fail(f"the tensor {label(name)} has rows of {shape[-1]}, no multiple of its block")
     return name, shape, BY_GGML_TYPE[code], offset

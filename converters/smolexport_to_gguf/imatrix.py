@@ -24,7 +24,7 @@ from smolexport.errors import FileFormatError, UsageError
 from smolexport.output import atomic_file, check_target
 from smolexport.quant import FORMATS
 from smolexport.regular import open_regular
-from smolexport.tokenizer.files import show
+from smolexport.text import label, show
 from smolexport_to_gguf.container import GgufFile, Metadata, Reader, TensorInfo, header_bytes, padding, read_gguf
 
 __all__ = ["Imatrix", "Statistic", "read_imatrix", "write_imatrix"]
@@ -104,9 +104,6 @@ def _from_gguf(file: GgufFile, reader: Reader) -> Imatrix:
         for suffix in (SUMS, COUNTS):
             if name.endswith(suffix):
                 pairs.setdefault(name.removesuffix(suffix), {})[suffix] = info
-    # Tensors may overlap in a forged file, whose small size would then say nothing about the memory it takes.
-    if sum(info.nbytes for pair in pairs.values() for info in pair.values()) > reader.left:
-        raise reader.fail("its tensors share their bytes")
     entries = {name: _statistic(name, pair, reader) for name, pair in pairs.items()}
     chunks, size = min(file.get(CHUNK_COUNT), MOST), min(file.get(CHUNK_SIZE), MOST)
     return Imatrix(_some(entries, reader), tuple(file.get(DATASETS)), chunks, size)
@@ -116,20 +113,20 @@ def _statistic(name: str, pair: Mapping[str, TensorInfo], reader: Reader) -> Sta
     arrays = {}
     for suffix in (SUMS, COUNTS):
         if suffix not in pair:
-            raise reader.fail(f"{name} lacks its tensor {name}{suffix}")
+            raise reader.fail(f"{label(name)} lacks its tensor {label(name + suffix)}")
         if pair[suffix].format is not FORMATS["f32"]:
-            raise reader.fail(f"the tensor {name}{suffix} is {pair[suffix].format.name}, not f32")
+            raise reader.fail(f"the tensor {label(name + suffix)} is {pair[suffix].format.name}, not f32")
         reader.file.seek(pair[suffix].offset)
         raw = reader.file.read(pair[suffix].nbytes)
         if len(raw) < pair[suffix].nbytes:
-            raise reader.fail(f"the tensor {name}{suffix} was cut while it was read")
+            raise reader.fail(f"the tensor {label(name + suffix)} was cut while it was read")
         arrays[suffix] = np.frombuffer(raw, "<f4")
     sums, counts = arrays[SUMS], arrays[COUNTS]
     if not counts.size or not sums.size or sums.size % counts.size:
-        raise reader.fail(f"the tensor {name}{SUMS} has {sums.size} numbers for {counts.size} counts")
+        raise reader.fail(f"the tensor {label(name + SUMS)} has {sums.size} numbers for {counts.size} counts")
     wrong = np.flatnonzero(~((counts >= 0) & (counts <= MOST)))
     if wrong.size:
-        raise reader.fail(f"the tensor {name}{COUNTS} has {counts[wrong[0]]} at [{wrong[0]}], no count")
+        raise reader.fail(f"the tensor {label(name + COUNTS)} has {counts[wrong[0]]} at [{wrong[0]}], no count")
     whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)  # half a token counts as one
     return _sound(name, Statistic(sums.reshape(counts.size, -1).astype(np.float32), whole), reader)
 
@@ -181,7 +178,7 @@ def _length(reader: Reader, length: int, what: str) -> int:
 def _sound(name: str, statistic: Statistic, reader: Reader) -> Statistic:
     fault = _fault(statistic)
     if fault:
-        raise reader.fail(f"{name} {fault}")
+        raise reader.fail(f"{label(name)} {fault}")
     return statistic
 
 

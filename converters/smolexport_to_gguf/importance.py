@@ -18,6 +18,7 @@ from smolexport.errors import FileFormatError, UsageError
 from smolexport.plan import Entry
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.spec import Role, Tensor
+from smolexport.text import show
 from smolexport_to_gguf.architectures import output_name
 from smolexport_to_gguf.imatrix import Imatrix, Statistic, read_imatrix, write_imatrix
 from smolexport_to_gguf.schemes import Scheme
@@ -86,11 +87,11 @@ class Importance:
         weighed = sum(e.importance is not None for e in entries)
         if not weighed:
             return [f"{scheme.name} weighs no errors: the importance matrix changes nothing"]
-        notes = [f"the importance matrix {self.file!r} weighs the errors of {weighed} of {len(matrices)} matrices"]
+        notes = [f"the importance matrix {show(self.file)} weighs the errors of {weighed} of {len(matrices)} matrices"]
         without = [n for n, e in matrices.items() if e.importance is None and FORMATS[e.format.name].weighted]
         if without:
             notes.append(f"without a fitting entry, quantized as without importance: {_some(without)}")
-        foreign = [repr(n) for n in self.imatrix.entries if n not in matrices]
+        foreign = [show(n) for n in self.imatrix.entries if n not in matrices]
         if foreign:
             notes.append(f"entries for nothing in this model: {_some(foreign)}")
         return notes

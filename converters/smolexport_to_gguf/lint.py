@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from smolexport.text import label
 from smolexport_to_gguf.container import GgufFile, read_gguf
 
 __all__ = ["lint"]
@@ -33,7 +34,7 @@ def _findings(file: GgufFile) -> Iterator[str]:
         yield "general.architecture is missing or no text; llama.cpp loads no such file"
     for name in file.tensors:
         if len(name.encode("utf-8", "replace")) > MAX_NAME:
-            yield f"the tensor name {name[:MAX_NAME]}... has more than {MAX_NAME} bytes; llama.cpp loads no such file"
+            yield f"the tensor name {label(name)} has more than {MAX_NAME} bytes; llama.cpp loads no such file"
     embedding, (kind, tokens) = file.tensors.get(EMBEDDING), file.metadata.get(TOKENS, ("", ()))
     listed = kind == "[string]" and file.text("tokenizer.ggml.model") != "none"
     if embedding is not None and listed and len(tokens) != embedding.shape[0]:

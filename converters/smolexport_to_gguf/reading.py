@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from smolexport.errors import FileFormatError
 from smolexport.plan import InterleaveHeads
 from smolexport.spec import Role, Tensor
+from smolexport.text import label, show
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import GgufFile, TensorInfo, read_gguf
 
@@ -55,7 +56,7 @@ class StoredRows:
         except OSError as error:
             raise FileFormatError(f"{self.path}: {error.strerror or error}") from error
         if raw.size != (stop - start) * width:
-            raise FileFormatError(f"{self.path}: ends inside the tensor {self.info.name}")
+            raise FileFormatError(f"{self.path}: ends inside the tensor {label(self.info.name)}")
         return self.info.format.decode(raw.reshape(-1, width), columns)
 
 
@@ -71,7 +72,7 @@ def weights(path: Path) -> dict[Tensor, StoredRows]:
     if a is None:
         raise FileFormatError(f"{path}: general.architecture is missing or no text; known: {known}")
     if row is None:
-        raise FileFormatError(f"{path}: architecture {a!r} is not known; known: {known}")
+        raise FileFormatError(f"{path}: architecture {show(a)} is not known; known: {known}")
     reorder = InterleaveHeads(_head_dim(file, row.name)) if row.pairs else None
     found, left = {}, set(file.tensors) - {"rope_freqs.weight"}
     for tensor in _candidates(file, row.name):
@@ -80,11 +81,13 @@ def weights(path: Path) -> dict[Tensor, StoredRows]:
             continue
         moved = reorder if tensor.role in (Role.Q, Role.K) else None
         if len(info.shape) > 2 or (moved and info.shape[0] % moved.head_dim):
-            raise FileFormatError(f"{path}: tensor {info.name} has shape {list(info.shape)}; the file is damaged")
+            raise FileFormatError(
+                f"{path}: tensor {label(info.name)} has shape {list(info.shape)}; the file is damaged"
+            )
         found[Tensor(tensor.role, tensor.layer, tensor.part, info.shape)] = StoredRows(path, info, moved)
         left.discard(info.name)
     if left:
-        raise FileFormatError(f"{path}: tensor {min(left)} has no role in the architecture {row.name}")
+        raise FileFormatError(f"{path}: tensor {label(min(left))} has no role in the architecture {row.name}")
     return found
 
 

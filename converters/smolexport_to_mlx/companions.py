@@ -29,8 +29,8 @@ from smolexport.companions import (
 )
 from smolexport.model import Model
 from smolexport.plan import Companion
+from smolexport.text import show
 from smolexport.tokenizer import TokenizerKind
-from smolexport.tokenizer.files import show
 
 __all__ = ["TEMPLATES", "companions", "is_companion", "notes"]
 

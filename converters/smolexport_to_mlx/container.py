@@ -14,12 +14,15 @@ from pathlib import Path
 from smolexport.errors import FileFormatError
 from smolexport.plan import Entry
 from smolexport.quant.formats import SIZES
+from smolexport.regular import open_regular
 from smolexport.sink import Place
+from smolexport.text import label, reason
 
 __all__ = ["INDEX", "Array", "Shard", "StoredArray", "arrays_of", "index_json", "places_of", "read_arrays", "shards_of"]
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30
+MAX_HEADER = 16 << 20  # bytes; some 65,000 arrays, where large models have some thousand
 ALIGNMENT = 8
 
 
@@ -166,7 +169,9 @@ def read_arrays(folder: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
         metadata = metadata or strings
         for array in arrays:
             if array.name in found:
-                raise FileFormatError(f"{path}: the array {array.name} stands in {found[array.name].path.name} too")
+                raise FileFormatError(
+                    f"{path}: the array {label(array.name)} stands in {found[array.name].path.name} too"
+                )
             found[array.name] = array
     return found, metadata
 
@@ -180,14 +185,15 @@ def read_header(path: Path) -> tuple[dict[str, str], list[StoredArray]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as opened:
-            metadata = opened.metadata() or {}
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise FileFormatError(f"{path}: has a header of {length:,} bytes, more than any model's; it is damaged")
+            with safe_open(path, framework="np") as opened:
+                metadata = opened.metadata() or {}
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileFormatError(f"{path}: is damaged or no safetensors file ({reason})") from error
+        raise FileFormatError(f"{path}: is damaged or no safetensors file ({reason(error)})") from error
     header.pop("__metadata__", None)
     arrays = []
     for name, entry in header.items():

@@ -16,7 +16,7 @@ from smolexport.checkpoint import read_json
 from smolexport.errors import CheckpointError, ConfigError, FileFormatError
 from smolexport.quant import affine, microscale
 from smolexport.spec import ModelSpec
-from smolexport.tokenizer.files import show
+from smolexport.text import label, show
 from smolexport_to_mlx.config import DTYPES
 from smolexport_to_mlx.container import INDEX, StoredArray, read_header
 from smolexport_to_mlx.schemes import PIECE, is_whole_pieces
@@ -150,10 +150,10 @@ def _quantization(config: Mapping[str, Any], tensors: Mapping[str, StoredArray])
         elif isinstance(value, dict) or value is False:
             table[key] = value
         else:
-            odd.append(f"quantization of {key} is {show(value)}; it should be an object or false")
+            odd.append(f"quantization of {label(key)} is {show(value)}; it should be an object or false")
     for path, entry in table.items():
         if isinstance(entry, dict):
-            odd += [f"quantization of {path or 'the default'}: {reason}" for reason in _entry(entry)]
+            odd += [f"quantization of {label(path) or 'the default'}: {reason}" for reason in _entry(entry)]
     return table, odd
 
 

@@ -19,6 +19,7 @@ from smolexport.errors import CheckpointError, FileFormatError, UsageError
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, RowFormat
 from smolexport.quant.microscale import MODES
 from smolexport.spec import Role, Tensor
+from smolexport.text import label, show
 from smolexport_to_mlx.container import StoredArray, read_arrays
 from smolexport_to_mlx.schemes import DTYPES
 
@@ -64,7 +65,7 @@ def _read(part: StoredArray, skip: int, count: int) -> NDArray[np.uint8]:
     except OSError as error:
         raise FileFormatError(f"{part.path}: {error.strerror or error}") from error
     if raw.size != count:
-        raise FileFormatError(f"{part.path}: ends inside the array {part.name}")
+        raise FileFormatError(f"{part.path}: ends inside the array {label(part.name)}")
     return raw
 
 
@@ -97,7 +98,8 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
     tensors = {_tensor(name, stored): stored for name, stored in folder.stored.items()}
     for array in folder.others:
         raise FileFormatError(
-            f"{array.path}: the array {array.name}, {array.dtype} {list(array.shape)}, belongs to no known module"
+            f"{array.path}: the array {label(array.name)}, {array.dtype} {list(array.shape)}, "
+            "belongs to no known module"
         )
     return tensors
 
@@ -135,7 +137,7 @@ def _tensor(name: str, stored: StoredRows) -> Tensor:
     role = ROLES.get(module if layer is None else ".".join("{}" if word == str(layer) else word for word in words))
     if role is None or part not in ("weight", "bias") or len(stored.shape) > 2:
         raise FileFormatError(
-            f"{stored.parts[0].path}: the array {name} {list(stored.shape)} is no part of a known module"
+            f"{stored.parts[0].path}: the array {label(name)} {list(stored.shape)} is no part of a known module"
         )
     return Tensor(role, layer, part, stored.shape)
 
@@ -145,7 +147,7 @@ def _packed(
 ) -> StoredRows:
     """A quantized matrix, or a stack of them."""
     if any(len(a.shape) < 2 or not all(a.shape) for a in (array, scales)):
-        raise FileFormatError(f"{array.path}: {array.name} and its scales do not make up a quantized matrix")
+        raise FileFormatError(f"{array.path}: {label(array.name)} and its scales do not make up a quantized matrix")
     form = _format(array, scales, setting)
     parts = tuple(a for a in (array, scales, biases) if a is not None)
     shape = (*array.shape[:-1], scales.shape[-1] * form.block)
@@ -153,7 +155,7 @@ def _packed(
     for found, due in zip(parts, wanted, strict=False):
         if (found.dtype, found.shape) != (due.dtype, (*shape[:-1], due.columns)) or len(parts) != len(wanted):
             raise FileFormatError(
-                f"{found.path}: the array {found.name} is {found.dtype} {list(found.shape)}, "
+                f"{found.path}: the array {label(found.name)} is {found.dtype} {list(found.shape)}, "
                 f"{form.name} asks for {due.dtype} {[*shape[:-1], due.columns]}"
             )
     return StoredRows(form, shape, parts)
@@ -176,11 +178,11 @@ def _format(array: StoredArray, scales: StoredArray, setting: Mapping[str, Any])
         try:
             return AffineFormat(bits, group, dtype)
         except UsageError as error:
-            raise FileFormatError(f"{array.path}: {array.name}: {error}") from error
+            raise FileFormatError(f"{array.path}: {label(array.name)}: {error}") from error
     micro = next((m for m, due in MODES.items() if m == mode and due == (bits, group)), None)
     if micro:
         return MicroFormat(micro, "F32")
     raise FileFormatError(
-        f"{array.path}: config.json gives {array.name} mode {mode!r} with {bits!r} bits and groups of {group!r}, "
-        "which is not read"
+        f"{array.path}: config.json gives {label(array.name)} mode {show(mode)} with {show(bits)} bits and groups of "
+        f"{show(group)}, which is not read"
     )

@@ -16,7 +16,7 @@ from smolexport.checkpoint import read_json
 from smolexport.companions import TEMPLATE, TOKENIZER
 from smolexport.errors import CheckpointError, ConfigError, FileFormatError
 from smolexport.spec import ModelSpec, Tensor
-from smolexport.tokenizer.files import show
+from smolexport.text import show
 from smolexport_to_onnx.container import PAGE
 from smolexport_to_onnx.graph import KEEP
 from smolexport_to_onnx.messages import External

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 from smolexport.errors import FileFormatError
+from smolexport.text import show
 from smolexport_to_onnx import wire
 from smolexport_to_onnx.wire import Value, WireError, bytes_field, float_field, int_field, packed
 
@@ -25,6 +26,7 @@ DTYPES: Mapping[str, int] = {"F32": 1, "U8": 2, "I8": 3, "I32": 6, "I64": 7, "BO
 NAMES: Mapping[int, str] = {number: name for name, number in DTYPES.items()}
 SIZES: Mapping[str, int] = {"F32": 4, "U8": 1, "I8": 1, "I32": 4, "I64": 8, "BOOL": 1, "F16": 2, "BF16": 2}
 MAX_GRAPH = 64 << 20  # a graph of this package is about 100 kB; beyond this there are weights inside
+MOST_FIELDS = 1 << 20  # of all messages in it
 MAX_AXES, MAX_NAME = 8, 500
 FLOAT, INT, STRING, INTS = 1, 2, 3, 7
 Attribute = int | float | str | tuple[int, ...]
@@ -179,35 +181,117 @@ def read_graph(path: Path) -> Graph:
 
 def decode(data: bytes) -> Graph:
     """The graph that `data` holds; raises WireError when it holds none."""
-    parts = _collect(data)
-    bodies = parts.get(7, [])
-    if not bodies:
-        raise WireError("there is no graph in it")
-    body = _collect(_message(bodies[-1]))
-    metadata = (_strings(value) for value in parts.get(14, ()))
-    return Graph(
-        tuple(_read_node(_message(value)) for value in body.get(1, ())),
-        tuple(_read_initializer(_message(value)) for value in body.get(5, ())),
-        tuple(_read_port(_message(value)) for value in body.get(11, ())),
-        tuple(_read_port(_message(value)) for value in body.get(12, ())),
-        dict(metadata),
-        (_text(parts, 2), _text(parts, 3)),
-    )
+    return _Decoder().model(data)
 
 
 Fields = dict[int, list[Value]]
 
 
-def _collect(data: bytes) -> Fields:
-    found: Fields = {}
-    for number, value in wire.fields(data):
-        found.setdefault(number, []).append(value)
-    return found
+class _Decoder:
+    """Reads one file, whose fields it counts: a field of two bytes becomes hundreds in memory."""
+
+    def __init__(self) -> None:
+        self._left = MOST_FIELDS
+
+    def model(self, data: bytes) -> Graph:
+        parts = self.collect(data)
+        bodies = parts.get(7, [])
+        if not bodies:
+            raise WireError("there is no graph in it")
+        body = self.collect(bodies[-1])
+        metadata = (self.strings(value) for value in parts.get(14, ()))
+        return Graph(
+            tuple(map(self.node, body.get(1, ()))),
+            tuple(map(self.initializer, body.get(5, ()))),
+            tuple(map(self.port, body.get(11, ()))),
+            tuple(map(self.port, body.get(12, ()))),
+            dict(metadata),
+            (_text(parts, 2), _text(parts, 3)),
+        )
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise WireError(f"more than {MOST_FIELDS:,} fields, which no decoder's graph has")
+
+    def collect(self, value: Value) -> Fields:
+        """The fields of the message `value`, by their numbers."""
+        if isinstance(value, int):
+            raise WireError("a number where a message belongs")
+        found: Fields = {}
+        for number, content in wire.fields(value):
+            self.spend(1)
+            found.setdefault(number, []).append(content)
+        return found
+
+    def integers(self, parts: Fields, number: int) -> tuple[int, ...]:
+        values = parts.get(number, ())
+        self.spend(sum(len(value) for value in values if not isinstance(value, int)))
+        return tuple(integer for value in values for integer in wire.integers(value))
+
+    def strings(self, value: Value) -> tuple[str, str]:
+        parts = self.collect(value)
+        return _text(parts, 1), _text(parts, 2)
+
+    def node(self, value: Value) -> Node:
+        parts = self.collect(value)
+        attributes = {}
+        for part in parts.get(5, ()):
+            name, content = self.attribute(self.collect(part))
+            if content is not None:
+                attributes[name] = content
+        inputs, outputs = (tuple(map(wire.text, parts.get(number, ()))) for number in (1, 2))
+        return Node(_text(parts, 4), inputs, outputs, _text(parts, 3), _text(parts, 7), attributes)
+
+    def attribute(self, parts: Fields) -> tuple[str, Attribute | None]:
+        """Name and value; None for kinds that no operator here has."""
+        name = _text(parts, 1)
+        match _int(parts, 20):
+            case 1:
+                data = _bytes(parts, 2)
+                if len(data) != 4:
+                    raise WireError("a float of another size")
+                return name, float(struct.unpack("<f", data)[0])
+            case 2:
+                return name, _int(parts, 3)
+            case 3:
+                return name, _text(parts, 4)
+            case 7:
+                return name, self.integers(parts, 8)
+        return name, None
+
+    def initializer(self, value: Value) -> Initializer:
+        parts = self.collect(value)
+        name, kind, shape = _text(parts, 8), _int(parts, 2), self.integers(parts, 1)
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise WireError("a constant without a readable name")
+        if any(size < 0 for size in shape) or len(shape) > MAX_AXES:
+            raise WireError(f"the constant {show(name)} has the shape {list(shape[: MAX_AXES + 1])}")
+        dtype = NAMES.get(kind, f"type {kind}")
+        if _int(parts, 14) == 1:
+            return Initializer(name, dtype, shape, _external(name, dict(map(self.strings, parts.get(13, ())))))
+        return Initializer(name, dtype, shape, _bytes(parts, 9))
+
+    def port(self, value: Value) -> Port:
+        parts = self.collect(value)
+        kind = self.last(parts, 2)
+        tensor = self.last(kind, 1)
+        shape: list[int | str] = []
+        for axis in self.last(tensor, 2).get(1, ()):
+            size = self.collect(axis)
+            shape.append(_int(size, 1) if 1 in size else _text(size, 2))
+        number = _int(tensor, 1)
+        return Port(_text(parts, 1), NAMES.get(number, f"type {number}"), tuple(shape))
+
+    def last(self, parts: Fields, number: int) -> Fields:
+        """The last message of that number, which is the one that counts; empty without any."""
+        return self.collect(parts[number][-1]) if number in parts else {}
 
 
-def _message(value: Value) -> bytes:
+def _bytes(parts: Fields, number: int) -> bytes:
+    value = parts[number][-1] if number in parts else b""
     if isinstance(value, int):
-        raise WireError("a number where a message belongs")
+        raise WireError("a number where bytes belong")
     return value
 
 
@@ -222,71 +306,11 @@ def _int(parts: Fields, number: int) -> int:
     return wire.to_signed(value)
 
 
-def _strings(value: Value) -> tuple[str, str]:
-    parts = _collect(_message(value))
-    return _text(parts, 1), _text(parts, 2)
-
-
-def _read_node(data: bytes) -> Node:
-    parts = _collect(data)
-    attributes = {}
-    for value in parts.get(5, ()):
-        name, content = _read_attribute(_collect(_message(value)))
-        if content is not None:
-            attributes[name] = content
-    inputs, outputs = (tuple(wire.text(value) for value in parts.get(number, ())) for number in (1, 2))
-    return Node(_text(parts, 4), inputs, outputs, _text(parts, 3), _text(parts, 7), attributes)
-
-
-def _read_attribute(parts: Fields) -> tuple[str, Attribute | None]:
-    """Name and value; None for kinds that no operator here has."""
-    name = _text(parts, 1)
-    match _int(parts, 20):
-        case 1:
-            data = _message(parts[2][-1]) if 2 in parts else b""
-            if len(data) != 4:
-                raise WireError("a float of another size")
-            return name, float(struct.unpack("<f", data)[0])
-        case 2:
-            return name, _int(parts, 3)
-        case 3:
-            return name, _text(parts, 4)
-        case 7:
-            return name, tuple(number for value in parts.get(8, ()) for number in wire.integers(value))
-    return name, None
-
-
-def _read_initializer(data: bytes) -> Initializer:
-    parts = _collect(data)
-    name, kind = _text(parts, 8), _int(parts, 2)
-    shape = tuple(number for value in parts.get(1, ()) for number in wire.integers(value))
-    if not name.isprintable() or len(name) > MAX_NAME:
-        raise WireError("a constant without a readable name")
-    if any(size < 0 for size in shape) or len(shape) > MAX_AXES:
-        raise WireError(f"the constant {name!r} has the shape {list(shape[: MAX_AXES + 1])}")
-    dtype = NAMES.get(kind, f"type {kind}")
-    if _int(parts, 14) == 1:
-        return Initializer(name, dtype, shape, _external(name, dict(_strings(value) for value in parts.get(13, ()))))
-    return Initializer(name, dtype, shape, _message(parts[9][-1]) if 9 in parts else b"")
-
-
 def _external(name: str, pairs: Mapping[str, str]) -> External:
     def number(key: str) -> int:
         value = pairs.get(key, "0")
         if not (value.isascii() and value.isdecimal() and len(value) < 20):
-            raise WireError(f"the constant {name!r} has the {key} {value[:40]!r}")
+            raise WireError(f"the constant {show(name)} has the {key} {show(value, 40)}")
         return int(value)
 
     return External(pairs.get("location", ""), number("offset"), number("length"))
-
-
-def _read_port(data: bytes) -> Port:
-    parts = _collect(data)
-    kind = _collect(_message(parts[2][-1])) if 2 in parts else {}
-    tensor = _collect(_message(kind[1][-1])) if 1 in kind else {}
-    shape: list[int | str] = []
-    for value in _collect(_message(tensor[2][-1])).get(1, ()) if 2 in tensor else ():
-        size = _collect(_message(value))
-        shape.append(_int(size, 1) if 1 in size else _text(size, 2))
-    number = _int(tensor, 1)
-    return Port(_text(parts, 1), NAMES.get(number, f"type {number}"), tuple(shape))

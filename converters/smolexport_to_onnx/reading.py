@@ -20,6 +20,7 @@ from smolexport.errors import CheckpointError, FileFormatError, UsageError
 from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.spec import Role, Tensor
+from smolexport.text import label, show
 from smolexport_to_onnx.container import GATE_UP, QKV
 from smolexport_to_onnx.messages import SIZES, External, Graph, Initializer, Node, read_graph
 from smolexport_to_onnx.schemes import SCHEMES, STEMS, Portable
@@ -183,7 +184,8 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
     model = read_model(primary_graph(path))
     for array in model.others:
         raise FileFormatError(
-            f"{model.path}: the array {array.name}, {array.dtype} {list(array.shape)}, belongs to no known module"
+            f"{model.path}: the array {label(array.name)}, {array.dtype} {list(array.shape)}, "
+            "belongs to no known module"
         )
     heads = dict(_heads(model.graph))
     tensors: dict[Tensor, StoredRows] = {}
@@ -203,9 +205,12 @@ def read_model(path: Path) -> Model:
     arrays: dict[str, StoredArray] = {}
     for initializer in graph.initializers:
         if initializer.name in arrays:
-            raise FileFormatError(f"{path}: the array {initializer.name} stands in it twice")
+            raise FileFormatError(f"{path}: the array {label(initializer.name)} stands in it twice")
         if isinstance(initializer.content, External):
             arrays[initializer.name] = _array(path, initializer, initializer.content)
+    files = {array.path: array.path.stat().st_size for array in arrays.values()}
+    if sum(array.nbytes for array in arrays.values()) > 2 * sum(files.values()):  # a tied head may have its bytes twice
+        raise FileFormatError(f"{path}: its arrays share their bytes; the file is damaged")
     products = {node.inputs[1]: node for node in graph.nodes if node.op == "MatMulNBits" and len(node.inputs) > 2}
     tables = {name for node in graph.nodes for name in node.inputs[ROTATING.get(node.op, slice(0))]}
     stored, used = dict[str, StoredRows](), tables & arrays.keys()
@@ -230,21 +235,21 @@ def _array(path: Path, initializer: Initializer, place: External) -> StoredArray
     """Where the initializer lies; raises FileFormatError when that is not beside the graph."""
     name, location = initializer.name, place.location
     if not location or location in (".", "..") or any(c in location for c in "/\\:\0"):
-        raise FileFormatError(f"{path}: {name} lies in {location[:80]!r}, which is no file beside the graph")
-    beside = path.parent / location
+        raise FileFormatError(f"{path}: {label(name)} lies in {show(location)}, which is no file beside the graph")
+    beside, shown = path.parent / location, path.parent / label(location)
     nbytes = initializer.nbytes if initializer.dtype in SIZES else place.length
     if place.length not in (0, nbytes):
         raise FileFormatError(
-            f"{path}: {name} {list(initializer.shape)} should have {nbytes} bytes, has {place.length}"
+            f"{path}: {label(name)} {list(initializer.shape)} should have {nbytes} bytes, has {place.length}"
         )
     try:
         size = beside.stat().st_size if beside.is_file() else None
     except OSError as error:
-        raise FileFormatError(f"{beside}: {error.strerror or error}") from error
+        raise FileFormatError(f"{shown}: {error.strerror or error}") from error
     if size is None:
-        raise FileFormatError(f"{beside}: not found, but {path.name} names it; weights and graph belong together")
+        raise FileFormatError(f"{shown}: not found, but {path.name} names it; weights and graph belong together")
     if place.offset + nbytes > size:
-        raise FileFormatError(f"{beside}: ends inside the array {name}; the file is cut off")
+        raise FileFormatError(f"{beside}: ends inside the array {label(name)}; the file is cut off")
     return StoredArray(name, beside, initializer.dtype, initializer.shape, place.offset, nbytes)
 
 
@@ -336,7 +341,7 @@ def _tensors(
     shares = _shares(general, heads.get(-1 if layer is None else layer, (0, 0)))
     rows = stored.shape[0]
     if not roles or part not in ("weight", "bias") or min(shares) < 1 or rows % sum(shares):
-        raise FileFormatError(f"{path}: the array {name} {list(stored.shape)} is no part of a known module")
+        raise FileFormatError(f"{path}: the array {label(name)} {list(stored.shape)} is no part of a known module")
     first = 0
     for role, share in zip(roles, shares, strict=True):
         own = rows // sum(shares) * share

@@ -1,7 +1,7 @@
 """The wire format of protocol buffers: as much of it as an ONNX graph needs, written and read without a library.
 
 A message is a run of fields; a field is a key (number and kind) and a value.  Nothing here recurses, every length is
-checked against what is there and fields are counted, so a hostile file costs no more than some multiple of its size.
+checked against what is there and fields come one by one, so that whoever reads a hostile file can count them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-MOST_FIELDS = 1 << 18  # of one message: a field of two bytes becomes hundreds in memory
 Value = int | bytes
 
 
@@ -67,13 +66,10 @@ def fields(data: bytes) -> Iterator[tuple[int, Value]]:
     """Every field of the message `data`: its number, and an unsigned integer or the bytes of its value.
 
     Raises:
-        WireError: cut off, of a kind that no message has, or far more fields than any graph has.
+        WireError: cut off, or of a kind that no message has.
     """
-    at = count = 0
+    at = 0
     while at < len(data):
-        count += 1
-        if count > MOST_FIELDS:
-            raise WireError(f"a message of more than {MOST_FIELDS} fields")
         key, at = _read_varint(data, at)
         match key & 7:
             case 0:

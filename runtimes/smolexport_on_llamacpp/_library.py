@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import FileFormatError, MissingDependencyError, SessionClosedError
+from smolexport.regular import open_regular
 from smolexport_on_llamacpp import INSTALL
 
 __all__ = ["Model", "call", "last_errors", "library", "raise_interruption"]
@@ -192,7 +193,7 @@ def _release(lib: Any, pointers: list[Any]) -> None:
 def _check_magic(path: Path) -> None:
     """Name the plainest mistakes before llama.cpp sees the file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(4)
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror}; give a GGUF file") from error

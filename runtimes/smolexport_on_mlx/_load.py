@@ -16,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 
 from smolexport.checkpoint import read_json
 from smolexport.errors import FileFormatError, UsageError
+from smolexport.regular import open_regular
+from smolexport.text import label, reason, show
 
-__all__ = ["config_size", "load_model", "one_line"]
+__all__ = ["config_size", "load_model"]
 
 DTYPES: Mapping[str, mx.Dtype] = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 WEIGHTS = "model*.safetensors"  # what mlx-lm loads, whatever an index says
-LONGEST_REASON = 300  # characters of a foreign message: mlx-lm lists every tensor that is missing
 
 
 def load_model(folder: Path, dtype: str | None) -> tuple[Any, dict[str, Any]]:
@@ -51,7 +52,7 @@ def load_model(folder: Path, dtype: str | None) -> tuple[Any, dict[str, Any]]:
         # Arrays that are still to be computed belong to this thread, and the session may move to another.
         mx.eval(model.parameters())
     except Exception as error:  # mlx-lm raises whatever its parts raise
-        raise FileFormatError(f"{folder}: mlx-lm cannot load this folder: {one_line(error)}") from error
+        raise FileFormatError(f"{folder}: mlx-lm cannot load this folder: {reason(error)}") from error
     return model, config
 
 
@@ -64,14 +65,8 @@ def config_size(folder: Path, config: Mapping[str, Any], key: str) -> int:
     text = config.get("text_config")
     value = config.get(key, text.get(key) if isinstance(text, Mapping) else None)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise FileFormatError(f"{folder / 'config.json'}: {key} is {value!r}, which should be a positive integer")
+        raise FileFormatError(f"{folder / 'config.json'}: {key} is {show(value)}, which should be a positive integer")
     return value
-
-
-def one_line(error: Exception) -> str:
-    """Class and message of a foreign error, shortened."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " …"
 
 
 def _check_config(folder: Path, config: Mapping[str, Any], tensors: int) -> None:
@@ -81,11 +76,11 @@ def _check_config(folder: Path, config: Mapping[str, Any], tensors: int) -> None
     model_type = config.get("model_type")
     # mlx-lm imports a module of this name.
     if not isinstance(model_type, str) or not re.fullmatch(r"[\w-]+", model_type, re.ASCII):
-        raise FileFormatError(f"{file}: model_type is {model_type!r}, which should name an architecture")
+        raise FileFormatError(f"{file}: model_type is {show(model_type)}, which should name an architecture")
     # Shapes are compared before memory is taken, but layers are built one by one.
     layers = config_size(folder, config, "num_hidden_layers")
     if layers > tensors:
-        raise FileFormatError(f"{file}: num_hidden_layers is {layers}, but the folder holds only {tensors} tensors")
+        raise FileFormatError(f"{file}: num_hidden_layers is {show(layers)}, the folder holds only {tensors} tensors")
 
 
 def _count_tensors(folder: Path) -> int:
@@ -96,7 +91,7 @@ def _count_tensors(folder: Path) -> int:
     for path in sorted(folder.glob(WEIGHTS)):
         for name in _tensor_names(path):
             if name in files:
-                raise FileFormatError(f"{path}: tensor {name} stands in {files[name].name} too; remove one file")
+                raise FileFormatError(f"{path}: tensor {label(name)} stands in {files[name].name} too; remove one file")
             files[name] = path
     if not files:
         raise FileFormatError(f"{folder}: no tensors in {WEIGHTS}; pickled weights (*.bin, *.npz) are never opened")
@@ -105,12 +100,12 @@ def _count_tensors(folder: Path) -> int:
 
 def _tensor_names(path: Path) -> list[str]:
     try:
-        with safe_open(path, framework="np"):
-            pass
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            with safe_open(path, framework="np"):
+                pass
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     except (SafetensorError, OSError, ValueError) as error:
-        raise FileFormatError(f"{path}: is damaged or no safetensors file ({one_line(error)})") from error
+        raise FileFormatError(f"{path}: is damaged or no safetensors file ({reason(error)})") from error
     return [name for name in header if name != "__metadata__"]
 
 
@@ -130,4 +125,4 @@ def _check_dtypes(model: Any) -> None:
         else:
             fits = mx.issubdtype(array.dtype, mx.floating)
         if not fits:
-            raise ValueError(f"the tensor {name} has dtype {array.dtype}")
+            raise ValueError(f"the tensor {label(name)} has dtype {array.dtype}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from smolexport.checkpoint import read_json
 from smolexport.errors import FileFormatError, UsageError
+from smolexport.text import show
 
 __all__ = ["Sizes", "choose_graph", "config_sizes"]
 
@@ -80,7 +81,7 @@ def choose_graph(folder: Path, name: str | None) -> Path:
     for path in graphs.values():
         if isinstance(named, str) and PurePosixPath(named) == PurePosixPath("onnx", path.name):
             return path
-    raise FileFormatError(f"{folder / 'genai_config.json'}: filename is {named!r:.80}, which is none of onnx/*.onnx")
+    raise FileFormatError(f"{folder / 'genai_config.json'}: filename is {show(named)}, which is none of onnx/*.onnx")
 
 
 def _genai(folder: Path) -> dict[str, Any]:
@@ -90,12 +91,12 @@ def _genai(folder: Path) -> dict[str, Any]:
         return {}
     model = read_json(file).get("model")
     if not isinstance(model, dict):
-        raise FileFormatError(f"{file}: model is {model!r:.40}, which should be an object")
+        raise FileFormatError(f"{file}: model is {show(model)}, which should be an object")
     return model
 
 
 def _size(file: Path, config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise FileFormatError(f"{file}: {key} is {value!r:.40}, which should be a positive integer")
+        raise FileFormatError(f"{file}: {key} is {show(value)}, which should be a positive integer")
     return value

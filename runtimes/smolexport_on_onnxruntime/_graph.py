@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smolexport.errors import FileFormatError, UnsupportedError
+from smolexport.regular import open_regular
+from smolexport.text import label, reason, show
 from smolexport_on_onnxruntime._wire import Message, integers, read_message, text
 
 __all__ = ["GraphFacts", "read_graph"]
@@ -58,10 +60,10 @@ def read_graph(path: Path) -> GraphFacts:
         UnsupportedError: a cache that GroupQueryAttention cannot write in place.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # a file without a byte cannot be mapped
-        raise FileFormatError(f"{path}: cannot be read ({error})") from error
+        raise FileFormatError(f"{path}: cannot be read ({reason(error)})") from error
     try:
         return _read_model(path, read_message(data))
     except FileFormatError as error:
@@ -98,7 +100,7 @@ def _walk(graph: Message, nodes: list[_Node], depth: int) -> Iterator[Message]:
     for node in _messages(graph, 1):
         kind, domain = text(node, 4), text(node, 7)
         if domain not in DOMAINS:
-            raise FileFormatError(f"the operator {kind!r} of {domain!r} is no part of ONNX Runtime")
+            raise FileFormatError(f"the operator {show(kind)} of {show(domain)} is no part of ONNX Runtime")
         if depth == 0:
             nodes.append(_Node(kind, _names(node, 1), _names(node, 2)))
         for attribute in _messages(node, 5):
@@ -123,25 +125,28 @@ def _check_place(path: Path, tensor: Message, dims: list[int], sizes: dict[str, 
     entries = [(text(entry, 1), text(entry, 2)) for entry in _messages(tensor, 13)]
     place = dict(entries)
     if len(place) < len(entries) or not place.keys() <= KEYS or tensor.get(14, [0])[-1] != 1:
-        raise FileFormatError(f"the weights {name!r} are described in a way that is not understood")
+        raise FileFormatError(f"the weights {show(name)} are described in a way that is not understood")
     file = place.get("location", "")
     if not FILE_NAME.fullmatch(file):
-        raise FileFormatError(f"the weights {name!r} should lie in a file beside the graph, not in {file!r}")
+        raise FileFormatError(f"the weights {show(name)} should lie in a file beside the graph, not in {show(file)}")
     if file not in sizes:
         beside = path.with_name(file)
         if not beside.is_file():
-            raise FileFormatError(f"the weights {name!r} should lie in {file}, which is not there")
+            raise FileFormatError(f"the weights {show(name)} should lie in {label(file)}, which is not there")
         sizes[file] = beside.stat().st_size
     offset, length = (place.get(key, "0") for key in ("offset", "length"))
     if not all(re.fullmatch(r"[0-9]{1,18}", number) for number in (offset, length)):
-        raise FileFormatError(f"the weights {name!r} lie at offset {offset!r:.40}, length {length!r:.40}")
+        raise FileFormatError(f"the weights {show(name)} lie at offset {show(offset)}, length {show(length)}")
     bits = BITS.get(_last_integer(tensor, 2), 0)
     needed = (math.prod(dims) * bits + 7) // 8
     if not bits or any(size < 0 for size in dims) or ("length" in place and int(length) != needed):
-        raise FileFormatError(f"the weights {name!r} have {length} bytes, which is not what their shape {dims} needs")
+        raise FileFormatError(
+            f"the weights {show(name)} have {show(length)} bytes, which is not what their shape {show(dims)} needs"
+        )
     if int(offset) + needed > sizes[file]:
         raise FileFormatError(
-            f"the weights {name!r} end at byte {int(offset) + needed} of {file}, which has {sizes[file]} bytes"
+            f"the weights {show(name)} end at byte {int(offset) + needed} of {label(file)}, "
+            f"which has {sizes[file]} bytes"
         )
 
 

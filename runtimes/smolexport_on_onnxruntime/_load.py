@@ -11,13 +11,13 @@ import onnxruntime as ort
 
 from smolexport.errors import FileFormatError
 from smolexport.runtime import cores_to_spare
+from smolexport.text import label, reason, show
 from smolexport_on_onnxruntime._folder import Sizes
 
-__all__ = ["FLOATS", "check_interface", "inputs_of", "load", "one_line"]
+__all__ = ["FLOATS", "check_interface", "inputs_of", "load"]
 
 FLOATS: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 OPTIONAL = {"position_ids", "num_logits_to_keep"}
-LONGEST_REASON = 300  # characters of a foreign message
 NOTHING = 4  # level of the log at which errors stay silent: they are raised as well
 
 
@@ -38,7 +38,7 @@ def load(path: Path, *, threads: int, spinning: bool | None) -> Any:
         # No second attempt, which would print; no options out of the file, whatever the environment says.
         return ort.InferenceSession(str(path), options, providers, enable_fallback=0, read_config_from_model=0)
     except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes
-        raise FileFormatError(f"{path}: ONNX Runtime cannot load this graph: {one_line(error)}") from error
+        raise FileFormatError(f"{path}: ONNX Runtime cannot load this graph: {reason(error)}") from error
 
 
 def inputs_of(session: Any) -> dict[str, Any]:
@@ -65,15 +65,10 @@ def check_interface(path: Path, session: Any, sizes: Sizes) -> None:
             for group, name in ((inputs, f"past_key_values.{layer}.{part}"), (outputs, f"present.{layer}.{part}")):
                 values[name] = group.pop(name, ("nothing", [])), cache
     if inputs or outputs:
-        raise FileFormatError(f"{path}: {next(iter({**inputs, **outputs}))} is not known, or not by config.json")
+        name = label(next(iter({**inputs, **outputs})))
+        raise FileFormatError(f"{path}: {name} is not known, or not by config.json")
     for name, ((kind, shape), expected) in values.items():
         rank = 3 if name == "logits" else 4
         if kind not in FLOATS or len(shape) != rank or any(shape[axis] != size for axis, size in expected.items()):
             wanted = ", ".join(f"{size} along axis {axis % rank}" for axis, size in expected.items())
-            raise FileFormatError(f"{path}: {name} is {kind} of shape {shape}, but config.json asks for {wanted}")
-
-
-def one_line(error: Exception) -> str:
-    """Class and message of a foreign error, shortened."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " …"
+            raise FileFormatError(f"{path}: {name} is {kind} of shape {show(shape)}, but config.json asks for {wanted}")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from smolexport.errors import SessionClosedError, SessionError, UsageError
 from smolexport.runtime import TextCodec, choose_context, choose_threads, token_array
-from smolexport_on_onnxruntime._load import FLOATS, check_interface, inputs_of, load, one_line
+from smolexport.text import reason
+from smolexport_on_onnxruntime._load import FLOATS, check_interface, inputs_of, load
 from smolexport_on_onnxruntime.checks import check_folder
 
 __all__ = ["OnnxSession"]
@@ -95,7 +96,7 @@ class OnnxSession:
         try:
             logits = self._forward(ids.astype(np.int64), last_only)
         except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes
-            raise SessionError(f"{self._folder}: ONNX Runtime failed: {one_line(error)}") from error
+            raise SessionError(f"{self._folder}: ONNX Runtime failed: {reason(error)}") from error
         self._length += len(ids)  # only now: rows that an interrupted call has written do not count
         return logits
 

@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime_genai as og
 
 from smolexport.errors import TokenizerError, UnsupportedError
+from smolexport.text import reason
 
 __all__ = ["GenaiChat"]
 
@@ -23,8 +24,7 @@ class GenaiChat:
             self._tokenizer: Any = og.Tokenizer(str(folder))
             self._tokenizer.update_options(add_special_tokens="false")
         except Exception as error:  # whatever the library's binding raises
-            reason = " ".join(str(error).split())[:300]
-            raise TokenizerError(f"{folder}: ONNX Runtime GenAI cannot read this tokenizer: {reason}") from error
+            raise TokenizerError(f"{folder}: ONNX Runtime GenAI cannot read this tokenizer: {reason(error)}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens in it recognised, none added."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from smolexport.checkpoint import read_json
 from smolexport.errors import FileFormatError, UnsupportedError
+from smolexport.text import label, show
 from smolexport_on_onnxruntime.checks import CheckedGraph
 
 __all__ = ["FILE", "check_config"]
@@ -65,7 +66,7 @@ def check_config(checked: CheckedGraph) -> None:
         _numbers(file, key, value)
     _keys(file, "search.", search, SEARCH)
     if not isinstance(options.get("log_id", ""), str):
-        raise FileFormatError(f"{file}: log_id is {options['log_id']!r:.40}, which should be text")
+        raise FileFormatError(f"{file}: log_id is {show(options['log_id'])}, which should be text")
     for key in ("hidden_size", "num_attention_heads"):
         _numbers(file, key, decoder.get(key, 0))
 
@@ -73,13 +74,15 @@ def check_config(checked: CheckedGraph) -> None:
 def _keys(file: Path, place: str, part: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in part:
         if key not in known:
-            raise UnsupportedError(f"{file}: {place}{key:.40} is not known here; remove it, or export the model again")
+            raise UnsupportedError(
+                f"{file}: {place}{label(key)} is not known here; remove it, or export the model again"
+            )
 
 
 def _part(file: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     part = config.get(key, {})
     if not isinstance(part, dict):
-        raise FileFormatError(f"{file}: {key} is {part!r:.40}, which should be an object")
+        raise FileFormatError(f"{file}: {key} is {show(part)}, which should be an object")
     return part
 
 
@@ -87,11 +90,11 @@ def _same(file: Path, expected: Mapping[str, object], part: Mapping[str, Any]) -
     for key, value in expected.items():
         found = part.get(key)
         if type(found) is not type(value) or found != value:
-            raise FileFormatError(f"{file}: {key} is {found!r:.60}, which should be {value!r}")
+            raise FileFormatError(f"{file}: {key} is {show(found)}, which should be {show(value)}")
 
 
 def _numbers(file: Path, key: str, value: object) -> None:
     """A number or a short list of them: the library takes others apart without looking."""
     found = value if isinstance(value, list) else [value]
     if len(found) > 64 or any(not isinstance(n, (int, float)) or not abs(n) < 2**31 for n in found):
-        raise FileFormatError(f"{file}: {key} is {value!r:.60}, which should be a number")
+        raise FileFormatError(f"{file}: {key} is {show(value)}, which should be a number")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, SessionClosedError, SessionError
 from smolexport.runtime import TextCodec, choose_context, choose_threads, cores_to_spare, token_array
+from smolexport.text import reason
 from smolexport_on_onnxruntime.checks import CheckedGraph, check_folder
 from smolexport_on_onnxruntime_genai._config import check_config
 
@@ -25,7 +26,6 @@ __all__ = ["GenaiSession"]
 
 BLOCK = 256  # tokens computed at once: the library makes the logits of all of them, and Ctrl-C waits for a block's end
 NOTHING = 4  # level of the log at which errors stay silent: they are raised as well
-LONGEST_REASON = 300  # characters of a foreign message
 
 
 class GenaiSession:
@@ -47,7 +47,7 @@ class GenaiSession:
             self._generator: Any = _load(checked, threads, self._context, busily)
             self._last_row_graph = self._probe(checked.sizes.kv_heads, checked.sizes.head_dim)
         except Exception as error:
-            raise FileFormatError(f"{checked.path}: ONNX Runtime GenAI cannot play it: {_one_line(error)}") from error
+            raise FileFormatError(f"{checked.path}: ONNX Runtime GenAI cannot play it: {reason(error)}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -96,7 +96,7 @@ class GenaiSession:
             self._generator.rewind_to(self._length)
             if not isinstance(error, Exception):
                 raise
-            raise SessionError(f"{self._folder}: ONNX Runtime GenAI failed: {_one_line(error)}") from error
+            raise SessionError(f"{self._folder}: ONNX Runtime GenAI failed: {reason(error)}") from error
         self._length += len(ids)
         return logits
 
@@ -176,9 +176,3 @@ def _load(checked: CheckedGraph, threads: int, context: int, spinning: bool) -> 
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=context, batch_size=1, do_sample=False, past_present_share_buffer=True)
     return og.Generator(model, params)
-
-
-def _one_line(error: BaseException) -> str:
-    """Class and message of a foreign error, shortened."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " …"

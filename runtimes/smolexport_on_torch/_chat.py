@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from smolexport.errors import TokenizerError
 from smolexport.source_files import refuse_links
+from smolexport.text import reason
 
 __all__ = ["TransformersChat"]
 
@@ -22,9 +23,8 @@ class TransformersChat:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its parts raise
-            first = next(iter(str(error).strip().splitlines()), "")
             raise TokenizerError(
-                f"{folder}: transformers cannot read this tokenizer: {type(error).__name__}: {first}"
+                f"{folder}: transformers cannot read this tokenizer: {type(error).__name__}: {reason(error)}"
             ) from error
 
     def encode(self, text: str) -> list[int]:

@@ -21,6 +21,7 @@ from smolexport.errors import TensorError
 from smolexport.rope import Rope
 from smolexport.spec import Layer, ModelSpec, Role
 from smolexport.tensor_file import StoredTensor
+from smolexport.text import label
 
 __all__ = ["Cache", "Tap", "Weights", "embed", "layer_forward", "load_embedding", "load_head", "load_layer", "norm"]
 
@@ -56,7 +57,7 @@ def _load(place: StoredTensor) -> torch.Tensor:
         stop = min(start + step, rows)
         out[start:stop] = place.read_rows(start, stop)
         if not np.isfinite(out[start:stop]).all():
-            raise TensorError(f"{place.path}: tensor {place.name} holds numbers that are not finite")
+            raise TensorError(f"{place.path}: tensor {label(place.name)} holds numbers that are not finite")
     return torch.from_numpy(out.reshape(place.shape))
 
 

@@ -32,6 +32,7 @@ from smolexport.calibration.distillation import (
 )
 from smolexport.errors import TensorError, UsageError
 from smolexport.runtime import choose_threads
+from smolexport.text import show
 from smolexport_on_torch._factors import Scaled, ScaledEmbedding, ScaledLinear
 from smolexport_on_torch._head import divergence
 from smolexport_on_torch._load import load_model
@@ -161,7 +162,7 @@ class Student:
 def _once(frozen: Iterable[tuple[str, Any]], places: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, array in frozen:
         if name in places:
-            raise UsageError(f"distillation: the tensor '{name}' is given as frozen and as trained")
+            raise UsageError(f"distillation: the tensor {show(name)} is given as frozen and as trained")
         yield name, array
     yield from places.items()
 
@@ -173,7 +174,9 @@ def _module(model: Any, name: str) -> Any:
     except AttributeError:
         module = None
     if not name.endswith(WEIGHT) or not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-        raise TensorError(f"distillation: '{name}' is no matrix of this model's: only the weights of those are trained")
+        raise TensorError(
+            f"distillation: {show(name)} is no matrix of this model's: only the weights of those are trained"
+        )
     return module
 
 

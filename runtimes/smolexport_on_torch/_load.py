@@ -18,6 +18,7 @@ from smolexport.errors import CheckpointError, TensorError, UsageError
 from smolexport.source_files import refuse_links
 from smolexport.spec import Role
 from smolexport.tensor_file import stored_tensors
+from smolexport.text import printable, reason, show
 
 __all__ = ["load_model"]
 
@@ -64,9 +65,8 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
             place = folder if state is None else None
             model, info = _class_of(config).from_pretrained(place, config=config, state_dict=state, **options)
         except Exception as error:  # transformers raises whatever its parts raise
-            first = next(iter(str(error).strip().splitlines()), "")
             raise CheckpointError(
-                f"{folder}: transformers cannot load this checkpoint: {type(error).__name__}: {first}"
+                f"{folder}: transformers cannot load this checkpoint: {type(error).__name__}: {reason(error)}"
             ) from error
     _check_loading(folder, info)
     return model.eval()
@@ -105,9 +105,9 @@ def _check_loading(folder: Path, info: dict[str, Any]) -> None:
         found = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(key) or ())
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise TensorError(f"{folder}: the tensor '{found[0]}' {what}{more}")
+            raise TensorError(f"{folder}: the tensor {show(found[0])} {what}{more}")
     if info.get("error_msgs"):
-        raise TensorError(f"{folder}: {str(info['error_msgs']).splitlines()[0]}")
+        raise TensorError(f"{folder}: {printable(str(info['error_msgs']), 300)}")
 
 
 def _tensor(name: str, array: NDArray[Any] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -118,7 +118,7 @@ def _tensor(name: str, array: NDArray[Any] | torch.Tensor, dtype: torch.dtype) -
         bits = torch.tensor(np.ascontiguousarray(array).view(np.uint16))
         return bits.view(torch.bfloat16).to(dtype)
     if array.dtype not in (np.float16, np.float32, np.float64):
-        raise TensorError(f"the tensor '{name}' has dtype {array.dtype}; give float32, float16 or bfloat16")
+        raise TensorError(f"the tensor {show(name)} has dtype {array.dtype}; give float32, float16 or bfloat16")
     return torch.tensor(np.ascontiguousarray(array)).to(dtype)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from smolexport.arch._config import ConfigReader
 from smolexport.errors import ConfigError
 from smolexport.spec import ModelSpec
+from smolexport.text import show
 
 __all__ = ["architectures", "load_spec"]
 
@@ -38,7 +39,7 @@ def load_spec(config: Mapping[str, Any], *, strict: bool = True) -> ModelSpec:
     if model_type not in known:
         near = difflib.get_close_matches(str(model_type), known, 1)
         raise ConfigError(
-            f"config.json: model_type {model_type!r} is not supported; known: {', '.join(known)}"
+            f"config.json: model_type {show(model_type)} is not supported; known: {', '.join(known)}"
             + (f" (did you mean '{near[0]}'?)" if near else "")
         )
     if config.get("auto_map"):

@@ -93,7 +93,7 @@ class ConfigReader:
         """Refuse `key` at any value but `allowed` or null."""
         value = self.raw(key)
         if value is not None and not any(value == a and type(value) is type(a) for a in allowed):
-            raise ConfigError(f"config.json: {key} = {value!r} is not supported: {why}")
+            raise ConfigError(f"config.json: {key} = {show(value)} is not supported: {why}")
 
     def finish(self) -> None:
         """Refuse the keys that were not taken, are not known to be inert, and are not null: all of them at once."""
@@ -122,7 +122,7 @@ def checked(key: str, value: Any, kind: type[T]) -> T:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(f"config.json: {key} = {value!r} should be of type {kind.__name__}")
+        raise ConfigError(f"config.json: {key} = {show(value)} should be of type {kind.__name__}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not (0 < value < math.inf):
         raise ConfigError(f"config.json: {key} = {value!r} should be positive and finite")
     if isinstance(value, float) and not MIN_REAL <= value <= MAX_REAL:

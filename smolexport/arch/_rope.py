@@ -13,6 +13,7 @@ from typing import Any
 from smolexport.arch._config import MAX_INT, ConfigReader, checked
 from smolexport.errors import ConfigError
 from smolexport.rope import Linear, Llama3, Rope, Scaling, Yarn
+from smolexport.text import show
 
 __all__ = ["read_rope"]
 
@@ -41,8 +42,8 @@ class _Parameters:
         left = sorted(k for k, v in self.values.items() if v is not None)
         if left:
             raise ConfigError(
-                f"config.json: the rope parameter '{left[0]}' = {self.values[left[0]]!r} is not understood "
-                f"for rope type '{kind}'"
+                f"config.json: the rope parameter {show(left[0])} = {show(self.values[left[0]])} is not understood "
+                f"for rope type {show(kind)}"
             )
 
 
@@ -69,7 +70,7 @@ def read_rope(config: ConfigReader, head_dim: int, context_length: int, default_
         )
     old, new = parameters.values.pop("type", None), parameters.values.pop("rope_type", None)
     if old is not None and new is not None and old != new:
-        raise ConfigError(f"config.json: the rope type is '{old}' by 'type' and '{new}' by 'rope_type'")
+        raise ConfigError(f"config.json: the rope type is {show(old)} by 'type' and {show(new)} by 'rope_type'")
     if parameters.number("partial_rotary_factor", 1.0) != 1.0:
         raise ConfigError("config.json: partial_rotary_factor other than 1 is not supported")
     kind = str(new or old or "default")
@@ -82,7 +83,7 @@ def _one_dict(config: ConfigReader) -> dict[str, Any]:
     scaling, parameters = config.raw("rope_scaling"), config.raw("rope_parameters")
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
         if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"config.json: {name} = {value!r} should be an object")
+            raise ConfigError(f"config.json: {name} = {show(value)} should be an object")
     if scaling and parameters:
         theta = parameters.get("rope_theta")
         if {**scaling, "rope_theta": theta} != {**parameters, "rope_theta": theta}:
@@ -113,7 +114,7 @@ def _scaling(kind: str, p: _Parameters, context_length: int) -> Scaling:
             return _yarn(p, context_length)
         case _:
             raise ConfigError(
-                f"config.json: rope type '{kind}' is not supported; known: default, linear, llama3, yarn"
+                f"config.json: rope type {show(kind)} is not supported; known: default, linear, llama3, yarn"
                 + (" (its angles depend on the sequence length)" if kind in ("dynamic", "longrope") else "")
             )
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from smolexport.errors import CalibrationError
 from smolexport.output import atomic_file
 from smolexport.regular import open_regular
-from smolexport.tokenizer.files import show
+from smolexport.text import label, reason, show
 
 __all__ = ["Arrays", "open_arrays", "triangle_rows", "triangle_size", "write_arrays", "writing"]
 
@@ -102,15 +102,14 @@ def open_arrays(path: Path, what: str) -> Arrays:
     except FileNotFoundError:
         raise CalibrationError(f"{path}: not found, so the statistic of {what} is missing; {AGAIN}") from None
     except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CalibrationError(
-            f"{path}: is damaged ({show(reason)}), so the statistic of {what} is missing; {AGAIN}"
+            f"{path}: is damaged ({reason(error)}), so the statistic of {what} is missing; {AGAIN}"
         ) from error
     metadata = header.pop("__metadata__", None) or {}
     places = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise CalibrationError(f"{path}: {show(name)} is {entry['dtype']}, which statistics never are; {AGAIN}")
+            raise CalibrationError(f"{path}: {label(name)} is {entry['dtype']}, which statistics never are; {AGAIN}")
         start = 8 + length + entry["data_offsets"][0]
         places[name] = (DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
     return Arrays(path, places, metadata)

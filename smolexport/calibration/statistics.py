@@ -41,7 +41,7 @@ from smolexport.identity import identity
 from smolexport.output import atomic_file
 from smolexport.regular import open_regular
 from smolexport.spec import Role, Tensor
-from smolexport.tokenizer.files import show
+from smolexport.text import show
 
 __all__ = [
     "HEAD_FILE",

@@ -30,8 +30,8 @@ from smolexport.errors import CalibrationError, UsageError
 from smolexport.npy import read_array
 from smolexport.regular import open_regular
 from smolexport.rendering import Answer
+from smolexport.text import show
 from smolexport.tokenizer import FileTokenizer
-from smolexport.tokenizer.files import show
 
 __all__ = ["Render", "Source", "cut", "overlaps", "read_source", "same_texts", "source_name"]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from smolexport.cli.streams import secure
+from smolexport.text import one_line
 
 if TYPE_CHECKING:
     import click
@@ -74,9 +75,7 @@ def _run(command: click.Group, argv: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    # Names in the message may come from a stranger's file: one line, and no control characters for the terminal.
-    line = "".join(c if c.isprintable() else " " for c in message)
-    print(f"smolexport: {line}", file=sys.stderr)  # noqa: T201
+    print(f"smolexport: {one_line(message)}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

@@ -17,6 +17,7 @@ from smolexport.cli.options import (
     threads_option,
 )
 from smolexport.cli.streams import console
+from smolexport.text import printable
 
 if TYPE_CHECKING:
     from smolexport.parity.bench import Bench
@@ -112,8 +113,9 @@ def _as_json(result: Bench) -> dict[str, Any]:
 
 def _show(result: Bench) -> None:
     """A table on stdout, and what it was taken on."""
-    from rich.markup import escape
     from rich.table import Table
+
+    from smolexport.parity.report.names import two_lines
 
     first = result.rows[0].speed
     table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
@@ -124,7 +126,7 @@ def _show(result: Bench) -> None:
     for row in result.rows:
         model, rate = row.model, row.speed
         table.add_row(
-            f"{escape(model.path.name)}\n[dim]{escape(f'{model.format} {model.kind}, {model.runtime.NAME}')}[/dim]",
+            two_lines(model.path.name, f"{model.format} {model.kind}, {model.runtime.NAME}"),
             f"{model.bytes / 1e6:,.1f}",
             f"{row.load_seconds:.2f}",
             *map(_cell, (rate.ttft_ms, rate.prefill_tok_s, rate.decode_tok_s)),
@@ -133,10 +135,10 @@ def _show(result: Bench) -> None:
         )
     console().print(table, crop=False)
     if result.note:
-        click.echo(f"note: {result.note}")
+        click.echo(f"note: {printable(result.note)}")
     for row in result.rows:
         if row.note:
-            click.echo(f"note: {row.model.path.name}: {row.note}")
+            click.echo(f"note: {printable(f'{row.model.path.name}: {row.note}')}")
     facts = result.environment
     click.echo(f"{facts['processor']}, {facts['threads']} threads, {result.bandwidth / 1e9:.1f} GB/s read from memory")
 

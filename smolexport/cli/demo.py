@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smolexport.cli.options import given_path, json_option, print_json, say, threads_option
+from smolexport.text import prose
 
 if TYPE_CHECKING:
     from smolexport.parity.results import Comparison
@@ -156,7 +157,7 @@ def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads:
     for path in files:
         with runtime_for(path).open(path, threads=threads) as session:
             story = generate(session, PROMPT, sampling=sampling, max_tokens=60).text.strip()
-        click.echo(f"\n{path.name} continues {PROMPT!r}:\n{story}")
+        click.echo(f"\n{path.name} continues {PROMPT!r}:\n{prose(story)}")
 
 
 def _show_fingerprints(marks: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from smolexport.cli.options import (
     say,
     threads_option,
 )
+from smolexport.text import prose
 
 if TYPE_CHECKING:
     from smolexport.generation import Generation
@@ -58,7 +60,10 @@ def command(
     settings: tuple[str, ...],
     json: bool,
 ) -> None:
-    """Generate text through the common loop; the text on stdout as it comes, timing on stderr."""
+    """Generate text through the common loop; the text on stdout as it comes, timing on stderr.
+
+    On a terminal control characters are shown as escapes; a file or pipe gets the text as it is.
+    """
     from smolexport.generation import Generation, Sampling, stream
     from smolexport.plugins import checked_options, locate
 
@@ -73,18 +78,23 @@ def command(
         for event in stream(session, words, sampling=sampling, max_tokens=max_tokens, stop=stop):
             if not isinstance(event, Generation):
                 if not json:
-                    click.echo(event.text, nl=False)
+                    click.echo(_shown(event.text), nl=False)
                 continue
             if json:
                 print_json(_as_json(event, words))
                 continue
-            click.echo(event.tail)
+            click.echo(_shown(event.tail))
             t = event.timing
             decode = f", decode {t.decode_tok_s:.1f} tokens/s" if t.decode_tok_s else ""
             say(
                 f"{runtime.NAME}: {t.prompt_tokens} + {len(event.tokens)} tokens, first after {t.ttft_ms:.0f} ms, "
                 f"prefill {t.prefill_tok_s:.1f}{decode} ({event.stop_reason.value})"
             )
+
+
+def _shown(text: str) -> str:
+    """`text` for stdout: byte for byte in a file or pipe; for a terminal without what it would obey or reorder."""
+    return prose(text) if sys.stdout.isatty() else text
 
 
 def _as_json(done: Generation, prompt: str) -> dict[str, object]:

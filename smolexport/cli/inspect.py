@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smolexport.cli.options import given_path, json_option, print_json, progress_bar, say, threads_option
+from smolexport.text import label, one_line, printable, show
 
 if TYPE_CHECKING:
     from smolexport.converter import Converter
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 MAX_DEPTH = 16  # of lists and objects in metadata; a config.json has three or four
-MAX_SHOWN = 120  # characters of one value in text
 
 
 @click.command("inspect", short_help="Show what an exported file holds.")
@@ -54,7 +54,7 @@ def _findings(module: Converter, file: Path) -> list[str]:
     except FileFormatError as error:
         findings = [str(error)]
     for line in findings:
-        say(f"note: {' '.join(line.splitlines())}")
+        say(f"note: {one_line(line)}")
     return findings
 
 
@@ -118,7 +118,7 @@ def _shares(d: Description) -> dict[str, dict[str, int]]:
 
 def _as_text(d: Description, tensors: bool, mark: str | None) -> str:
     lines = [
-        f"{d.path}: {d.format} {d.scheme}, {d.architecture}, '{d.name}'",
+        f"{d.path}: {d.format} {label(d.scheme)}, {label(d.architecture)}, '{label(d.name)}'",
         f"{d.bytes:,} bytes, {d.weights:,} weights, {d.bits_per_weight:.2f} bits per weight",
         *([f"weights fingerprint {mark}"] if mark else []),
     ]
@@ -126,28 +126,24 @@ def _as_text(d: Description, tensors: bool, mark: str | None) -> str:
     lines += [
         f"  {name:<{wide}} {row['tensors']:>4} tensors {row['bytes']:>14,} bytes" for name, row in _shares(d).items()
     ]
-    lines += ["", "metadata", *(f"  {key:<48} {_short(value)}" for key, value in d.metadata.items())]
+    lines += ["", "metadata", *(f"  {label(key):<48} {_short(value)}" for key, value in d.metadata.items())]
     if tensors:
         lines += ["", "tensors"]
-        long = max((28, *(len(t.name) for t in d.tensors)))
+        names = [label(t.name) for t in d.tensors]
+        long = max((28, *map(len, names)))
         lines += [
-            f"  {t.name:<{long}} {' x '.join(map(str, t.shape)):>16}  {t.format:<{wide}} {t.nbytes:>12,} bytes"
-            for t in d.tensors
+            f"  {name:<{long}} {' x '.join(map(str, t.shape)):>16}  {t.format:<{wide}} {t.nbytes:>12,} bytes"
+            for name, t in zip(names, d.tensors, strict=True)
         ]
-    # Names may come from a stranger's file: no control characters for the terminal.
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join(map(printable, lines))
 
 
 def _short(value: Any) -> str:
     if isinstance(value, str):
-        return repr(value) if len(value) <= 60 else f"{value[:57]!r}... ({len(value)} characters)"
+        return show(value) if len(value) <= 60 else f"{show(value, 60)} ({len(value)} characters)"
     if isinstance(value, list) or hasattr(value, "tolist"):
-        head = ", ".join(_cut(repr(_plain(v))) for v in value[:4])
+        head = ", ".join(show(_plain(v)) for v in value[:4])
         return f"[{head}{', ...' if len(value) > 4 else ''}] ({len(value)} values)"
     if isinstance(value, dict):
-        return f"{_cut(str(_plain(value)))} ({len(value)} keys)"
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+        return f"{show(_plain(value), 120)} ({len(value)} keys)"
+    return f"{value:.9g}" if isinstance(value, float) else show(value)

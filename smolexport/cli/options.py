@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from smolexport.text import printable, prose, show
+
 if TYPE_CHECKING:
     from smolexport.calibration.methods import Calibration
 
@@ -36,6 +38,7 @@ __all__ = [
     "threads_option",
 ]
 
+MAX_LABEL = 60  # characters beside a bar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -53,7 +56,7 @@ class Number(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """`value` as a float; raises what the option parser reports."""
         number = super().convert(value, param, ctx)
-        return self.fail(f"{value!r} is not a number.", param, ctx) if math.isnan(number) else number
+        return self.fail(f"{show(value)} is not a number.", param, ctx) if math.isnan(number) else number
 
 
 class ByteSize(click.ParamType[int]):
@@ -70,7 +73,7 @@ class ByteSize(click.ParamType[int]):
         found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmg]?)b?", str(value).strip().lower())
         size = float(found[1]) * 1000 ** " kmg".index(found[2] or " ") if found else 0
         if size < 1:
-            self.fail(f"{value!r} is no size; write it like 90MB, 1.5GB, 700KB or 700000.", param, ctx)
+            self.fail(f"{show(value)} is no size; write it like 90MB, 1.5GB, 700KB or 700000.", param, ctx)
         return int(size)
 
 
@@ -216,18 +219,15 @@ def read_words(path: Path | None) -> str:
 
 
 def say(text: str) -> None:
-    """A note for people, on stderr; names in it may come from a stranger's file: no control characters."""
-    click.echo("".join(c if c.isprintable() or c == "\n" else "?" for c in text), err=True)
+    """A note for people, on stderr; names in it may come from a stranger's file."""
+    click.echo(prose(text), err=True)
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON on stdout; where that is not UTF-8, all but ASCII as JSON's own escapes."""
-    import codecs
+    """`value` as indented JSON on stdout, in ASCII: strangers' names may hold what a terminal obeys or reorders."""
     import json
-    import sys
 
-    unicode = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
-    click.echo(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False))
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 @contextlib.contextmanager
@@ -250,11 +250,11 @@ def progress_bar(label: str, total: int, *, unit: str = "bytes") -> Iterator[Cal
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *((DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (TaskProgressColumn(), TextColumn(unit))),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
+        task = bar.add_task(printable(label, MAX_LABEL), total=total)
         yield lambda count: bar.advance(task, count)

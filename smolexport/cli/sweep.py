@@ -20,6 +20,7 @@ from smolexport.cli.options import (
     source_options,
 )
 from smolexport.cli.streams import console
+from smolexport.text import one_line, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -162,12 +163,12 @@ class _Lines:
 
     def reading(self, name: str) -> None:
         if self._bars and self._all is not None:
-            self._bars.update(self._all, description=f"reading {name}")
+            self._bars.update(self._all, description=f"reading {printable(name)}")
 
     def started(self, task: Task) -> None:
         if self._bars and self._all is not None:
             self._bars.update(self._all, description="sweep")
-            self._clocks[task.title] = self._bars.add_task(f"  {task.title}", total=None)
+            self._clocks[task.title] = self._bars.add_task(f"  {printable(task.title)}", total=None)
 
     def again(self, task: Task, reason: str, number: int) -> None:
         self._say(f"{task.title}: {reason}; attempt {number}")
@@ -189,10 +190,9 @@ class _Lines:
 
     def _say(self, text: str) -> None:
         if self._bars:
-            clean = "".join(c if c.isprintable() else "?" for c in text)
-            self._bars.console.print(clean, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            say(text)
+            say(one_line(text))
 
 
 @contextmanager

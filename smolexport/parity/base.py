@@ -28,7 +28,8 @@ from smolexport.runtime import DEFAULT_CONTEXT, Session, TextCodec, choose_conte
 __all__ = ["Base", "Tick", "play", "reach", "reference_blocks"]
 
 Tick = Callable[[str, int, int], None]
-FLOOR = "floor.npy"
+FLOOR = "floor.f64"
+FORM = 2  # of entries; one of another form has another key
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,13 @@ def _stored(
         return None
     entry, facts = found
     try:
-        continuations = [_from_json(start, one) for start, one in zip(starts, facts["greedy"], strict=True)]
+        store, rows = LogitStore(entry / LOGITS), sum(window.scored for window in windows)
+        greedy = zip(starts, facts["greedy"], strict=True)
+        continuations = [_from_json(start, one, store.vocab_size) for start, one in greedy]
         apart = Accumulator.load(entry / FLOOR).result() if floor else None
-        store = LogitStore(entry / LOGITS)
-        if store.rows == sum(window.scored for window in windows):
+        if store.rows == rows and (apart is None or apart.positions == rows):
             return store, continuations, apart
-    except (LookupError, TypeError, ValueError, FileFormatError):
+    except (LookupError, TypeError, ValueError, OverflowError, FileFormatError):
         pass
     shelf.remove(key)
     return None
@@ -189,6 +191,7 @@ def _facts(reference: Candidate, count: int, stop: frozenset[int], settings: Set
         "greedy": count,
         "stop": sorted(stop),
         "floor": settings.attribution,
+        "form": FORM,
     }
 
 
@@ -217,9 +220,9 @@ def _as_json(one: Continuation) -> dict[str, list[float]]:
     return {"tokens": list(one.tokens), "margins": list(one.margins)}
 
 
-def _from_json(prompt: NDArray[np.int64], one: Mapping[str, Any]) -> Continuation:
+def _from_json(prompt: NDArray[np.int64], one: Mapping[str, Any], vocab_size: int) -> Continuation:
     tokens, margins = tuple(map(operator.index, one["tokens"])), tuple(map(float, one["margins"]))
-    if len(tokens) != len(margins):
+    if len(tokens) != len(margins) or not all(0 <= token < vocab_size for token in tokens):
         raise ValueError(f"{len(tokens)} tokens with {len(margins)} margins")
     return Continuation(prompt, tokens, margins)
 

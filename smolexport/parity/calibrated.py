@@ -16,10 +16,12 @@ from typing import Any
 from smolexport.calibration.texts import Source
 from smolexport.model import CALIBRATION_KEY
 from smolexport.regular import open_regular
+from smolexport.text import printable
 
 __all__ = ["Record", "Step", "read_record", "read_steps"]
 
 LARGEST = 1 << 26  # bytes of a report that are read
+LONGEST_METHOD = 40  # characters: it heads a column of tables
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def read_record(metadata: Mapping[str, Any]) -> tuple[Record | None, str]:
     try:
         found = json.loads(str(metadata[CALIBRATION_KEY]))
         method, texts = found["method"], found.get("texts", [])
-        if not isinstance(method, str) or not method:
+        if not isinstance(method, str) or not 0 < len(method) <= LONGEST_METHOD:
             raise ValueError("method is no name")
         sources = tuple(Source(str(one["name"]), str(one["sha256"]), int(one["tokens"])) for one in texts)
         return Record(method, sources, int(found.get("tokens", 0)), str(found.get("windows_sha256", ""))), ""
@@ -76,6 +78,8 @@ def read_steps(path: Path, record: Record) -> tuple[tuple[Step, ...], str]:
     try:
         if not place.exists():
             return (), ""
+        if not place.is_file():  # reading a pipe would wait for ever
+            raise ValueError("it is no regular file")
         if place.stat().st_size > LARGEST:
             raise ValueError("it is too large to be one")
         with open_regular(place) as file:
@@ -99,5 +103,4 @@ def _step(source: str, one: Mapping[str, Any]) -> Step:
 def _short(error: Exception) -> str:
     """What is wrong, on one short line."""
     what = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-    words = " ".join("".join(c if c.isprintable() else " " for c in what).split())
-    return words if len(words) <= 80 else f"{words[:79]}…"
+    return printable(" ".join(what.split()), 80)

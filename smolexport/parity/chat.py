@@ -28,6 +28,7 @@ from smolexport.errors import MissingDependencyError, SmolexportError, Tokenizer
 from smolexport.parity.conversations import TEXTS, conversations
 from smolexport.rendering import Answer, Renderer
 from smolexport.runtime import Runtime, Session, TextCodec
+from smolexport.text import reason
 
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
@@ -188,7 +189,7 @@ def _encoded(codec: TextCodec, text: str, asked: Mapping[str, Any]) -> Answer:
     try:
         return Answer(text, tuple(codec.encode(text)[0 if asked.get("framed") else len(codec.encode("")) :]))
     except Exception as error:  # whatever a library's tokenizer raises
-        return Answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        return Answer(error=f"{type(error).__name__}: {reason(error)}")
 
 
 def _ask(runtime: Runtime, path: Path, questions: Mapping[str, Mapping[str, Any]]) -> dict[str, Answer]:

@@ -139,6 +139,7 @@ def _accuracy(
             break
         except TooSmall as small:
             limit = small.context
+    notes += shelf.notes
     if statistics is not None and seen:
         notes += note_on(statistics, candidates, seen[0])
     return _Sheet(base, members, pairs, fingerprints, errors, notes)

@@ -23,12 +23,14 @@ import dataclasses
 import difflib
 import math
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolexport.errors import UsageError
+from smolexport.text import label, reason, show
 
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
@@ -213,13 +215,15 @@ def read_gate(path: Path) -> Gate:
             tables = tomllib.load(file)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # of TOML, and of UTF-8
-        raise UsageError(f"{path}: is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number of thousands of digits
+        raise UsageError(f"{path}: is not TOML: {reason(error)}") from error
     rules: list[tuple[int, Rule]] = []
     default = Thresholds()
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise UsageError(f"{path}: {name}: stands in no table; thresholds for every file belong under [{_DEFAULT}]")
+            raise UsageError(
+                f"{path}: {label(name)}: stands in no table; thresholds for every file belong under [{_DEFAULT}]"
+            )
         if name == _DEFAULT:
             default = _limits(path, name, table)
         else:
@@ -245,7 +249,7 @@ def _rules(path: Path, name: str, table: Mapping[str, Any]) -> list[tuple[int, R
         for key, values in inner.items():
             scheme = formats[lower](key)
             if scheme is None:
-                raise UsageError(f"{path}: [{name}.{key}]: the format {lower} has no scheme of that name")
+                raise UsageError(f"{path}: [{label(f'{name}.{key}')}]: the format {lower} has no scheme of that name")
             found.append((3, Rule(lower, scheme, _limits(path, f"{name}.{key}", values))))
         return found
     limits = _limits(path, name, table)
@@ -255,7 +259,7 @@ def _rules(path: Path, name: str, table: Mapping[str, Any]) -> list[tuple[int, R
     found = [(2, Rule(each, scheme, limits)) for each, scheme in (own or known).items()]
     if not found:
         there = f"{_DEFAULT}, the formats {', '.join(formats)}, and their schemes, see `smolexport list`"
-        raise UsageError(f"{path}: [{name}]: is no table of a gate; there are {there}")
+        raise UsageError(f"{path}: [{label(name)}]: is no table of a gate; there are {there}")
     return found
 
 
@@ -278,12 +282,12 @@ def _formats() -> dict[str, Callable[[str], str | None]]:
 def _limits(path: Path, table: str, values: Mapping[str, Any]) -> Thresholds:
     """One table's thresholds, checked."""
     for key, value in values.items():
-        where = f"{path}: [{table}] {key}"
+        where = f"{path}: [{label(table)}] {label(key)}"
         if key not in _NAMES:
             near = difflib.get_close_matches(key, _NAMES, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"{where}: is no threshold; {hint}there are {', '.join(_NAMES)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
             raise UsageError(f"{where} = {_shown(value)}: should be a number, at least 0")
         if key == "min_top1" and value > 1:
             raise UsageError(f"{where} = {value}: should be a share, at most 1")
@@ -292,5 +296,4 @@ def _limits(path: Path, table: str, values: Mapping[str, Any]) -> Thresholds:
 
 def _shown(value: object) -> str:
     """A value as TOML has it, on one short line."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return str(value).lower() if isinstance(value, bool) else show(value, 40)

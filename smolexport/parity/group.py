@@ -23,6 +23,7 @@ from smolexport.parity.statistics import Accumulator, Predictions, read_predicti
 from smolexport.parity.tensors import own_tensors
 from smolexport.parity.windows import block_rows, blocks
 from smolexport.runtime import Session
+from smolexport.text import reason
 
 __all__ = ["Member", "TooSmall", "decoded_bytes", "play_group"]
 
@@ -197,7 +198,7 @@ def _tokenizer_note(base: Base, session: Session) -> str:
         own = session.codec.encode(base.text)
     except Exception as error:
         # whatever a library's tokenizer raises, the figures over the reference's ids still hold
-        return f"its own tokenizer fails on the text: {type(error).__name__}: {error}"
+        return f"its own tokenizer fails on the text: {type(error).__name__}: {reason(error)}"
     pairs = enumerate(zip(ids, own, strict=False))
     place = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(ids), len(own)))
     if place == len(ids) == len(own):

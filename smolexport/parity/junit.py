@@ -7,7 +7,6 @@ figures stand in a case's properties.  Elements and attributes are those that th
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,12 +15,11 @@ from smolexport.output import atomic_file, check_target
 from smolexport.parity.gate import Check
 from smolexport.parity.report.names import reference_name
 from smolexport.parity.results import Accuracy, CandidateResult, Comparison
+from smolexport.text import printable
 
 __all__ = ["check_junit", "checks_of", "labels", "to_junit", "write_junit"]
 
 _SUITE = "smolexport parity"
-# what XML 1.0 has no way to write
-_UNSPEAKABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(comparison: Comparison) -> str:
@@ -90,7 +88,7 @@ def _pairs(comparison: Comparison, index: int) -> Sequence[Accuracy]:
 
 def _case(name: str, check: Check, result: CandidateResult) -> ElementTree.Element:
     model = result.model
-    case = ElementTree.Element("testcase", classname=f"parity.{_label(name)}", name=check.kind, time="0")
+    case = ElementTree.Element("testcase", classname=f"parity.{printable(name)}", name=check.kind, time="0")
     figures = {"figure": check.figure, "threshold": check.limit, "bits_per_weight": model.bits_per_weight}
     facts = {
         "path": str(model.path), "format": model.format, "scheme": model.scheme,
@@ -99,22 +97,12 @@ def _case(name: str, check: Check, result: CandidateResult) -> ElementTree.Eleme
     }  # fmt: skip
     _properties(case, facts)
     if check.miss:
-        failure = ElementTree.SubElement(case, "failure", message=_plain(check.miss), type=check.kind)
-        failure.text = "\n".join(map(_plain, (f"{name}: {check.miss}", *result.notes)))
+        failure = ElementTree.SubElement(case, "failure", message=printable(check.miss), type=check.kind)
+        failure.text = "\n".join(map(printable, (f"{name}: {check.miss}", *result.notes)))
     return case
 
 
 def _properties(element: ElementTree.Element, facts: dict[str, str]) -> None:
     listed = ElementTree.SubElement(element, "properties")
     for name, value in facts.items():
-        ElementTree.SubElement(listed, "property", name=_plain(name), value=_plain(value))
-
-
-def _label(name: str) -> str:
-    """A name on one line."""
-    return _plain(name).replace("\n", "?").replace("\r", "?").replace("\t", "?")
-
-
-def _plain(text: str) -> str:
-    """`text` without what XML cannot hold: control characters and halves of pairs."""
-    return _UNSPEAKABLE.sub("?", text)
+        ElementTree.SubElement(listed, "property", name=printable(name), value=printable(value))

@@ -13,6 +13,7 @@ from smolexport.calibration.texts import Source, overlaps
 from smolexport.errors import UsageError
 from smolexport.parity.inputs import Candidate
 from smolexport.parity.windows import Window
+from smolexport.text import label
 
 __all__ = ["MOST", "RUN", "Overlap", "check_runs", "check_sources", "check_texts", "note_on"]
 
@@ -49,7 +50,7 @@ def check_sources(sources: Sequence[Source], owner: str, *texts: bytes) -> None:
     marks = {hashlib.sha256(text).hexdigest() for text in texts}
     for source in sources:
         if source.sha256 in marks:
-            raise UsageError(f"{owner}: was calibrated on the very text to be scored ({source.name}); {OTHER}")
+            raise UsageError(f"{owner}: was calibrated on the very text to be scored ({label(source.name)}); {OTHER}")
 
 
 def check_runs(statistics: Statistics, windows: Sequence[Window]) -> Overlap:

@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.npy import read_array
 from smolexport.parity.results import Accuracy, Estimate, Spread
 
 __all__ = ["LOG_PROBABILITY_FLOOR", "TOP_WORDS", "Accumulator", "Predictions", "percentile", "read_predictions"]
@@ -121,19 +120,19 @@ class Accumulator:
 
     def save(self, path: Path) -> None:
         """Write what was taken so far to the file `path`, for `load`."""
-        np.save(path, np.concatenate(self._parts, axis=1), allow_pickle=False)
+        path.write_bytes(np.concatenate(self._parts, axis=1).astype("<f8").tobytes())
 
     @classmethod
     def load(cls, path: Path) -> Accumulator:
         """What `save` wrote.  Raises FileFormatError where it is damaged."""
         found = cls()
         try:
-            rows = read_array(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise FileFormatError(f"{path}: is damaged ({error}); delete it") from error
-        if rows.ndim != 2 or rows.shape[0] != COLUMNS or rows.dtype != np.float64:
+            data = path.read_bytes()
+        except OSError as error:
+            raise FileFormatError(f"{path}: cannot be read ({error.strerror}); delete it") from error
+        if not data or len(data) % (8 * COLUMNS):
             raise FileFormatError(f"{path}: is damaged; delete it")
-        found._parts.append(rows)
+        found._parts.append(np.frombuffer(data, "<f8").reshape(COLUMNS, -1))
         return found
 
     def result(self) -> Accuracy:

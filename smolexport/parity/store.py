@@ -3,6 +3,7 @@ the reference again.
 
 An entry is a folder whose name is a hash of all that the logits depend on: the checkpoint's bytes, the runtime with its
 versions and options, the windows.  It appears whole or not at all, and what has not been used for longest makes room.
+Disks forget: an entry holds a checksum of all its files, without which none of them is believed.
 
 Notation: n = rows, v = vocab_size.
 """
@@ -13,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -27,15 +29,21 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError, SessionError
-from smolexport.npy import read_header
 from smolexport.output import check_space
+from smolexport.regular import open_regular
 
 __all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
 
-LOGITS, FACTS = "logits.npy", "facts.json"
+LOGITS, FACTS, SUM = "logits.npy", "facts.json", "blake2b"
 ROOM = 16 << 30  # bytes that all entries together may take
 SETTLED = 2.0  # seconds since the last write, below which a second one could leave the same date
 BF16, F32 = np.dtype("<u2"), np.dtype("<f4")
+# What NumPy writes before an array of these; its own reader evaluates whatever stands there.
+HEADER_BYTES = 128
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00\x76\x00\{'descr': '(<u2|<f4)', 'fortran_order': False, "
+    rb"'shape': \(([1-9][0-9]{0,14}), ([1-9][0-9]{0,14})\), \} *\n"
+)
 
 
 class LogitStore:
@@ -46,14 +54,15 @@ class LogitStore:
         self._path = path
         try:
             with path.open("rb") as file:
-                shape, _, self._dtype = read_header(file)
-                self._start = file.tell()
-            complete = path.stat().st_size == self._start + math.prod(shape) * self._dtype.itemsize
-        except (OSError, ValueError) as error:
-            raise FileFormatError(f"{path}: is no array of logits ({error})") from error
-        if len(shape) != 2 or self._dtype not in (BF16, F32) or not complete:
+                found = HEADER.fullmatch(file.read(HEADER_BYTES))
+            size = path.stat().st_size
+        except OSError as error:
+            raise FileFormatError(f"{path}: is no array of logits ({error.strerror})") from error
+        if found is None:
+            raise FileFormatError(f"{path}: is no array of logits; delete it")
+        self._dtype, (self.rows, self.vocab_size) = np.dtype(found[1].decode()), map(int, found.groups()[1:])
+        if size != HEADER_BYTES + math.prod((self.rows, self.vocab_size, self._dtype.itemsize)):
             raise FileFormatError(f"{path}: is damaged; delete it")
-        self.rows, self.vocab_size = shape
 
     def blocks(self, first: int, count: int, step: int) -> Iterator[NDArray[np.float32]]:
         """Rows [first, first + count), in even parts of at most `step` rows: [.., v] float32.
@@ -61,7 +70,7 @@ class LogitStore:
         Raises FileFormatError where the file has become shorter.
         """
         with self._path.open("rb", buffering=0) as file:
-            file.seek(self._start + first * self.vocab_size * self._dtype.itemsize)
+            file.seek(HEADER_BYTES + first * self.vocab_size * self._dtype.itemsize)
             for part in np.array_split(np.empty(count, np.bool_), -(-count // step)):
                 yield self._read(file, len(part))
 
@@ -110,12 +119,18 @@ class Recorder:
 
 
 class Shelf:
-    """The entries in `folder`; with None, in a temporary folder that goes with the shelf."""
+    """The entries in `folder`; with None, in a temporary folder that goes with the shelf.
+
+    Attributes:
+        notes: a line for each entry that was found damaged.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._own = None if folder else tempfile.TemporaryDirectory(prefix="smolexport-logits-")
         self._folder = folder or Path(self._own.name if self._own else "")
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._sound: set[str] = set()  # keys of entries whose checksum was seen to be right
+        self.notes: list[str] = []
 
     def __enter__(self) -> Shelf:
         return self
@@ -127,19 +142,28 @@ class Shelf:
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
         """The entry's folder and facts; None where there is none, or a damaged one, which is removed."""
         entry = self._folder / key
+        if not os.path.lexists(entry):
+            return None
         try:
+            if key not in self._sound and (entry / SUM).read_text(encoding="ascii") != _sum(entry):
+                raise FileFormatError(f"{entry}: is damaged; delete it")
             facts = dict(json.loads((entry / FACTS).read_text(encoding="utf-8")))
-            LogitStore(entry / LOGITS)
-        except (OSError, ValueError, TypeError, FileFormatError):
+        except (OSError, ValueError, TypeError, RecursionError, FileFormatError):
             self.remove(key)
             return None
+        self._sound.add(key)
         with suppress(OSError):
             os.utime(entry)  # used now
         return entry, facts
 
     def remove(self, key: str) -> None:
-        """Forget the entry `key`, as far as it is there."""
-        shutil.rmtree(self._folder / key, ignore_errors=True)
+        """Forget the entry `key`, which is damaged."""
+        entry = self._folder / key
+        self._sound.discard(key)
+        self.notes.append(f"{entry}: the logits kept there were damaged, and the reference was played again")
+        shutil.rmtree(entry, ignore_errors=True)
+        with suppress(OSError):
+            entry.unlink(missing_ok=True)  # no folder at all
 
     @contextmanager
     def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
@@ -149,8 +173,10 @@ class Shelf:
             partial.mkdir()
             yield partial
             (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            (partial / SUM).write_text(_sum(partial), encoding="ascii")
             with suppress(OSError):  # another process has made the same one
                 partial.rename(self._folder / key)
+                self._sound.add(key)
         with suppress(OSError):  # another process tidies up too
             self._make_room(key)
 
@@ -168,6 +194,15 @@ class Shelf:
             if entry.name != key:
                 shutil.rmtree(entry, ignore_errors=True)
                 del sizes[entry]
+
+
+def _sum(entry: Path) -> str:
+    """A checksum of the names and contents of all files of an entry but the one that holds it."""
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted(entry.iterdir()):
+        if file.name != SUM:
+            total.update(f"{file.name} {_content_digest(file)}\n".encode())
+    return total.hexdigest()
 
 
 def usual_folder() -> Path:
@@ -210,5 +245,9 @@ def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any
 @lru_cache(maxsize=1024)
 def _file_digest(path: Path, _seen: tuple[int, ...]) -> str:
     """Of the contents; `_seen`, size, dates and numbers of the file, tells whether a known digest still holds."""
-    with path.open("rb") as file:
+    return _content_digest(path)
+
+
+def _content_digest(path: Path) -> str:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

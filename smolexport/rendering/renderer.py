@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from smolexport.processes import environment, fresh_python
+from smolexport.text import printable
 
 __all__ = ["PATIENCE_S", "Answer", "Renderer"]
 
@@ -109,5 +110,4 @@ class Renderer:
 
 def _line(text: str) -> str:
     """A stranger's words on one short line."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
+    return printable(" ".join(text.split()), _LONGEST)

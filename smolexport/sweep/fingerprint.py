@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from smolexport.errors import CheckpointError
 from smolexport.identity import file_hash, files_of
@@ -37,10 +38,10 @@ class Hashes:
         self._known: dict[str, Sequence[Any]] = {}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return
         if isinstance(found, dict):
-            self._known = {name: value for name, value in found.items() if isinstance(value, list) and len(value) == 5}
+            self._known = {name: value for name, value in found.items() if _is_hash(value)}
 
     def fingerprint(self, folder: Path) -> str:
         """One hash for names and contents of all files of the checkpoint in `folder`.
@@ -66,7 +67,7 @@ class Hashes:
         seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         known = self._known.get(str(path))
         if known is not None and seen == list(known[:4]):
-            return str(known[4])
+            return cast(str, known[4])
         mark = file_hash(path)
         if abs(time.time() - max(stat.st_mtime, stat.st_ctime)) > SETTLED:
             self._known[str(path)] = [*seen, mark]
@@ -77,3 +78,10 @@ class Hashes:
         kept: Mapping[str, Sequence[Any]] = dict(sorted(self._known.items()))
         with atomic_file(self._path, force=True) as file:
             file.write(json.dumps(kept, indent=1).encode())
+
+
+def _is_hash(value: Any) -> bool:
+    """Whether `value` is size, two dates, number and hash of a file."""
+    if not isinstance(value, list) or [type(one) for one in value] != [int, int, int, int, str]:
+        return False
+    return re.fullmatch("[0-9a-f]{64}", value[4]) is not None

@@ -19,6 +19,7 @@ from smolexport.sweep.engine import Ending, share
 from smolexport.sweep.plan import Task
 from smolexport.sweep.record import parsed
 from smolexport.sweep.worker import GRACE
+from smolexport.text import printable
 
 __all__ = ["Local"]
 
@@ -106,7 +107,7 @@ def _ending(one: Running) -> Ending:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
         return Ending(None, f"its process was ended by {name}")
     last = errors.strip().splitlines()[-1:] or ["without a word"]
-    return Ending(None, f"its process ended with code {code}: {last[0]}")
+    return Ending(None, f"its process ended with code {code}: {printable(last[0], 300)}")
 
 
 def _let_go(one: Running) -> str:

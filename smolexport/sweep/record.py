@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from types import UnionType
+from pathlib import Path, PurePath
 from typing import Any
 
 from smolexport.output import atomic_file
@@ -28,9 +29,61 @@ __all__ = [
 ]
 
 Facts = Mapping[str, Any]
-# What the table shows of a record has to be there.
-EXPORTED = {"inputs": dict, "files": dict, "bytes": int, "bits_per_weight": int | float, "seconds": int | float}
-COMPARED = {"inputs": dict, "kld": dict, "top1_agreement": int | float, "seconds": int | float}
+Check = Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which NaN is not
+
+
+def _is_plain(value: Any) -> bool:
+    """A number, truth value, text or nothing; or a list of texts."""
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return value is None or isinstance(value, (str, bool)) or _is_number(value)
+
+
+def _is_path(value: Any) -> bool:
+    """Whether `value` is the name of a file below a folder, as this system may have it."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeError:
+        return False
+    return not PurePath(value).is_absolute() and ".." not in PurePath(value).parts
+
+
+def _table_of(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _is_file(facts: Any) -> bool:
+    return _table_of(_is_plain)(facts) and _is_number(facts.get("bytes"))
+
+
+def _are_files(value: Any) -> bool:
+    return _table_of(_is_file)(value) and all(map(_is_path, value))
+
+
+def _or_nothing(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and _is_plain(value)
+
+
+# What is used or shown of a record is what it should be; whatever else is there is plain.
+NUMBER_OR_NOTHING = _or_nothing(_is_number)
+EXPORTED: Mapping[str, Check] = {
+    "inputs": _table_of(_is_plain), "files": _are_files, "bytes": _is_number, "bits_per_weight": _is_number,
+    "seconds": _is_number, "notes": _or_nothing(_are_texts),
+}  # fmt: skip
+COMPARED: Mapping[str, Check] = {
+    "inputs": _table_of(_is_plain), "kld": _table_of(NUMBER_OR_NOTHING), "top1_agreement": _is_number,
+    "seconds": _is_number, "notes": _or_nothing(_are_texts), "perplexity_ratio": NUMBER_OR_NOTHING,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,22 +132,24 @@ def read(task: Task) -> Record:
 
 def parsed(text: str) -> Record:
     """What `dumped` made a text of; raises ValueError."""
-    found = json.loads(text)
     try:
+        found = json.loads(text)
         record = Record(**{field.name: found[field.name] for field in fields(Record)})
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, RecursionError) as error:
         raise ValueError("is no record") from error
-    texts = (record.source, record.format, record.scheme, record.target, record.error)
-    if not all(isinstance(text, str) for text in texts):
+    sound = _is_path(record.target) and all(
+        isinstance(text, str) for text in (record.source, record.format, record.scheme, record.error)
+    )
+    if not (sound and _has(record.exported, EXPORTED) and _has(record.compared, COMPARED)):
         raise ValueError("is no record")
-    for part, kinds in ((record.exported, EXPORTED), (record.compared, COMPARED)):
-        if part is not None and not (isinstance(part, dict) and _has(part, kinds)):
-            raise ValueError("is no record")
     return record
 
 
-def _has(part: Facts, kinds: Mapping[str, type | UnionType]) -> bool:
-    return all(isinstance(part.get(name), kind) for name, kind in kinds.items())
+def _has(part: Any, checks: Mapping[str, Check]) -> bool:
+    if not isinstance(part, dict):
+        return part is None
+    others = (value for name, value in part.items() if name not in checks)
+    return all(check(part.get(name)) for name, check in checks.items()) and all(map(_is_plain, others))
 
 
 def dumped(record: Record, indent: int | None = None) -> str:
@@ -152,10 +207,8 @@ def holding(task: Task, record: Record) -> Record:
 
 def _stands(task: Task, record: Record, exported: Facts) -> bool:
     """Whether every file of the output is there with the recorded size."""
-    folder, files = (Path(task.terms.out) / record.target).parent, exported.get("files")
-    if not isinstance(files, dict) or not files:
-        return False
+    folder, files = (Path(task.terms.out) / record.target).parent, exported["files"]
     try:
-        return all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
-    except (OSError, LookupError, TypeError):
+        return bool(files) and all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
+    except OSError:
         return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from smolexport.card import installed_version
 from smolexport.sweep.plan import Task
 from smolexport.sweep.record import Record
+from smolexport.text import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +60,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "bytes": made.get("bytes"),
         "bits_per_weight": made.get("bits_per_weight"),
         "files": made.get("files"),
-        "notes": [*made.get("notes", ()), *compared.get("notes", ())],
+        "notes": [*(made.get("notes") or ()), *(compared.get("notes") or ())],
         "runtime": compared.get("runtime"),
         "weights_fingerprint": compared.get("fingerprint"),
         "kld": kld.get("mean"),
@@ -84,8 +85,8 @@ def line(row: Row) -> str:
 
 def render(rows: Sequence[Row], console: Console) -> None:
     """A table, and below it what went wrong."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("checkpoint", overflow="fold")
@@ -97,9 +98,9 @@ def render(rows: Sequence[Row], console: Console) -> None:
     for row in rows:
         found = _row_json(row)
         table.add_row(
-            escape(row.task.name),
-            escape(row.task.format),
-            escape(row.task.scheme),
+            Text(printable(row.task.name)),
+            Text(printable(row.task.format)),
+            Text(printable(row.task.scheme)),
             _cell(found["bytes"], "{:,.1f}", 1e-6),
             _cell(found["bits_per_weight"], "{:.2f}"),
             _cell(found["kld"], "{:.5f}"),
@@ -110,7 +111,7 @@ def render(rows: Sequence[Row], console: Console) -> None:
         )
     console.print(table, crop=False)
     for error in dict.fromkeys(row.error for row in rows if row.error):
-        console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"failed: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cell(value: float | None, form: str, factor: float = 1.0) -> str:

@@ -22,6 +22,7 @@ from smolexport.sweep.fingerprint import file_hash, signature
 from smolexport.sweep.lock import held
 from smolexport.sweep.plan import STATE, Task
 from smolexport.sweep.record import Record
+from smolexport.text import one_line
 
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate, Settings
@@ -41,7 +42,6 @@ FIGURES = (
     "perplexity_ratio",
     "perplexity_ratio_error",
     "tokenizer_equal",
-    "notes",
 )
 
 
@@ -58,7 +58,7 @@ def attempt(task: Task) -> Record:
         line = f"{error.filename or task.folder}: {error.strerror or error}"
     except Exception as error:  # of a library, unforeseen: it ends this task, not the sweep
         line = f"{task.folder}: {type(error).__name__}: {error}"
-    failed = replace(records.read(task), error=" ".join(line.splitlines()))
+    failed = replace(records.read(task), error=one_line(line))
     if mark_of(task).exists():  # else this is another machine's folder, or another sweep's turn by now
         with suppress(SmolexportError, OSError):
             records.write(task, failed)
@@ -183,13 +183,13 @@ def _compare(task: Task, path: Path) -> dict[str, Any]:
     )  # fmt: skip
     base = reference(Path(task.folder), ignore_config=task.terms.ignore_config)
     shelf = _shelf()
-    if shelf:
-        _play_once(base, text, settings, shelf, task)
+    notes = _play_once(base, text, settings, shelf, task) if shelf else []
     sheet = to_json(compare(base, exported([path]), text=text, settings=settings, cache=shelf))
     [candidate] = sheet["candidates"]
     return {
         "inputs": records.compare_inputs(task),
         **{name: candidate[name] for name in FIGURES},
+        "notes": [*notes, *candidate["notes"]],
         "reference_perplexity": sheet["reference"]["perplexity"],
         "scored_positions": sheet["text"]["scored_positions"],
         "seconds": round(time.perf_counter() - start, 3),
@@ -205,11 +205,15 @@ def _shelf() -> Path | None:
     return None
 
 
-def _play_once(base: Candidate, text: str, settings: Settings, folder: Path, task: Task) -> None:
-    """Leave the reference's logits in `folder`: of several tasks of a checkpoint the first one, the others wait."""
+def _play_once(base: Candidate, text: str, settings: Settings, folder: Path, task: Task) -> list[str]:
+    """Leave the reference's logits in `folder`: of several tasks of a checkpoint the first one, the others wait.
+
+    Returns notes.
+    """
     from smolexport.parity.base import play
     from smolexport.parity.store import Shelf
 
     lock = held(folder / f".playing-{task.fingerprint[:2]}") if os.access(folder, os.W_OK) else nullcontext()
     with lock, Shelf(folder) as shelf:
         play(base, text, settings, shelf, None, lambda *_: None)
+    return shelf.notes

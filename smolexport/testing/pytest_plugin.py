@@ -206,6 +206,8 @@ class _File(pytest.Item):
         self.add_marker("smolexport")
 
     def runtest(self) -> None:
+        from smolexport.text import printable
+
         found = self._lab.result(self._index)
         if isinstance(found, Exception):
             raise _MissedError(str(found))
@@ -219,7 +221,7 @@ class _File(pytest.Item):
         self.user_properties.extend(figures.items())
         if found.misses:
             shown = ", ".join(f"{name} {value:.6g}" for name, value in figures.items())
-            lines = (*found.misses, *(f"note: {note}" for note in found.notes), f"figures: {shown}")
+            lines = (*found.misses, *(f"note: {printable(note)}" for note in found.notes), f"figures: {shown}")
             raise _MissedError("\n".join(lines))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

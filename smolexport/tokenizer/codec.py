@@ -15,7 +15,7 @@ from typing import Any
 
 from smolexport.errors import TokenizerError, UsageError
 from smolexport.source_files import file_in
-from smolexport.tokenizer.files import show
+from smolexport.text import show
 from smolexport.tokenizer.reader import load_library
 from smolexport.tokenizer.spec import SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
 

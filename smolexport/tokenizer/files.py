@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError
+from smolexport.regular import open_regular
 from smolexport.source_files import file_in
+from smolexport.text import reason, show
 
 __all__ = [
     "ADDED",
@@ -29,7 +31,6 @@ __all__ = [
     "read_text",
     "refuse",
     "sequence",
-    "show",
     "string",
 ]
 
@@ -53,15 +54,6 @@ def read_companions(folder: Path) -> Companions:
     return Companions(folder, {name: read_json(path) if path else {} for name, path in paths.items()})
 
 
-def show(value: object, limit: int = 80) -> str:
-    """`value` as one short line for a message."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # too deep, or an integer of thousands of digits
-        text = f"a {type(value).__name__} too large to print"
-    return text if len(text) <= limit else f"{text[:limit]}…"
-
-
 def refuse(path: Path, found: str, remedy: str) -> TokenizerError:
     """The error for one finding in one file; for `raise`."""
     return TokenizerError(f"{path}: {found}; {remedy}")
@@ -73,7 +65,8 @@ def read_text(path: Path) -> str:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise refuse(path, f"{size:,} bytes, more than any tokenizer needs", "is it the right file?")
-        return path.read_bytes().decode("utf-8")
+        with open_regular(path) as file:
+            return file.read().decode("utf-8")
     except OSError as error:
         raise refuse(path, f"cannot be read ({error.strerror or error})", "check its permissions") from None
     except UnicodeDecodeError as error:
@@ -103,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise refuse(path, "is nested too deeply", "this is no tokenizer file; download it again") from None
     except ValueError as error:
-        raise refuse(path, f"is not valid JSON ({show(str(error), 160)})", "download the file again") from None
+        raise refuse(path, f"is not valid JSON ({reason(error)})", "download the file again") from None
     return mapping(path, "the top level", value)
 
 

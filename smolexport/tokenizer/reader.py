@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from smolexport.source_files import file_in
+from smolexport.text import show
 from smolexport.tokenizer.derive import last_ranks
-from smolexport.tokenizer.files import Companions, read_companions, read_json, refuse, show
+from smolexport.tokenizer.files import Companions, read_companions, read_json, refuse
 from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenizerSpec, TokenKind
 from smolexport.tokenizer.special import read_special, read_templates
 from smolexport.tokenizer.structure import Structure, recognise

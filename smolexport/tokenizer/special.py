@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smolexport.source_files import file_in, files_in
+from smolexport.text import show
 from smolexport.tokenizer.files import (
     CONFIG,
     ID_FILES,
@@ -25,7 +26,6 @@ from smolexport.tokenizer.files import (
     read_text,
     refuse,
     sequence,
-    show,
     string,
 )
 from smolexport.tokenizer.merging import reads_all

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError
-from smolexport.tokenizer.files import mapping, refuse, sequence, show
+from smolexport.text import show
+from smolexport.tokenizer.files import mapping, refuse, sequence
 from smolexport.tokenizer.spec import Normalizer, PreTokenizer, SpacePrefix, TokenizerKind
 
 __all__ = ["Structure", "recognise"]

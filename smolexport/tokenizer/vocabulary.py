@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolexport.tokenizer.files import Companions, boolean, mapping, refuse, sequence, show, string
+from smolexport.text import show
+from smolexport.tokenizer.files import Companions, boolean, mapping, refuse, sequence, string
 from smolexport.tokenizer.merging import Merged, merge
 from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenKind
 

@@ -82,6 +82,7 @@ def assert_refused(outcome: Outcome, *words: str | Path, planned: bool = False) 
     assert [line.startswith("smolexport: ") for line in lines].count(True) == 1, outcome.err
     assert lines[-1].startswith("smolexport: ")
     assert planned or len(lines) == 1, outcome.err
+    assert lines[-1].isprintable()
     for word in words:
         assert str(word) in lines[-1], f"{word!r} not in {lines[-1]!r}"
 

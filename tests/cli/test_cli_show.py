@@ -83,7 +83,7 @@ def test_a_check_that_breaks_off_hides_nothing(folder: Path, tmp_path: Path, mon
     assert outcome.code == 0
     assert outcome.err == f"note: {folder}: cannot be checked\n"
     assert outcome.out.startswith(f"{folder}: mlx q8")
-    assert json.loads(call("inspect", "--json", folder).out)["findings"] == [f"{folder}: cannot\nbe checked"]
+    assert json.loads(call("inspect", "--json", folder).out)["findings"] == [f"{folder}: cannot be checked"]
 
 
 def test_metadata_that_json_cannot_hold(folder: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_json_in_any_encoding(encoding: str, tiny: Path, tmp_path: Path) -> None
         check=True, capture_output=True, env=environment({"PYTHONIOENCODING": encoding}), timeout=60,
     )  # fmt: skip
     assert json.loads(done.stdout.decode(encoding))["name"] == name
-    assert (name in done.stdout.decode(encoding)) == (encoding == "utf-8")
+    assert done.stdout.decode(encoding).isascii(), "what a terminal obeys is not only below U+0020"
 
 
 def test_list() -> None:

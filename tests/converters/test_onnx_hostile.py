@@ -23,7 +23,7 @@ from smolexport.output import check_target
 from smolexport.spec import Layer
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx.messages import External, Graph, Initializer, Node, decode, encode
-from smolexport_to_onnx.wire import WireError, fields
+from smolexport_to_onnx.wire import WireError, bytes_field, fields, int_field
 from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
 from tests.damage import poke
 
@@ -87,11 +87,23 @@ def twice(graph: Graph) -> Graph:
     return replace(graph, initializers=(*graph.initializers, graph.initializers[0]))
 
 
+def nodes(folder: Path, count: int, node: bytes) -> None:
+    """A graph of so many equal nodes."""
+    (folder / GRAPH).write_bytes(bytes_field(7, bytes_field(1, node) * count))
+
+
+def shared(graph: Graph) -> Graph:
+    """The largest array under a hundred names more."""
+    most = max(graph.initializers, key=lambda i: i.nbytes)
+    return replace(graph, initializers=(*graph.initializers, *(replace(most, name=f"x{n}") for n in range(100))))
+
+
 def hollow(path: Path, size: int) -> None:
     with path.open("wb") as file:
         file.truncate(size)
 
 
+FIELDS = "more than 1,048,576 fields"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no graph": (lambda f: (f / GRAPH).unlink(), "none of the known formats"),
     "no weights": (lambda f: (f / DATA).unlink(), "model_q4.onnx_data: not found, but model_q4.onnx names it"),
@@ -116,7 +128,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge shape": (lambda f: shape(f, "model.norm.weight", 1 << 62, 1 << 62, length=0), "ends inside the array"),
     "a negative shape": (lambda f: shape(f, "model.norm.weight", -64), "has the shape [-64]"),
     "too many axes": (lambda f: shape(f, "model.norm.weight", *[1] * 400, 64), "shape [1, 1, 1, 1, 1, 1, 1, 1, 1])"),
-    "many small fields": (lambda f: (f / GRAPH).write_bytes(b"\x72\x00" * (1 << 19)), "a message of more than 262144"),
+    "many small fields": (lambda f: (f / GRAPH).write_bytes(b"\x72\x00" * (2 << 20)), FIELDS),
+    "many fields in all": (lambda f: nodes(f, 12, b"\x32\x00" * 100_000), FIELDS),
+    "many numbers": (lambda f: nodes(f, 12, bytes_field(5, bytes_field(8, bytes(100_000)) + int_field(20, 7))), FIELDS),
+    "arrays that share their bytes": (lambda f: rewrite(f, shared), "its arrays share their bytes"),
     "an array twice": (lambda f: rewrite(f, twice), "stands in it twice"),
     "seven bits": (lambda f: attribute(f, "MatMulNBits", bits=7), "bits is 7, must be one of 4, 8"),
     "another block": (lambda f: attribute(f, "MatMulNBits", block_size=64), "which make up no"),

@@ -146,7 +146,7 @@ def test_missing_tensor(folder: Path) -> None:
 
 def test_unexpected_tensor_is_shown_without_control_characters(folder: Path) -> None:
     add(folder / SINGLE, "model.evil\x1b[2J\nsecond line", UP)
-    refuse(folder, folder / SINGLE, "model.evil [2J second line", "not part of a llama model")
+    refuse(folder, folder / SINGLE, r"model.evil\x1b[2J\nsecond line", "not part of a llama model")
 
 
 def test_misshaped_tensor(folder: Path) -> None:

@@ -130,7 +130,7 @@ def test_names(tmp_path):
     assert short_names([(a, "x"), (b, "x"), (a, "y")]) == ["a/m.gguf on x", "b/m.gguf", "a/m.gguf on y"]
     deep = [Path("p/a/m.gguf"), Path("q/a/m.gguf")]
     assert short_names([(path, "x") for path in deep]) == [str(path) for path in deep]
-    assert short_names([(Path("a\x1b[2J\n.gguf"), "x")]) == ["a?[2J?.gguf"]
+    assert short_names([(Path("a\x1b[2J\n.gguf"), "x")]) == [r"a\x1b[2J\n.gguf"]
     hub = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / ("0" * 40)
     assert reference_name(hub) == "HuggingFaceTB/SmolLM2-135M"
     assert reference_name(tmp_path / "my-model") == "my-model"

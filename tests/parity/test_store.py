@@ -157,12 +157,12 @@ def test_a_noise_floor_that_is_not_there_is_measured_again(
 
     first = floor()
     [entry] = (tmp_path / "c").iterdir()
-    damage(entry / "floor.npy")
+    damage(entry / "floor.f64")
     assert floor() == pytest.approx(first)
 
 
 def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "ROOM", 700)
+    monkeypatch.setattr(store, "ROOM", 800)
     shelf = Shelf(tmp_path)
     for number in range(4):
         with shelf.making(f"k{number}", {}) as folder:

@@ -16,7 +16,7 @@ __all__ = ["KINDS", "check_reports", "write_reports"]
 def _json(comparison: Comparison) -> str:
     import json
 
-    return json.dumps(sheet.to_json(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(sheet.to_json(comparison), indent=2, allow_nan=False) + "\n"
 
 
 KINDS: dict[str, Callable[[Comparison], str]] = {
@@ -55,5 +55,4 @@ def write_reports(paths: Sequence[Path], comparison: Comparison, *, force: bool 
     for path in paths:
         text = KINDS[path.suffix.lower()](comparison)
         with atomic_file(path, force=force) as file:
-            # half a surrogate, of a name that is not UTF-8, as an escape: in JSON it stays what it is
-            file.write(text.encode("utf-8", "backslashreplace"))
+            file.write(text.encode("utf-8"))

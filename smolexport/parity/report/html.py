@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from smolexport.errors import MissingDependencyError
 from smolexport.parity.methods import PLAIN, columns
 from smolexport.parity.report.markdown import command_line
-from smolexport.parity.report.names import ABSENT, estimate, number, printable, short_power
+from smolexport.parity.report.names import ABSENT, estimate, number, short_power
 from smolexport.parity.report.sheet import to_json
 from smolexport.parity.report.svg import need_matplotlib
 from smolexport.parity.results import NEAR_TIE, Comparison
+from smolexport.text import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment

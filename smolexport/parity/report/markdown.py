@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from smolexport.parity.methods import PLAIN, columns
-from smolexport.parity.report.names import ABSENT, estimate, number, printable
+from smolexport.parity.report.names import ABSENT, estimate, number
 from smolexport.parity.report.sheet import to_json
 from smolexport.parity.results import Comparison
+from smolexport.text import printable
 
 __all__ = ["command_line", "render_markdown"]
 

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["ABSENT", "error_text", "estimate", "number", "printable", "reference_name", "short_names", "short_power"]
+from smolexport.text import printable
+
+__all__ = ["ABSENT", "error_text", "estimate", "number", "reference_name", "short_names", "short_power", "two_lines"]
 
 ABSENT = "-"
 
@@ -46,9 +48,12 @@ def reference_name(path: Path) -> str:
     return printable(path.name or str(path))
 
 
-def printable(text: str) -> str:
-    """`text` on one line, without control characters: names come from strangers' files."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+def two_lines(first: str, second: str, *, dim: bool = True) -> str:
+    """Two lines of a cell of a rich table, the second one dim; strangers' names mean nothing in them."""
+    from rich.markup import escape
+
+    first, second = escape(printable(first)), escape(printable(second))
+    return f"{first}\n[dim]{second}[/dim]" if dim else f"{first}\n{second}"
 
 
 def number(value: float | None, form: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from smolexport.parity.inputs import Candidate
 from smolexport.parity.methods import PLAIN, Cell, columns, side_by_side
-from smolexport.parity.report.names import ABSENT, error_text, number, printable, reference_name, short_names
+from smolexport.parity.report.names import ABSENT, error_text, number, reference_name, short_names, two_lines
 from smolexport.parity.results import (
     NEAR_TIE,
     Accuracy,
@@ -22,6 +22,7 @@ from smolexport.parity.results import (
     Greedy,
     ReferenceResult,
 )
+from smolexport.text import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +43,7 @@ def render(comparison: Comparison, console: Console) -> None:
         console.print(table, crop=False)
         console.print()
     for line in _lines(comparison):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _names(comparison: Comparison) -> list[str]:
@@ -58,8 +59,8 @@ def _accuracy_table(comparison: Comparison) -> Table:
         ["KLD mean\nnats/tok", "median", "99 %", "max", "top-1\n%", "PPL", "PPL\nratio", "first greedy\ndivergence"],
     )
     if reference.floor:
-        kind = f"f32 against {printable(reference.model.scheme)}"
-        table.add_row(_two_lines("noise floor", kind), *_accuracy_cells(reference.floor), ABSENT)
+        kind = f"f32 against {reference.model.scheme}"
+        table.add_row(two_lines("noise floor", kind), *_accuracy_cells(reference.floor), ABSENT)
     own = _cell(reference.perplexity, "{:.4g}")
     table.add_row(_reference_label(comparison), *[ABSENT] * 5, own, ABSENT, ABSENT)
     for result, name in zip(comparison.candidates, _names(comparison), strict=True):
@@ -87,7 +88,7 @@ def _methods_table(comparison: Comparison) -> Table | None:
     table = _table("Methods at equal bytes, mean KLD", map(printable, names), first="format")
     for row in rows:
         cells = {cell.method: _method_cell(cell) for cell in row.cells}
-        label = _two_lines(printable(f"{row.format} {row.scheme}"), printable(row.runtime))
+        label = two_lines(f"{row.format} {row.scheme}", row.runtime)
         table.add_row(label, *(cells.get(name, ABSENT) for name in names))
     return table
 
@@ -129,7 +130,7 @@ def _pairs_table(comparison: Comparison) -> Table | None:
     table = _table("Same weights, two players", ["KLD mean\nnats/tok", "99 %", "max", "top-1\n%"])
     names, floor = _names(comparison), comparison.reference.floor
     rows = [("noise floor", floor)] if floor else []
-    rows += [(_two_lines(names[p.first], names[p.second], dim=False), p.accuracy) for p in comparison.pairs]
+    rows += [(two_lines(names[p.first], names[p.second], dim=False), p.accuracy) for p in comparison.pairs]
     for label, accuracy in rows:
         kld = accuracy.kld
         far = (number(value, "{:.3g}") for value in (kld.p99, kld.maximum))
@@ -176,18 +177,12 @@ def _table(title: str, heads: Iterable[str], first: str = "file") -> Table:
 
 
 def _label(model: Candidate, name: str, kind: str = "") -> str:
-    return _two_lines(name, printable(f"{kind or model.format} {model.kind}, {model.runtime.NAME}"))
+    return two_lines(name, f"{kind or model.format} {model.kind}, {model.runtime.NAME}")
 
 
 def _reference_label(comparison: Comparison) -> str:
     model = comparison.reference.model
     return _label(model, reference_name(model.path), "reference")
-
-
-def _two_lines(first: str, second: str, *, dim: bool = True) -> str:
-    from rich.markup import escape
-
-    return f"{escape(first)}\n[dim]{escape(second)}[/dim]" if dim else f"{escape(first)}\n{escape(second)}"
 
 
 def _rate(estimate: Estimate | None) -> str:
