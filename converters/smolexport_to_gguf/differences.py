@@ -7,12 +7,12 @@ src/llama-vocab.cpp, which treats many tokens by their text, and some by the nam
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
 from unicodedata import normalize
 
 from smolexport.text import printable, show
 from smolexport.tokenizer import Normalizer, SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
 from smolexport.tokenizer.codec import BYTE_OF
+from smolexport.tokenizer.overlaps import differing
 
 __all__ = ["NOT_STRIPPED", "NUL", "RSTRIP_NAMES", "few", "is_control", "vocabulary_notes"]
 
@@ -44,9 +44,6 @@ PRINTED = frozenset("<|channel|> <|message|> <|start|> <|constrain|>".split())  
 PRINTED_END, BESIDE_CALLS = "<|end|>", (frozenset(("<|call|>", "<|calls|>")), frozenset(("<|return|>", "<|flush|>")))
 PLAIN_END, BESIDE_TOOLS = "</s>", "<|tool_response>"
 IN_UTF8 = frozenset(byte for byte in range(256) if byte not in (0xC0, 0xC1) and byte < 0xF5)
-MOST_OVERLAPS = 200  # pairs looked at; real tokenizers have none
-LONGEST_OVERLAP = 64  # characters
-MOST_WORK = 10_000_000  # places looked at for tokens within others
 
 
 def is_control(spec: TokenizerSpec, index: int) -> bool:
@@ -66,7 +63,7 @@ def vocabulary_notes(spec: TokenizerSpec, name: str = "") -> list[str]:
         *_around(spec),
         *_stripped(spec, name.lower()),
         *_by_text(spec),
-        *_overlap_notes(spec),
+        *_overlaps(spec),
         *_stop_notes(spec),
     ]
 
@@ -190,68 +187,9 @@ def few(items: Sequence[str], limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
-def _overlap_notes(spec: TokenizerSpec) -> list[str]:
-    """Pairs of added tokens of which the tokenizer and llama.cpp find different ones in some text.
-
-    The tokenizer looks for the tokens that are not normalized first, from left to right; llama.cpp for the longest.
-    """
-    passes = [[token.text for token in spec.added if token.normalized is state] for state in (False, True)]
-    notes = []
-    for witness, later, first in islice(_witnesses(passes), MOST_OVERLAPS):
-        if _in_passes(witness, passes) != _longest(witness, [*passes[0], *passes[1]]):
-            notes.append(
-                f"in {show(witness)} llama.cpp finds the longer token {show(later)}, "
-                f"the tokenizer the first {show(first)}"
-            )
-    return notes[:3]
-
-
-def _witnesses(passes: Sequence[Sequence[str]]) -> Iterator[tuple[str, str, str]]:
-    """(text, token, another): texts in which two tokens want the same characters, and the longer of the two."""
-    texts = [*passes[0], *passes[1]]
-    normalized = set(passes[1]) if passes[0] else set[str]()
-    for first, later, size in _overlaps(texts):
-        if len(first.encode()) <= len(later.encode()):
-            yield first + later[size:], later, first
-        elif first in normalized and later not in normalized:
-            yield first + later[size:], first, later
-    lengths = sorted({len(text) for text in passes[0]})
-    if len(lengths) * sum(map(len, normalized)) <= MOST_WORK:
-        raw = set(passes[0])
-        for text in passes[1]:
-            for size in lengths:
-                places = range(len(text) - size + 1)
-                yield from ((text, text, inner) for at in places if (inner := text[at : at + size]) in raw)
-
-
-def _overlaps(texts: Sequence[str]) -> Iterator[tuple[str, str, int]]:
-    """(first, later, size): the last `size` characters of `first` open `later`."""
-    ends: dict[str, list[str]] = {}
-    for text in texts:
-        for size in range(1, min(len(text), LONGEST_OVERLAP + 1)):
-            ends.setdefault(text[-size:], []).append(text)
-    for later in texts:
-        for size in range(1, min(len(later), LONGEST_OVERLAP + 1)):
-            yield from ((first, later, size) for first in ends.get(later[:size], ()))
-
-
-def _in_passes(text: str, passes: Sequence[Sequence[str]]) -> list[str]:
-    """Tokens found pass by pass, in each from left to right with the longest at each place."""
-    parts: list[tuple[str, bool]] = [(text, False)]
-    for tokens in passes:
-        parts = [cut for part in parts for cut in ([part] if part[1] else _leftmost(part[0], tokens))]
-    return [part for part, found in parts if found]
-
-
-def _leftmost(text: str, tokens: Sequence[str]) -> list[tuple[str, bool]]:
-    parts, start, at = list[tuple[str, bool]](), 0, 0
-    while at < len(text):
-        match = max((token for token in tokens if text.startswith(token, at)), key=len, default="")
-        if match:
-            parts += [(text[start:at], False), (match, True)]
-            start = at + len(match)
-        at += len(match) or 1
-    return [*parts, (text[start:], False)]
+def _overlaps(spec: TokenizerSpec) -> Iterator[str]:
+    for text, theirs, ours in differing(spec, _longest):
+        yield f"in {show(text)} llama.cpp finds {few(theirs)}, the tokenizer {few(ours)}"
 
 
 def _longest(text: str, tokens: Sequence[str]) -> list[str]:

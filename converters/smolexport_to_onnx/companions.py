@@ -1,16 +1,12 @@
 """Tokenizer, templates, generation config and licence of an ONNX folder, copied byte for byte.
 
 What the readers of such a folder need otherwise is put right here and said aloud.  Facts: Transformers.js 4.3 finds a
-chat template in tokenizer_config.json alone, and its text-generation pipeline puts BOS and EOS around a prompt only
-where that has `add_bos_token` or `add_eos_token`; ONNX Runtime GenAI 0.18 refuses a `tokenizer_class` that it does not
-know, and puts nothing around a prompt by itself.
+chat template in tokenizer_config.json alone; ONNX Runtime GenAI 0.18 refuses a `tokenizer_class` that it does not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from smolexport.card import front_matter
 from smolexport.companions import (
@@ -25,7 +21,7 @@ from smolexport.companions import (
 )
 from smolexport.model import Model
 from smolexport.plan import Companion
-from smolexport.text import show
+from smolexport_to_onnx.tokens import token_notes
 
 __all__ = ["Gathered", "gather"]
 
@@ -52,24 +48,10 @@ def gather(model: Model) -> Gathered:
         if made is not None:
             files[made.name] = made
         lines += [line] if line else []
-    lines += _prompt_notes(model, content(files, TOKENIZER))
+    lines += token_notes(model.tokenizer, content(files, TOKENIZER))
     if front_matter(model.folder) is None:
         lines.append("README.md: its head cannot be read; licence and language are not carried over")
     return Gathered({name: files[name] for name in sorted(files)}, tuple(lines))
-
-
-def _prompt_notes(model: Model, config: Mapping[str, Any]) -> Iterator[str]:
-    """What readers put around a prompt where tokenizer.json puts something around a text."""
-    spec = model.tokenizer
-    before, behind = (spec.bos if spec.add_bos else None), (spec.eos if spec.add_eos else None)
-    places = ((before, "before"), (behind, "behind"))
-    words = " and ".join(f"{show(spec.tokens[index])} {where}" for index, where in places if index is not None)
-    if words:
-        asked = config.get("add_bos_token") or config.get("add_eos_token")
-        yield (
-            f"tokenizer.json puts {words} a text: Transformers.js's tokenizer does so, its text-generation pipeline "
-            f"{'too' if asked else 'does not'}, ONNX Runtime GenAI only with add_special_tokens"
-        )
 
 
 def _tokenizer_config(model: Model, files: dict[str, Companion]) -> tuple[Companion | None, str]:

@@ -8,6 +8,7 @@
 | `merging.py` | added tokens that other files have, as transformers merges them |
 | `vocabulary.py` | tokens, kinds, merges, added tokens |
 | `special.py` | bos/eos/eot/pad/unk, stop tokens, chat templates |
+| `overlaps.py` | texts in which several added tokens want the same characters |
 | `derive.py` | which tokens the merges build, and in what order |
 | `reader.py` | `read_tokenizer`, all of the above put together |
 | `written.py` | the files for a folder that is written, where they cannot be copied |

@@ -31,7 +31,7 @@ from smolexport.tokenizer.files import (
 )
 from smolexport.tokenizer.spec import AddedToken
 
-__all__ = ["EXTRA", "Merged", "merge", "reads_all"]
+__all__ = ["EXTRA", "Merged", "few", "merge", "reads_all"]
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")
@@ -227,7 +227,7 @@ def _unread(companions: Companions, texts: Collection[str]) -> Iterator[str]:
         if absent:
             yield (
                 f"{file}: tokens that tokenizer.json lacks are left out, as transformers reads added_tokens_decoder of "
-                f"{CONFIG} instead: {_few([show(text) for text in absent])}"
+                f"{CONFIG} instead: {few([show(text) for text in absent])}"
             )
 
 
@@ -240,9 +240,10 @@ def _by_file(finds: Iterable[Find], known: Mapping[str, AddedToken] | None = Non
             index = known[token.text].id
             words += f" ({index})" if token.id in (-1, index) else f" ({index}, not {token.id})"
         files.setdefault(file, []).append(words)
-    yield from ((file, _few(listed)) for file, listed in files.items())
+    yield from ((file, few(listed)) for file, listed in files.items())
 
 
-def _few(words: Sequence[str]) -> str:
+def few(words: Sequence[str]) -> str:
+    """The first of `words`, and how many more."""
     more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
     return ", ".join(words[:SHOWN]) + more

@@ -14,7 +14,18 @@ from typing import Any
 
 import pytest
 
-__all__ = ["EXAMPLE", "chat_page", "generated", "needs_chromium", "needs_node", "pipeline_prompt", "refused", "served"]
+__all__ = [
+    "EXAMPLE",
+    "chat_page",
+    "encoded",
+    "generated",
+    "needs_chromium",
+    "needs_node",
+    "no_node",
+    "pipeline_prompt",
+    "refused",
+    "served",
+]
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
 DRIVER = Path(__file__).with_name("drive_page.mjs")
@@ -22,7 +33,7 @@ SECONDS = 240  # for one run of node or Chromium, on a busy machine
 
 
 @cache
-def _no_node() -> str:
+def no_node() -> str:
     """Why node cannot run the example, or nothing."""
     node = shutil.which("node")
     if node is None:
@@ -44,14 +55,14 @@ def _chromium() -> str | None:
 
 
 def _no_chromium() -> str:
-    if reason := _no_node():
+    if reason := no_node():
         return reason
     if not (EXAMPLE / "node_modules" / "playwright-core").is_dir():
         return "playwright-core is not installed in examples/browser: make browser"
     return "" if _chromium() else "Chromium is not installed"
 
 
-needs_node = pytest.mark.skipif(bool(_no_node()), reason=_no_node())
+needs_node = pytest.mark.skipif(bool(no_node()), reason=no_node())
 needs_chromium = pytest.mark.skipif(bool(_no_chromium()), reason=_no_chromium())
 
 
@@ -98,11 +109,13 @@ def chat_page(port: int, **job: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-PROMPT = """
+LIBRARY = """
 import * as lib from "@huggingface/transformers";
-const [folder, dtype, prompt] = process.argv.slice(1);
 lib.env.allowRemoteModels = false;
 lib.env.useFSCache = false;
+"""
+PROMPT = """
+const [folder, dtype, prompt] = process.argv.slice(1);
 const pipe = await lib.pipeline("text-generation", folder, { dtype });
 const found = { tokenizer: pipe.tokenizer.encode(prompt) };
 const generate = pipe.model.generate.bind(pipe.model);
@@ -113,11 +126,25 @@ pipe.model.generate = (inputs) => {
 await pipe(prompt, { max_new_tokens: 1 });
 console.log(JSON.stringify(found));
 """
+ENCODED = """
+const [folder, texts] = process.argv.slice(1);
+const tokenizer = await lib.AutoTokenizer.from_pretrained(folder);
+console.log(JSON.stringify(JSON.parse(texts).map((text) => tokenizer.encode(text, { add_special_tokens: false }))));
+"""
 
 
 def pipeline_prompt(folder: Path, *, dtype: str, prompt: str) -> dict[str, list[int]]:
     """The ids of a prompt: in the tokenizer of Transformers.js, and as its text-generation pipeline feeds them."""
-    command = ["node", "--input-type=module", "-e", PROMPT, str(folder.resolve()), dtype, prompt]
+    return dict(_library(PROMPT, folder, dtype, prompt))
+
+
+def encoded(folder: Path, texts: list[str]) -> list[list[int]]:
+    """The ids of texts in the tokenizer of Transformers.js, none added."""
+    return list(_library(ENCODED, folder, json.dumps(texts)))
+
+
+def _library(script: str, folder: Path, *arguments: str) -> Any:
+    command = ["node", "--input-type=module", "-e", LIBRARY + script, str(folder.resolve()), *arguments]
     done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
