@@ -53,6 +53,7 @@ FLOORS = (
     ("smolexport.quant", 1),
     ("smolexport.spec", 1),
     ("smolexport.rope", 0),
+    ("smolexport.cleanup", 0),
     ("smolexport.memory", 0),
     ("smolexport.errors", 0),
     ("smolexport.demo", 0),

@@ -13,10 +13,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +25,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError, SessionError
-from smolexport.output import check_space
+from smolexport.output import check_space, scratch_folder
 
 __all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
 
@@ -112,16 +111,15 @@ class Shelf:
     """The entries in `folder`; with None, in a temporary folder that goes with the shelf."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._own = None if folder else tempfile.TemporaryDirectory(prefix="smolexport-logits-")
-        self._folder = folder or Path(self._own.name if self._own else "")
+        self._own = ExitStack()
+        self._folder = folder or self._own.enter_context(scratch_folder("smolexport-logits-"))
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Shelf:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._own:
-            self._own.cleanup()
+        self._own.close()
 
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
         """The entry's folder and facts; None where there is none, or a damaged one, which is removed."""
@@ -143,8 +141,8 @@ class Shelf:
     @contextmanager
     def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
         """A folder to write the entry in; it is named when the block ends, with `facts` as they are then."""
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=self._folder) as made:
-            partial = Path(made) / key
+        with scratch_folder(".making-", self._folder) as made:
+            partial = made / key
             partial.mkdir()
             yield partial
             (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
