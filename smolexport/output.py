@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from smolexport.cleanup import Provisional
 from smolexport.errors import OutputError
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "leftovers",
     "made_folder",
     "refuse_own_source",
+    "scratch_folder",
 ]
 
 SUFFIX, ASIDE = ".partial", ".replaced"
@@ -136,21 +139,16 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OutputError: the disk is full or the folder cannot be written to; also when `path` appeared meanwhile.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX)
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}; nothing was written") from error
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(partial, path, force)
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    partial = _hidden(path)
+    with Provisional(lambda: partial.unlink(missing_ok=True), partial):
+        try:
+            with partial.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(partial, path, force)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
 
 
 @contextlib.contextmanager
@@ -165,23 +163,18 @@ def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool] | None = No
     Raises:
         OutputError: the disk is full or the place cannot be written to; also when `path` appeared meanwhile.
     """
-    try:
-        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}; nothing was written") from error
+    partial = _hidden(path)
     aside = partial.with_suffix(ASIDE)
-    try:
-        yield partial
-        for name in sorted(p for p in partial.rglob("*") if p.is_file()):
-            with name.open("r+b") as file:
-                os.fsync(file.fileno())
-        _publish_folder(partial, path, aside, replaceable)
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if os.path.lexists(path):
-            shutil.rmtree(aside, ignore_errors=True)
+    with Provisional(lambda: _settle(path, partial, aside), partial, aside):
+        try:
+            partial.mkdir()
+            yield partial
+            for name in sorted(p for p in partial.rglob("*") if p.is_file()):
+                with name.open("r+b") as file:
+                    os.fsync(file.fileno())
+            _publish_folder(partial, path, aside, replaceable)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
 
 
 @contextlib.contextmanager
@@ -191,24 +184,30 @@ def made_folder(path: Path) -> Iterator[None]:
     Raises:
         OutputError: it cannot be made.
     """
-    made = not path.is_dir()
-    try:
-        if made:
-            path.mkdir()
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; give another folder with -o") from error
-    try:
+    if path.is_dir():
         yield
-    except BaseException:
-        if made:
-            with contextlib.suppress(OSError):  # something else may have been put there meanwhile
-                path.rmdir()
-        raise
+        return
+    with Provisional(path.rmdir, keep=True) as made:  # rmdir fails where something else has been put there
+        try:
+            path.mkdir()
+        except OSError as error:
+            made.forget()  # another's, if any
+            raise OutputError(f"{path}: {error.strerror or error}; give another folder with -o") from error
+        yield
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A folder for the time of the block, in `parent` or where temporary files go; its name begins with `prefix`."""
+    folder = (parent or Path(tempfile.gettempdir())) / f"{prefix}{secrets.token_hex(8)}"
+    with Provisional(lambda: shutil.rmtree(folder, ignore_errors=True), folder):
+        folder.mkdir(mode=0o700)
+        yield folder
 
 
 def leftovers(path: Path) -> list[str]:
     """A line for each thing that earlier exports to `path` left beside it when they were killed minutes ago."""
-    # The middle is what tempfile makes up: without this, `x` would claim what belongs to `x.gguf`.
+    # The middle is made up: without this, `x` would claim what belongs to `x.gguf`.
     name = re.compile(re.escape(_prefix(path)) + f"[a-z0-9_]{{8}}({re.escape(SUFFIX)}|{re.escape(ASIDE)})")
     now, found = time.time(), []
     with contextlib.suppress(OSError):
@@ -234,6 +233,14 @@ def _prefix(path: Path) -> str:
     return f".{path.name[:40]}."
 
 
+def _hidden(path: Path) -> Path:
+    """A name beside `path` that nothing has.
+
+    Chosen here rather than by tempfile, which makes a thing before it names it: a signal between the two leaves it.
+    """
+    return path.parent / f"{_prefix(path)}{secrets.token_hex(4)}{SUFFIX}"
+
+
 def _link(partial: Path, path: Path) -> bool:
     """Give `partial` its final name unless that is taken; False where the file system has no hard links.
 
@@ -249,36 +256,30 @@ def _link(partial: Path, path: Path) -> bool:
 
 
 def _publish(partial: Path, path: Path, force: bool) -> None:
-    _open_up(partial, 0o666)
     if force or not _link(partial, path):
         partial.replace(path)
     _flush(path.parent)
 
 
 def _publish_folder(partial: Path, path: Path, aside: Path, replaceable: Callable[[Path], bool] | None) -> None:
-    _open_up(partial, 0o777)
     taken = os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir()))
     if taken:
         if replaceable is None:
             raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it")
         _check_folder(path, True, replaceable)  # once more: minutes have passed
     _flush(partial)
-    try:
-        if taken:
-            path.rename(aside)
-        partial.rename(path)  # fails, in one step, where a folder with something in it stands
-    except BaseException:  # Ctrl-C between the two as well
-        if aside.exists() and not os.path.lexists(path):
-            aside.rename(path)
-        raise
+    if taken:
+        path.rename(aside)
+    partial.rename(path)  # fails, in one step, where a folder with something in it stands
     _flush(path.parent)
 
 
-def _open_up(partial: Path, mode: int) -> None:
-    """Give what tempfile made private the usual permissions."""
-    mask = os.umask(0)
-    os.umask(mask)
-    partial.chmod(mode & ~mask)
+def _settle(path: Path, partial: Path, aside: Path) -> None:
+    """Leave the new folder or else the earlier one as `path`, and nothing beside it."""
+    if os.path.lexists(aside) and not os.path.lexists(path):
+        aside.rename(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

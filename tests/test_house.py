@@ -57,6 +57,7 @@ FLOORS = (
     ("smolexport.source_files", 0),
     ("smolexport.text", 0),
     ("smolexport.tensor_file", 0),
+    ("smolexport.cleanup", 0),
     ("smolexport.memory", 0),
     ("smolexport.npy", 0),
     ("smolexport.processes", 0),

@@ -24,6 +24,7 @@ from smolexport.calibration.folder import HIDDEN, claim, clear
 from smolexport.calibration.moments import Moments
 from smolexport.calibration.statistics import (
     HEAD_FILE,
+    MANIFEST,
     TEACHER_FILE,
     TOKENS_FILE,
     Input,
@@ -36,6 +37,7 @@ from smolexport.calibration.statistics import (
 )
 from smolexport.calibration.texts import Render, Source, cut, read_source, source_name
 from smolexport.checkpoint import Checkpoint
+from smolexport.cleanup import Provisional
 from smolexport.errors import CalibrationError, OutputError, UsageError
 from smolexport.identity import file_hash, identity
 from smolexport.output import check_parent, check_space, made_folder
@@ -96,7 +98,7 @@ class Job:
     def layers_done(self) -> int:
         """Layers whose files are there."""
         done = 0
-        while done < self.manifest.layers and _whole(self.folder / file_of(Input(done, "attn"))):
+        while done < self.manifest.layers and _whole(_file(self.folder, done)):
             done += 1
         return done
 
@@ -172,9 +174,15 @@ def _choose(
     windows, sources = _windows(checkpoint, engine, wanted, texts, progress)
     manifest = replace(wanted, sources=sources, windows=len(windows), sha256=hash_of(windows))
     check_space(folder, _nbytes(checkpoint, manifest))
-    write_arrays(folder / TOKENS_FILE, {"tokens": ("int32", windows.shape)}, [windows])
-    write_manifest(folder, manifest)
+    with _until(folder / MANIFEST, folder / TOKENS_FILE):
+        write_arrays(folder / TOKENS_FILE, {"tokens": ("int32", windows.shape)}, [windows])
+        write_manifest(folder, manifest)
     return manifest
+
+
+def _until(mark: Path, path: Path) -> Provisional:
+    """A block in which `path` is written: without `mark`, which comes last, nobody would use it, so it goes again."""
+    return Provisional(lambda: None if mark.exists() else path.unlink(missing_ok=True), keep=True)
 
 
 def _wanted(
@@ -204,18 +212,13 @@ def collect(job: Job, progress: Callable[[int], None] = lambda _: None) -> Stati
         OutputError: the disk is full.
     """
     folder, m = job.folder, job.manifest
-    shape = (m.windows, m.window)
     hidden = [folder / name for name in HIDDEN]
     if not job.done:
         try:
             start = _first(job)
             progress(start)
             for index in range(start, m.layers):
-                found = job.engine.layer(index, shape, hidden[index % 2], hidden[(index + 1) % 2])
-                _flush(hidden[(index + 1) % 2])
-                refuse_changes(job.checkpoint.folder, job.checkpoint.stamps)
-                write_moments(folder, index, found)
-                del found  # before the next one's are made
+                _layer(job, index, hidden[index % 2], hidden[(index + 1) % 2])
                 progress(1)
             _finish(job, hidden[m.layers % 2])
         except OSError as error:
@@ -226,6 +229,19 @@ def collect(job: Job, progress: Callable[[int], None] = lambda _: None) -> Stati
     for path in hidden:
         path.unlink(missing_ok=True)
     return Statistics(folder, m)
+
+
+def _layer(job: Job, index: int, source: Path, target: Path) -> None:
+    """Hidden states after a layer, and then its statistics."""
+    with _until(_file(job.folder, index), target):
+        found = job.engine.layer(index, (job.manifest.windows, job.manifest.window), source, target)
+        _flush(target)
+        refuse_changes(job.checkpoint.folder, job.checkpoint.stamps)
+        write_moments(job.folder, index, found)
+
+
+def _file(folder: Path, layer: int) -> Path:
+    return folder / file_of(Input(layer, "attn"))
 
 
 def _first(job: Job) -> int:
@@ -240,7 +256,8 @@ def _first(job: Job) -> int:
         path.unlink()
     for name in (HEAD_FILE, TEACHER_FILE, *HIDDEN):
         (job.folder / name).unlink(missing_ok=True)
-    job.engine.embed(Statistics(job.folder, m).windows(), job.folder / HIDDEN[0])
+    with _until(_file(job.folder, 0), job.folder / HIDDEN[0]):
+        job.engine.embed(Statistics(job.folder, m).windows(), job.folder / HIDDEN[0])
     return 0
 
 

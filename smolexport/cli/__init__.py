@@ -5,11 +5,13 @@ Exit codes: 0 done, 1 a parity threshold was missed or a task of a sweep failed,
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from smolexport.cleanup import Stopper, undo_all
 from smolexport.cli.streams import secure
 from smolexport.text import one_line
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 BAD_INPUT, INTERRUPTED = 2, 130
+STDERR = 2  # its file descriptor
+NAMED = 3  # things that could not be removed
 
 
 class _Stopped(BaseException):
@@ -28,38 +32,66 @@ class _Stopped(BaseException):
     """
 
 
-def _on_signal(*_: object) -> NoReturn:
-    raise _Stopped
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `smolexport` command; ends in SystemExit."""
     secure()
     import click
 
+    stopper = Stopper(_Stopped, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stopper)
+    try:
+        code, message = _outcome(list(sys.argv[1:] if argv is None else argv))
+        stopper.stopping = True
+    except (KeyboardInterrupt, click.Abort, _Stopped):
+        stopper.stopping = True
+        code, message = INTERRUPTED, _interrupted()
+    if message:
+        _fail(message, code)
+    sys.exit(code)
+
+
+def _outcome(argv: Sequence[str]) -> tuple[int, str]:
+    """The exit code, and what there is to be said of a failure."""
+    import click
+
     from smolexport.cli.app import build
     from smolexport.errors import SmolexportError
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _on_signal)
     try:
-        code = _run(build(), list(sys.argv[1:] if argv is None else argv))
+        code = _run(build(), list(argv))
         sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
     except SmolexportError as error:
-        _fail(str(error), BAD_INPUT)
+        return BAD_INPUT, str(error)
     except click.ClickException as error:
-        _fail(_usage(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort, _Stopped):
-        _fail("interrupted; nothing was left half-written", INTERRUPTED)
+        return error.exit_code, _usage(error)
     except BrokenPipeError:
-        sys.exit(0)  # whoever read our output has gone (`| head`): nothing to report
+        return 0, ""  # whoever read our output has gone (`| head`): nothing to report
     except MemoryError:
-        _fail("out of memory", BAD_INPUT)
+        return BAD_INPUT, "out of memory"
     except OSError as error:
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", BAD_INPUT)
-    else:
-        sys.exit(code)
+        return BAD_INPUT, f"{error.filename or 'input/output'}: {error.strerror or error}"
+    return code, ""
+
+
+def _interrupted() -> str:
+    """Undo what is half done, and say whether that went well."""
+    left = [str(path) for path in undo_all()]
+    if not left:
+        return "interrupted; nothing was left half-written"
+    more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+    return f"interrupted; cannot be removed, do it yourself: {', '.join(left[:NAMED])}{more}"
+
+
+def _leave() -> NoReturn:
+    """End the process at the second signal, which may have come while the first one's work was under way."""
+    try:
+        # anew: a stream that was at work when the signal came takes nothing
+        sys.stderr = open(STDERR, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        _fail(_interrupted(), INTERRUPTED)
+    finally:
+        os._exit(INTERRUPTED)
 
 
 def _run(command: click.Group, argv: list[str]) -> int:

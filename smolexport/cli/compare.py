@@ -153,11 +153,10 @@ def _made(
 
     Each scheme is made in all `ways` that change anything of it.
     """
-    import tempfile
-
     from smolexport import convert, plugins
     from smolexport.cli.export import write_jobs
     from smolexport.errors import MissingDependencyError
+    from smolexport.output import scratch_folder
 
     players = [name for name in plugins.runtimes() if plugins.missing(name) is None]
     reads = {plugins.adapter(name).READS: name for name in players}
@@ -165,7 +164,7 @@ def _made(
     if not formats:
         raise MissingDependencyError("no runtime for exported files is installed; `smolexport list` tells how")
     wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
-    with tempfile.TemporaryDirectory(prefix="smolexport-compare-") as scratch:
+    with scratch_folder("smolexport-compare-") as scratch:
         passes = [
             convert.prepare_all(out=scratch, targets=targets, quant=scheme, calibration=way, **source)
             for scheme, names in _passes(formats, quant)

@@ -38,10 +38,10 @@ def command(path: bool, out: Path | None, force: bool, threads: int | None, json
     if path:
         click.echo(str(demo_checkpoint()))
         return
-    import tempfile
+    from smolexport.output import scratch_folder
 
-    with tempfile.TemporaryDirectory(prefix="smolexport-demo-") as scratch:
-        folder = out or Path(scratch)
+    with scratch_folder("smolexport-demo-") as scratch:
+        folder = out or scratch
         folder.mkdir(parents=True, exist_ok=True)
         files = _export(folder, threads, force=out is None or force)
         marks = _fingerprints(files)

@@ -16,10 +16,9 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +28,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError, SessionError
-from smolexport.output import check_space
+from smolexport.output import check_space, scratch_folder
 from smolexport.regular import open_regular
 
 __all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
@@ -126,8 +125,8 @@ class Shelf:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._own = None if folder else tempfile.TemporaryDirectory(prefix="smolexport-logits-")
-        self._folder = folder or Path(self._own.name if self._own else "")
+        self._own = ExitStack()
+        self._folder = folder or self._own.enter_context(scratch_folder("smolexport-logits-"))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sound: set[str] = set()  # keys of entries whose checksum was seen to be right
         self.notes: list[str] = []
@@ -136,8 +135,7 @@ class Shelf:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._own:
-            self._own.cleanup()
+        self._own.close()
 
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
         """The entry's folder and facts; None where there is none, or a damaged one, which is removed."""
@@ -168,8 +166,8 @@ class Shelf:
     @contextmanager
     def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
         """A folder to write the entry in; it is named when the block ends, with `facts` as they are then."""
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=self._folder) as made:
-            partial = Path(made) / key
+        with scratch_folder(".making-", self._folder) as made:
+            partial = made / key
             partial.mkdir()
             yield partial
             (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from smolexport.cleanup import Provisional
 from smolexport.errors import CheckpointError, OutputError
 from smolexport.output import atomic_file, check_parent, check_space
 from smolexport.sweep import record as records
@@ -69,15 +70,15 @@ def _opened(out: Path) -> Iterator[tuple[str, int | None]]:
         raise OutputError(f"{out}: {error.strerror or error}; give another folder with -o") from error
     check_space(state, 0)
     # the processes of a sweep that was killed hold the lock until they have ended
-    with held(state / "lock", GRACE + 5, "is held: another sweep works in this folder; wait for it") as lock:
+    with (
+        held(state / "lock", GRACE + 5, "is held: another sweep works in this folder; wait for it") as lock,
+        Provisional(lambda: _tidy(state)),
+    ):
         _tidy(state)
         mark = uuid.uuid4().hex
         with atomic_file(state / f"{MARK}{mark}"):
             pass
-        try:
-            yield mark, lock
-        finally:
-            _tidy(state)
+        yield mark, lock
 
 
 def _tidy(state: Path) -> None:

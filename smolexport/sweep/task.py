@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolexport import convert
 from smolexport.card import installed_version
+from smolexport.cleanup import Provisional
 from smolexport.errors import CheckpointError, OutputError, SmolexportError, UsageError
 from smolexport.sweep import record as records
 from smolexport.sweep.fingerprint import file_hash, signature
@@ -102,8 +103,8 @@ def _export(task: Task, found: Record) -> Record:
     # no other sweep has this mark: what one on lost machines still does stays away from here
     work = Path(task.terms.out) / STATE / WORK / task.terms.mark / task.key
     shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed
-    work.mkdir(parents=True, exist_ok=True)  # a network's file system may keep what a process still holds
-    try:
+    with Provisional(lambda: shutil.rmtree(work, ignore_errors=True), work):
+        work.mkdir(parents=True, exist_ok=True)  # a network's file system may keep what a process still holds
         job = convert.prepare(
             task.format, Path(task.folder), work, quant=task.scheme, name=task.name,
             ignore_config=task.terms.ignore_config,
@@ -120,8 +121,6 @@ def _export(task: Task, found: Record) -> Record:
         facts = _facts(job.path)
         _check_place(task)  # the last moment: from here on another sweep may have its turn
         _move(job.path, place, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     plan = done.plan
     exported = {
         "inputs": records.export_inputs(task),
@@ -163,9 +162,11 @@ def _facts(path: Path) -> dict[str, dict[str, Any]]:
 def _move(made: Path, place: Path, work: Path) -> None:
     """Give a finished output its name; what stood there goes with `work`."""
     place.parent.mkdir(exist_ok=True)
-    if made.is_dir() and os.path.lexists(place):
-        place.rename(work / "replaced")
-    made.replace(place)
+    aside = work / "replaced"
+    with Provisional(lambda: os.path.lexists(aside) and not os.path.lexists(place) and aside.rename(place)):
+        if made.is_dir() and os.path.lexists(place):
+            place.rename(aside)
+        made.replace(place)
 
 
 def _compare(task: Task, path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import NoReturn
 
+from smolexport.cleanup import Stopper, undo_all
 from smolexport.sweep.plan import Task, Terms
 
 __all__ = ["main"]
@@ -29,7 +30,7 @@ def main() -> None:
     """Do one task."""
     out = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no part of the answer
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, Stopper(lambda: SystemExit(STOPPED), _leave))
     line = sys.stdin.readline()
     threading.Thread(target=_watch, daemon=True).start()
     from smolexport.sweep.record import dumped
@@ -41,8 +42,9 @@ def main() -> None:
         answer.write(dumped(record))
 
 
-def _stop(*_: object) -> NoReturn:
-    sys.exit(STOPPED)
+def _leave() -> NoReturn:
+    undo_all()
+    os._exit(STOPPED)
 
 
 def _watch() -> None:
@@ -51,7 +53,7 @@ def _watch() -> None:
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
-    os._exit(STOPPED)  # a library that does not come back
+    _leave()  # a library does not come back
 
 
 if __name__ == "__main__":

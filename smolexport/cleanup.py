@@ -1,0 +1,88 @@
+"""What must not stay when the work is stopped, and the signals that stop it.
+
+A signal raises its exception between any two steps, also before a `with` or a `finally` has taken hold, or while one is
+at work.  So whatever is made for a while is put down here before it is made, and crossed out when it is gone.  What is
+left by then is undone when the command or the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, Self
+
+__all__ = ["Provisional", "Stopper", "undo_all"]
+
+_provisional: dict[int, Provisional] = {}
+
+
+class Provisional:
+    """A block in which something is made on the disk; it is undone when the block ends."""
+
+    def __init__(self, undo: Callable[[], object], *paths: Path, keep: bool = False) -> None:
+        """Put it down.
+
+        Args:
+            undo: may be called at any time, also before anything is made, and again.
+            paths: what is not there when all is undone.
+            keep: it stays when the block ends without an error.
+        """
+        self.paths, self._undo, self._keep = paths, undo, keep
+        _provisional[id(self)] = self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None and self._keep:
+            self.forget()
+        else:
+            self.undo()
+
+    def forget(self) -> None:
+        """It stays from now on."""
+        _provisional.pop(id(self), None)
+
+    def undo(self) -> None:
+        """Undo it; what cannot be undone now stays on the list."""
+        try:
+            self._undo()
+        except FileNotFoundError:  # nothing was made
+            pass
+        except OSError:
+            return
+        if not any(map(os.path.lexists, self.paths)):
+            self.forget()
+
+
+def undo_all() -> list[Path]:
+    """Undo whatever is provisional still, the latest first; returns what is there nevertheless."""
+    for one in reversed(list(_provisional.values())):
+        one.undo()
+    return [path for one in list(_provisional.values()) for path in one.paths if os.path.lexists(path)]
+
+
+atexit.register(undo_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_provisional.clear)  # a child must not undo what its parent makes
+
+
+class Stopper:
+    """A handler of signals: the first one unwinds the work by an exception, the next one ends the process at once.
+
+    Attributes:
+        stopping: whether there is nothing left to unwind.
+    """
+
+    def __init__(self, error: Callable[[], BaseException], end: Callable[[], NoReturn]) -> None:
+        """`error` makes what is raised; `end` undoes all and leaves."""
+        self._error, self._end, self.stopping = error, end, False
+
+    def __call__(self, *_: object) -> NoReturn:
+        """What the system calls."""
+        if self.stopping:
+            self._end()
+        self.stopping = True
+        raise self._error()
