@@ -19,7 +19,7 @@ from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageEr
 from smolexport.source_files import SMALL_FILES, Stamps, file_in, stamps
 from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport.tensor_file import DTYPES, StoredTensor, stored_tensors
-from smolexport.text import label, reason, show
+from smolexport.text import first_line, label, show
 
 __all__ = [
     "Checkpoint",
@@ -142,12 +142,12 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
     try:
         return fetch(offline=False)
     except HFValidationError as error:
-        raise CheckpointError(f"{repo}: neither a folder nor a valid hub id ({reason(error)})") from error
+        raise CheckpointError(f"{repo}: neither a folder nor a valid hub id ({first_line(error)})") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{repo}: no such folder, the hub cannot be reached and the cache has no copy") from error
     except HfHubHTTPError as error:
         raise CheckpointError(
-            f"{repo}: the hub refused it ({reason(error)}); check the name, the revision and the token"
+            f"{repo}: the hub refused it ({first_line(error)}); check the name, the revision and the token"
         ) from error
     except Exception as error:  # timeouts, proxies and resets come as the classes of the hub's own HTTP library
         with contextlib.suppress(Exception):
@@ -155,7 +155,7 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
             if weights:
                 weight_files(folder)  # a download that broke off leaves a snapshot in which some are missing
             return folder
-        raise CheckpointError(f"{repo}: no such folder, and the hub could not be read ({reason(error)})") from error
+        raise CheckpointError(f"{repo}: no such folder, and the hub could not be read ({first_line(error)})") from error
 
 
 def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Checkpoint:
@@ -220,7 +220,7 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # UTF-8, JSON, or a number of thousands of digits
-        raise CheckpointError(f"{path}: is not valid JSON ({reason(error)})") from error
+        raise CheckpointError(f"{path}: is not valid JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: should hold a JSON object, holds {type(value).__name__}")
     return value

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Self
 
 __all__ = ["Provisional", "Stopper", "undo_all"]
+
+SOON = 0.01  # seconds
 
 _provisional: dict[int, Provisional] = {}
 
@@ -70,19 +75,35 @@ if hasattr(os, "register_at_fork"):
 
 
 class Stopper:
-    """A handler of signals: the first one unwinds the work by an exception, the next one ends the process at once.
-
-    Attributes:
-        stopping: whether there is nothing left to unwind.
-    """
+    """A handler of signals: the first one unwinds the work by an exception, the next one ends the process at once."""
 
     def __init__(self, error: Callable[[], BaseException], end: Callable[[], NoReturn]) -> None:
         """`error` makes what is raised; `end` undoes all and leaves."""
-        self._error, self._end, self.stopping = error, end, False
+        self._error, self._end, self._stopping, self._hook = error, end, False, sys.unraisablehook
+
+    def install(self, *numbers: signal.Signals) -> None:
+        """Catch these signals, but those that are ignored, as under nohup."""
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self)
+        sys.unraisablehook = self._swallowed
+
+    def finish(self) -> None:
+        """There is nothing left to unwind: from now on the first signal ends the process."""
+        self._stopping = True
+        sys.unraisablehook = self._hook
 
     def __call__(self, *_: object) -> NoReturn:
         """What the system calls."""
-        if self.stopping:
+        if self._stopping:
             self._end()
-        self.stopping = True
-        raise self._error()
+        self._stopping, self._raised = True, self._error()
+        raise self._raised
+
+    def _swallowed(self, found: sys.UnraisableHookArgs) -> None:
+        """Come back where a signal met a destructor or a callback, of which no exception gets out."""
+        if not self._stopping or found.exc_value is not self._raised:
+            self._hook(found)
+            return
+        self._stopping = False
+        threading.Timer(SOON, signal.raise_signal, (signal.SIGTERM,)).start()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from smolexport.errors import CheckpointError
 from smolexport.quant import RowFormat
 from smolexport.spec import Tensor
-from smolexport.text import printable, show
+from smolexport.text import printable
 
 __all__ = ["Companion", "Entry", "InterleaveHeads", "Plan", "RowSolver"]
 
@@ -230,7 +230,8 @@ def _unmet(wanted: RowFormat, columns: int) -> int:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return show(value, 60)
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
     if isinstance(value, (list, tuple, np.ndarray)):
         return f"[{len(value)} values]"
     if isinstance(value, dict) and len(str(value)) > 100:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import CheckpointError, TensorError
-from smolexport.text import label, reason
+from smolexport.text import first_line, label
 
 __all__ = ["DTYPES", "StoredTensor", "stored_tensors"]
 
@@ -83,7 +83,7 @@ def stored_tensors(path: Path, method: str | None) -> Iterator[StoredTensor]:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is damaged or not a safetensors file ({reason(error)})") from error
+        raise CheckpointError(f"{path}: is damaged or not a safetensors file ({first_line(error)})") from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -189,7 +189,8 @@ def few(items: Sequence[str], limit: int = 5) -> str:
 
 def _overlaps(spec: TokenizerSpec) -> Iterator[str]:
     for text, theirs, ours in differing(spec, _longest):
-        yield f"in {show(text)} llama.cpp finds {few(theirs)}, the tokenizer {few(ours)}"
+        found, expected = (" ".join(map(show, tokens)) or "none" for tokens in (theirs, ours))
+        yield f"in {show(text)} llama.cpp finds {found}, the tokenizer {expected}"
 
 
 def _longest(text: str, tokens: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from smolexport.plan import Entry
 from smolexport.quant.formats import SIZES
 from smolexport.regular import open_regular
 from smolexport.sink import Place
-from smolexport.text import label, reason
+from smolexport.text import first_line, label
 
 __all__ = ["INDEX", "Array", "Shard", "StoredArray", "arrays_of", "index_json", "places_of", "read_arrays", "shards_of"]
 
@@ -193,7 +193,7 @@ def read_header(path: Path) -> tuple[dict[str, str], list[StoredArray]]:
                 metadata = opened.metadata() or {}
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: is damaged or no safetensors file ({reason(error)})") from error
+        raise FileFormatError(f"{path}: is damaged or no safetensors file ({first_line(error)})") from error
     header.pop("__metadata__", None)
     arrays = []
     for name, entry in header.items():

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from smolexport.errors import TokenizerError
 from smolexport.source_files import refuse_links
-from smolexport.text import reason
+from smolexport.text import first_line
 
 __all__ = ["TransformersChat"]
 
@@ -24,7 +24,7 @@ class TransformersChat:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its parts raise
             raise TokenizerError(
-                f"{folder}: transformers cannot read this tokenizer: {type(error).__name__}: {reason(error)}"
+                f"{folder}: transformers cannot read this tokenizer: {type(error).__name__}: {first_line(error)}"
             ) from error
 
     def encode(self, text: str) -> list[int]:

@@ -18,7 +18,7 @@ from smolexport.errors import CheckpointError, TensorError, UsageError
 from smolexport.source_files import refuse_links
 from smolexport.spec import Role
 from smolexport.tensor_file import stored_tensors
-from smolexport.text import printable, reason, show
+from smolexport.text import first_line, printable, show
 
 __all__ = ["load_model"]
 
@@ -66,7 +66,7 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
             model, info = _class_of(config).from_pretrained(place, config=config, state_dict=state, **options)
         except Exception as error:  # transformers raises whatever its parts raise
             raise CheckpointError(
-                f"{folder}: transformers cannot load this checkpoint: {type(error).__name__}: {reason(error)}"
+                f"{folder}: transformers cannot load this checkpoint: {type(error).__name__}: {first_line(error)}"
             ) from error
     _check_loading(folder, info)
     return model.eval()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from smolexport.errors import CalibrationError
 from smolexport.output import atomic_file
 from smolexport.regular import open_regular
-from smolexport.text import label, reason, show
+from smolexport.text import first_line, label, show
 
 __all__ = ["Arrays", "open_arrays", "triangle_rows", "triangle_size", "write_arrays", "writing"]
 
@@ -103,7 +103,7 @@ def open_arrays(path: Path, what: str) -> Arrays:
         raise CalibrationError(f"{path}: not found, so the statistic of {what} is missing; {AGAIN}") from None
     except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
         raise CalibrationError(
-            f"{path}: is damaged ({reason(error)}), so the statistic of {what} is missing; {AGAIN}"
+            f"{path}: is damaged ({first_line(error)}), so the statistic of {what} is missing; {AGAIN}"
         ) from error
     metadata = header.pop("__metadata__", None) or {}
     places = {}

@@ -38,14 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     import click
 
     stopper = Stopper(_Stopped, _leave)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, stopper)
+    stopper.install(signal.SIGINT, signal.SIGTERM)
     try:
         code, message = _outcome(list(sys.argv[1:] if argv is None else argv))
-        stopper.stopping = True
+        stopper.finish()
     except (KeyboardInterrupt, click.Abort, _Stopped):
-        stopper.stopping = True
+        stopper.finish()
         code, message = INTERRUPTED, _interrupted()
     if message:
         _fail(message, code)

@@ -20,7 +20,7 @@ from smolexport.sweep.plan import Task
 from smolexport.sweep.record import empty
 from smolexport.sweep.task import attempt
 from smolexport.sweep.worker import GRACE
-from smolexport.text import reason
+from smolexport.text import first_line
 
 __all__ = ["INSTALL", "Cluster", "check_ray"]
 
@@ -75,7 +75,7 @@ class Cluster:
                 self._ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = f"--address {address}" if address else "this machine"
-            raise UsageError(f"{where}: no Ray cluster answers ({reason(error)})") from error
+            raise UsageError(f"{where}: no Ray cluster answers ({first_line(error)})") from error
 
     def _shut_down(self) -> None:
         with _same_signals():
@@ -94,16 +94,16 @@ class Cluster:
                 time.sleep(STEP)  # here rather than in Ray, which makes a SystemError of a signal's exception
                 ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=0)
         except errors.RayError as error:
-            raise SessionError(f"the Ray cluster does not answer any more: {reason(error)}") from error
+            raise SessionError(f"the Ray cluster does not answer any more: {first_line(error)}") from error
         except SystemError as error:
             raise error.__cause__ or error from None
         task = self._running.pop(ready[0])
         try:
             return task, Ending(self._ray.get(ready[0]))
         except errors.RayTaskError as error:  # not of the task, which tells, but of getting to it
-            return task, Ending(empty(task, f"{task.title}: Ray could not run it: {reason(error.cause or error)}"))
+            return task, Ending(empty(task, f"{task.title}: Ray could not run it: {first_line(error.cause or error)}"))
         except errors.RayError as error:
-            return task, Ending(None, f"its process ended: {reason(error)}")
+            return task, Ending(None, f"its process ended: {first_line(error)}")
 
     def close(self) -> None:
         """End all that is under way: asked first, killed after some seconds."""
@@ -138,7 +138,7 @@ def _check_answer(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, OverflowError) as error:
-        raise UsageError(f"--address {address}: no Ray cluster answers ({reason(error)})") from error
+        raise UsageError(f"--address {address}: no Ray cluster answers ({first_line(error)})") from error
 
 
 @contextmanager

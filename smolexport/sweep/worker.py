@@ -30,7 +30,7 @@ def main() -> None:
     """Do one task."""
     out = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no part of the answer
-    signal.signal(signal.SIGTERM, Stopper(lambda: SystemExit(STOPPED), _leave))
+    Stopper(lambda: SystemExit(STOPPED), _leave).install(signal.SIGTERM)
     line = sys.stdin.readline()
     threading.Thread(target=_watch, daemon=True).start()
     from smolexport.sweep.record import dumped

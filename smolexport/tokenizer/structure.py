@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError
-from smolexport.text import show
+from smolexport.text import printable, show
 from smolexport.tokenizer.files import mapping, refuse, sequence
 from smolexport.tokenizer.spec import Normalizer, PreTokenizer, SpacePrefix, TokenizerKind
 
@@ -72,7 +72,7 @@ def _steps(path: Path, name: str, section: object, children: str) -> list[dict[s
 
 
 def _unknown(path: Path, name: str, steps: list[dict[str, Any]]) -> TokenizerError:
-    found = ", then ".join(show(step, 300) for step in steps[:4]) or "nothing"
+    found = printable(", then ".join(show(step, 300) for step in steps[:4]), 300) or "nothing"
     return refuse(path, f"unknown {name}: {found}", REMEDY)
 
 

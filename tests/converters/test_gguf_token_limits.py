@@ -154,7 +154,8 @@ def test_tokens_that_are_not_normalized_come_first(
     with both(tmp_path, plain, added) as (ours, llama, notes):
         for one in [text] if text else ["<e>x", "<e> x"]:
             expected, found = (
-                " ".join(ours.spec.tokens[token] for token in side if token >= FIRST) for side in ids(ours, llama, one)
+                " ".join(repr(ours.spec.tokens[token]) for token in side if token >= FIRST)
+                for side in ids(ours, llama, one)
             )
             assert (expected != found) is (text is not None)
             assert notes == ([f"in '{one}' llama.cpp finds {found}, the tokenizer {expected}"] if text else [])

@@ -203,6 +203,61 @@ def test_the_second_signal_ends_at_once_and_leaves_nothing(tmp_path: Path) -> No
     assert [name for name in names(tmp_path) if "out.gguf" in name] == []
 
 
+SWALLOWED = """
+import signal, time
+from smolexport.sink import Sink
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+def flush(self):
+    Dying()
+    time.sleep(1)
+Sink.flush = flush
+"""
+
+
+def test_a_signal_that_meets_a_destructor(tmp_path: Path) -> None:
+    """No exception gets out of it; the work is stopped all the same, and nothing is said of it."""
+    argv = ("gguf", str(tiny_checkpoint(tmp_path)), "-q", "q8_0", "-o", str(tmp_path / "out.gguf"))
+    code, err = ended(SWALLOWED, *argv, signals=0)
+    assert (code, err.splitlines()[-1]) == (130, SAID)
+    assert "ignored" not in err
+    assert not (tmp_path / "out.gguf").exists()
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from smolexport.output import atomic_file
+from smolexport.sweep import task, worker
+def attempt(_):
+    with atomic_file(Path(sys.argv[1])):
+        try:
+            print("now", flush=True)
+            time.sleep(60)
+        finally:
+            print("now", flush=True)
+            time.sleep(60)
+task.attempt, worker.Task, worker.Terms = attempt, lambda **_: None, lambda **_: None
+worker.main()
+"""
+
+
+def test_the_process_of_a_sweep_leaves_nothing_either(tmp_path: Path) -> None:
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", WORKER, str(tmp_path / "x")]
+    with subprocess.Popen(argv, stdin=pipe, stderr=pipe, text=True, env=environment()) as process:
+        assert process.stdin
+        assert process.stderr
+        process.stdin.write('{"terms": {}}\n')
+        process.stdin.flush()
+        for _ in range(2):
+            assert process.stderr.readline() == "now\n"
+            process.terminate()
+        assert process.wait(timeout=30) == 143
+    assert names(tmp_path) == []
+
+
 def test_what_a_signal_leaves_is_named(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path)
     stuck = """

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from smolexport.errors import SmolexportError, TokenizerError
-from smolexport.text import label, one_line, printable, prose, reason, show
+from smolexport.text import first_line, label, one_line, printable, prose, reason, show
 
 CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 BIDI = [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -69,6 +69,9 @@ def test_reasons_of_foreign_errors() -> None:
     assert reason(ValueError("two\nlines\x1b")) == "two lines\\x1b"
     assert reason(KeyError()) == "KeyError"
     assert len(reason(ValueError("x" * 10**6))) <= 300
+    assert first_line(ValueError("\none\x1b\ntwo")) == "one\\x1b"
+    assert first_line(KeyError()) == "KeyError"
+    assert len(first_line(ValueError("x" * 10**6))) <= 300
 
 
 def test_every_error_is_one_line_of_bounded_length() -> None:

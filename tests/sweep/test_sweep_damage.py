@@ -86,7 +86,10 @@ WRONG: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "value"), [(p, v) for p, values in WRONG.items() for v in values])
+PARTS = [(place, value) for place, values in WRONG.items() for value in values]
+
+
+@pytest.mark.parametrize(("place", "value"), PARTS, ids=map(str, range(len(PARTS))))
 def test_a_record_with_a_wrong_part_is_none(place: str, value: Any, task: Task, made: Record) -> None:
     records.write(task, made)
     path = records.path_of(task)
