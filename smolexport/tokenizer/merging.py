@@ -107,7 +107,7 @@ def merge(companions: Companions, listed: Mapping[str, int], own: Sequence[Added
 def _offered(companions: Companions, own: Sequence[AddedToken]) -> Iterator[Find]:
     """What transformers hands to the library, in its order; a text may come twice, with other flags."""
     named = _named(companions)
-    special = {find.token.text for find in named}
+    special = {find.token.text: find.file for find in named}
     if reads_all(companions):
         by_id = [*_added(companions), *(Find("tokenizer.json", token) for token in own)]
     else:
@@ -116,7 +116,9 @@ def _offered(companions: Companions, own: Sequence[AddedToken]) -> Iterator[Find
     order = [find for _, find in sorted({find.token.id: find for find in by_id}.items())]
     seen = {token.text for token in own} | {find.token.text for find in order}
     for find in (*order, *(find for find in (*named, *_extra(companions, special)) if find.token.text not in seen)):
-        yield Find(find.file, replace(find.token, special=find.token.special or find.token.text in special))
+        forced = not find.token.special and find.token.text in special
+        file = special[find.token.text] if forced else find.file
+        yield Find(file, replace(find.token, special=find.token.special or forced))
 
 
 def _read(companions: Companions) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -115,6 +115,15 @@ def test_a_word_of_the_vocabulary_becomes_a_special_token(document: dict[str, An
     assert spec.notes[0].endswith(f"'{word}' ({index})")
 
 
+def test_a_token_with_a_role_becomes_special(document: dict[str, Any], tmp_path: Path) -> None:
+    """And the note names the file that gives it the role."""
+    changed = json.loads(json.dumps(document))
+    changed["added_tokens"][2]["special"] = False
+    spec = read_tokenizer(save(tmp_path, changed, tokenizer_config={"eos_token": "<|im_end|>"}), 300)
+    assert (spec.kinds[2], [token.text for token in spec.beside]) == (TokenKind.CONTROL, ["<|im_end|>"])
+    assert spec.notes[0].startswith("tokenizer_config.json: tokens that tokenizer.json lacks, or has with other flags")
+
+
 @pytest.mark.parametrize("decoder", [{}, {"added_tokens_decoder": {}}])
 def test_tokens_without_a_row_are_left_out(decoder: dict[str, Any], document: dict[str, Any], tmp_path: Path) -> None:
     """Of the files that are written too: mlx-lm would look up rows that do not exist."""
