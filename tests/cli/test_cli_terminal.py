@@ -129,6 +129,7 @@ def tensor(folder: Path, name: str) -> Path:
 
 
 def index(folder: Path, name: str) -> Path:
+    (folder / "model.safetensors").unlink()  # which would come before the index
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     return folder
 
