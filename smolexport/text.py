@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from unicodedata import category
 
-__all__ = ["first_line", "label", "one_line", "printable", "prose", "reason", "show"]
+__all__ = ["failure", "first_line", "label", "one_line", "printable", "prose", "reason", "show"]
 
 VALUE, NAME, REASON = 80, 120, 160  # most characters of a part of a message
 MESSAGE = 1000  # of a whole one: the last defence, parts are shortened where the message is made
@@ -54,6 +54,11 @@ def show(value: object, limit: int = VALUE) -> str:
 def reason(error: BaseException) -> str:
     """What a foreign error says, on one short line; its class where it says nothing."""
     return printable(" ".join(str(error).split()) or type(error).__name__, REASON)
+
+
+def failure(error: BaseException) -> str:
+    """`reason`, after the error's class: some libraries say `index` and mean an IndexError."""
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def first_line(error: BaseException) -> str:

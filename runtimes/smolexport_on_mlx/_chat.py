@@ -9,7 +9,7 @@ from typing import Any
 from mlx_lm import tokenizer_utils
 
 from smolexport.errors import TokenizerError
-from smolexport.text import reason
+from smolexport.text import failure
 
 __all__ = ["MlxChat"]
 
@@ -22,7 +22,7 @@ class MlxChat:
         try:
             self._tokenizer: Any = tokenizer_utils.load(folder, local)
         except Exception as error:  # mlx-lm raises whatever its parts raise
-            raise TokenizerError(f"{folder}: mlx-lm cannot read this tokenizer: {reason(error)}") from error
+            raise TokenizerError(f"{folder}: mlx-lm cannot read this tokenizer: {failure(error)}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens in it recognised, none added."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from smolexport.checkpoint import read_json
 from smolexport.errors import FileFormatError, UsageError
 from smolexport.regular import open_regular
-from smolexport.text import label, reason, show
+from smolexport.text import failure, label, show
 
 __all__ = ["config_size", "load_model"]
 
@@ -52,7 +52,7 @@ def load_model(folder: Path, dtype: str | None) -> tuple[Any, dict[str, Any]]:
         # Arrays that are still to be computed belong to this thread, and the session may move to another.
         mx.eval(model.parameters())
     except Exception as error:  # mlx-lm raises whatever its parts raise
-        raise FileFormatError(f"{folder}: mlx-lm cannot load this folder: {reason(error)}") from error
+        raise FileFormatError(f"{folder}: mlx-lm cannot load this folder: {failure(error)}") from error
     return model, config
 
 
@@ -105,7 +105,7 @@ def _tensor_names(path: Path) -> list[str]:
                 pass
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     except (SafetensorError, OSError, ValueError) as error:
-        raise FileFormatError(f"{path}: is damaged or no safetensors file ({reason(error)})") from error
+        raise FileFormatError(f"{path}: is damaged or no safetensors file ({failure(error)})") from error
     return [name for name in header if name != "__metadata__"]
 
 

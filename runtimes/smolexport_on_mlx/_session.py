@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import SessionClosedError, SessionError, UnsupportedError
 from smolexport.runtime import TextCodec, choose_context, choose_threads, token_array
-from smolexport.text import reason
+from smolexport.text import failure
 from smolexport_on_mlx._load import config_size, load_model
 
 __all__ = ["MlxSession"]
@@ -86,7 +86,7 @@ class MlxSession:
             logits = self._forward(ids, last_only)
         except Exception as error:  # MLX reports a lack of memory as RuntimeError
             self._cut(self._length)
-            raise SessionError(f"{self._folder}: MLX failed: {reason(error)}") from error
+            raise SessionError(f"{self._folder}: MLX failed: {failure(error)}") from error
         except BaseException:
             self._cut(self._length)
             raise

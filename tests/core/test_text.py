@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from smolexport.errors import SmolexportError, TokenizerError
-from smolexport.text import first_line, label, one_line, printable, prose, reason, show
+from smolexport.text import failure, first_line, label, one_line, printable, prose, reason, show
 
 CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 BIDI = [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -68,6 +68,7 @@ def test_values_on_one_short_line() -> None:
 def test_reasons_of_foreign_errors() -> None:
     assert reason(ValueError("two\nlines\x1b")) == "two lines\\x1b"
     assert reason(KeyError()) == "KeyError"
+    assert failure(KeyError("x")) == "KeyError: 'x'"
     assert len(reason(ValueError("x" * 10**6))) <= 300
     assert first_line(ValueError("\none\x1b\ntwo")) == "one\\x1b"
     assert first_line(KeyError()) == "KeyError"
