@@ -128,6 +128,16 @@ def greedy(graph: Path, prompt: list[int], count: int) -> list[int]:
     return ids
 
 
+def near_tie(graph: Path, quant: str, found: list[int], due: list[int], start: int) -> bool:
+    """Whether activations of 16 bits explain where two texts part.
+
+    With and without shared buffers ONNX Runtime adds up attention in another order; on some processors that shows.
+    """
+    at = next(i for i, (one, other) in enumerate(zip(found, due, strict=False)) if one != other)
+    logits = play(graph, due[:at])[-1]
+    return quant == "q4f16" and at > start + 8 and logits[due[at]] - logits[found[at]] < 0.01 * np.abs(logits).max()
+
+
 @pytest.mark.parametrize(
     ("model_type", "quant", "sizes"),
     [
@@ -169,7 +179,7 @@ def test_genai_generates_what_onnxruntime_computes(
     stop = json.loads((out / "config.json").read_text())["eos_token_id"]
     if stop in due[len(prompt) :]:  # min_length keeps the generator from it
         due = due[: due.index(stop, len(prompt))]
-    assert found[: len(due)] == due
+    assert found[: len(due)] == due or near_tie(graph, quant, found, due, len(prompt))
     assert len(due) > len(prompt) + 3
 
 
