@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a parity threshold was missed or a task of a sweep failed,
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         stopper.finish()
         code, message = INTERRUPTED, _interrupted()
     if message:
-        _fail(message, code)
+        _say(message)
+    if code == INTERRUPTED and argv is None:
+        _end()
     sys.exit(code)
 
 
@@ -87,7 +90,21 @@ def _leave() -> NoReturn:
     try:
         # anew: a stream that was at work when the signal came takes nothing
         sys.stderr = open(STDERR, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        _fail(_interrupted(), INTERRUPTED)
+        _say(_interrupted())
+    finally:
+        os._exit(INTERRUPTED)
+
+
+def _end() -> NoReturn:
+    """End the process after an interruption without waiting for threads.
+
+    A signal that arrives while a library starts a thread of its pool leaves one that nobody tells to stop, and the
+    interpreter would wait for it forever.
+    """
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
     finally:
         os._exit(INTERRUPTED)
 
@@ -104,9 +121,8 @@ def _run(command: click.Group, argv: list[str]) -> int:
     return 0
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _say(message: str) -> None:
     print(f"smolexport: {one_line(message)}", file=sys.stderr)  # noqa: T201
-    sys.exit(code)
 
 
 def _usage(error: click.ClickException) -> str:
