@@ -14,20 +14,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smolexport.arch import load_spec
-    from smolexport.convert import Export, export, export_all
-    from smolexport.description import Description
+    from smolexport.api import compare, fingerprint, generate, inspect, read_back
+    from smolexport.conversion.file_info import FileInfo
+    from smolexport.conversion.pipeline import Export, export, export_all
     from smolexport.errors import SmolexportError
-    from smolexport.face import compare, fingerprint, generate, inspect, read_back
-    from smolexport.generation import Generation, Sampling
+    from smolexport.model.arch import load_spec
+    from smolexport.model.spec import ModelSpec
     from smolexport.parity.inputs import Settings
     from smolexport.parity.results import Comparison, Thresholds
-    from smolexport.spec import ModelSpec
+    from smolexport.run.generate import Generation, Sampling
 
 __all__ = [
     "Comparison",
-    "Description",
     "Export",
+    "FileInfo",
     "Generation",
     "ModelSpec",
     "Sampling",
@@ -46,22 +46,22 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "smolexport.parity.results",
-    "Description": "smolexport.description",
-    "Export": "smolexport.convert",
-    "Generation": "smolexport.generation",
-    "ModelSpec": "smolexport.spec",
-    "Sampling": "smolexport.generation",
+    "FileInfo": "smolexport.conversion.file_info",
+    "Export": "smolexport.conversion.pipeline",
+    "Generation": "smolexport.run.generate",
+    "ModelSpec": "smolexport.model.spec",
+    "Sampling": "smolexport.run.generate",
     "Settings": "smolexport.parity.inputs",
     "SmolexportError": "smolexport.errors",
     "Thresholds": "smolexport.parity.results",
-    "compare": "smolexport.face",
-    "export": "smolexport.convert",
-    "export_all": "smolexport.convert",
-    "fingerprint": "smolexport.face",
-    "generate": "smolexport.face",
-    "inspect": "smolexport.face",
-    "load_spec": "smolexport.arch",
-    "read_back": "smolexport.face",
+    "compare": "smolexport.api",
+    "export": "smolexport.conversion.pipeline",
+    "export_all": "smolexport.conversion.pipeline",
+    "fingerprint": "smolexport.api",
+    "generate": "smolexport.api",
+    "inspect": "smolexport.api",
+    "load_spec": "smolexport.model.arch",
+    "read_back": "smolexport.api",
 }
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 from smolexport.errors import FileFormatError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:  # the command line lists names without loading numpy
-    from smolexport.converter import Converter
-    from smolexport.runtime import Runtime
+    from smolexport.conversion.converter import Converter
+    from smolexport.run.session import Runtime
 
 __all__ = [
     "adapter",
@@ -233,7 +233,7 @@ def locate(model: str | Path, runtime: str | None = None) -> tuple[Path, Runtime
         UsageError: `demo`, where a checkpoint folder of that name lies too; a runtime that does not play it.
         MissingDependencyError: the runtime of this format is not installed.
     """
-    from smolexport.checkpoint import find_checkpoint
+    from smolexport.model.checkpoint import find_checkpoint
 
     path = Path(model) if _names_file(str(model)) else find_checkpoint(model)
     return path, runtime_for(path, runtime)

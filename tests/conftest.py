@@ -40,7 +40,7 @@ def demo_statistics(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Statistics of the demo model, on 16k tokens that it wrote itself."""
     pytest.importorskip("torch")
     from smolexport.calibration import collect
-    from smolexport.checkpoint import open_checkpoint
+    from smolexport.model.checkpoint import open_checkpoint
 
     folder = tmp_path_factory.mktemp("calibrated") / "stats"
     job = collect.prepare(open_checkpoint(demo), folder, tokens=16384, threads=1)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from smolexport.arch import architectures
+from smolexport.model.arch import architectures
 from tests.children import python
 from tests.cli.commands import SOURCES, START, tiny_checkpoint
 
@@ -24,44 +24,24 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = set("torch transformers onnx onnxruntime onnxruntime_genai mlx mlx_lm llama_cpp coremltools tensorflow".split())
 # The first matching prefix decides.
 FLOORS = (
-    ("smolexport.cli", 7),
+    ("smolexport.cli", 8),
+    ("smolexport.api", 7),
     ("smolexport.sweep", 6),
-    ("smolexport.face", 5),
     ("smolexport.parity", 5),
-    ("smolexport.convert", 4),
-    ("smolexport.preparation", 4),
+    ("smolexport.conversion.pipeline", 4),
+    ("smolexport.conversion.prepare", 4),
     ("smolexport.calibration", 4),
-    ("smolexport.plugins", 4),
-    ("smolexport.generation", 3),
-    ("smolexport.rendering", 3),
-    ("smolexport.converter", 3),
-    ("smolexport.stream", 3),
-    ("smolexport.model", 3),
-    ("smolexport.companions", 3),
-    ("smolexport.card", 3),
-    ("smolexport.portable", 2),
-    ("smolexport.sink", 2),
-    ("smolexport.weights", 2),
-    ("smolexport.identity", 2),
-    ("smolexport.plan", 2),
-    ("smolexport.output", 2),
-    ("smolexport.description", 2),
-    ("smolexport.runtime", 2),
-    ("smolexport.sampling", 2),
-    ("smolexport.checkpoint", 2),
-    ("smolexport.tokenizer", 2),
-    ("smolexport.arch", 1),
+    ("smolexport.plugins", 3),
+    ("smolexport.conversion", 2),
+    ("smolexport.run", 2),
+    ("smolexport.tokenizer", 1),
+    ("smolexport.conversion.source_model", 1),
     ("smolexport.quant", 1),
-    ("smolexport.spec", 1),
-    ("smolexport.rope", 0),
-    ("smolexport.source_files", 0),
     ("smolexport.text", 0),
-    ("smolexport.tensor_file", 0),
+    ("smolexport.files", 0),
     ("smolexport.cleanup", 0),
-    ("smolexport.memory", 0),
-    ("smolexport.npy", 0),
+    ("smolexport.heap", 0),
     ("smolexport.processes", 0),
-    ("smolexport.regular", 0),
     ("smolexport.errors", 0),
     ("smolexport.demo", 0),
 )
@@ -146,7 +126,9 @@ def test_adapters_do_not_know_each_other(name: str) -> None:
         assert not package.startswith("smolexport_") or package == own or extended, f"{name} imports {target}"
         if own.startswith("smolexport_to_"):
             assert package not in HEAVY - {"onnx"}, f"{name} imports {target}"
-            assert not target.startswith(("smolexport.cli", "smolexport.parity", "smolexport.convert.")), target
+            assert not target.startswith(("smolexport.cli", "smolexport.parity", "smolexport.conversion.pipeline")), (
+                target
+            )
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
@@ -155,7 +137,7 @@ def test_templates_of_strangers_run_in_one_place(name: str) -> None:
     calls = [node.func for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
     named = {ast.unparse(function).rpartition(".")[2] for function in calls}
     renders = named & {"open_chat", "apply_chat_template", "Jinja2ChatFormatter"}
-    assert not renders or name == "smolexport.rendering.child" or name.endswith("._chat"), f"{name} calls {renders}"
+    assert not renders or name == "smolexport.run.rendering.child" or name.endswith("._chat"), f"{name} calls {renders}"
 
 
 def test_no_cycles_at_module_level() -> None:
@@ -209,7 +191,7 @@ def test_gguf_knows_every_architecture(model_type: str) -> None:
     from smolexport_to_gguf.architectures import ROWS
 
     assert model_type in ROWS, f"add a row for '{model_type}' to converters/smolexport_to_gguf/architectures.py"
-    assert modules()[f"smolexport.arch.{model_type}"].read_text(encoding="utf-8").count("\n") <= 80
+    assert modules()[f"smolexport.model.arch.{model_type}"].read_text(encoding="utf-8").count("\n") <= 80
 
 
 @pytest.mark.parametrize("model_type", architectures())

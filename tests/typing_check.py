@@ -13,9 +13,9 @@ import smolexport_on_torch
 import smolexport_to_gguf
 import smolexport_to_mlx
 import smolexport_to_onnx
-from smolexport.converter import Converter
-from smolexport.plan import Plan
-from smolexport.runtime import Runtime, Session
+from smolexport.conversion.converter import Converter
+from smolexport.conversion.plan import Plan
+from smolexport.run.session import Runtime, Session
 
 gguf: Converter = smolexport_to_gguf
 mlx: Converter = smolexport_to_mlx
@@ -31,7 +31,7 @@ path: Path = done.path
 plan: Plan = done.plan
 made: list[smolexport.Export] = smolexport.export_all("demo", "out", quant="int8", targets=["gguf", "mlx"])
 mark: str = smolexport.fingerprint(made[0].path, threads=2)
-found: smolexport.Description = smolexport.inspect(path)
+found: smolexport.FileInfo = smolexport.inspect(path)
 bits: float = found.bits_per_weight
 text: str = smolexport.generate(path, "Once", sampling=smolexport.Sampling(temperature=0.7)).text
 result: smolexport.Comparison = smolexport.compare("demo", [path], dtype="f32")

@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from smolexport import portable
+from smolexport.conversion import portable
+from smolexport.conversion.plan import Entry, InterleaveHeads, Plan
+from smolexport.conversion.source_model import CALIBRATION_KEY, SourceModel
+from smolexport.conversion.writer import ByteRange, Sink
 from smolexport.errors import UnsupportedError
-from smolexport.model import CALIBRATION_KEY, Model
-from smolexport.output import atomic_file, check_target
-from smolexport.plan import Entry, InterleaveHeads, Plan
+from smolexport.files import atomic_file, check_target, open_regular
+from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.quant import FORMATS
-from smolexport.regular import open_regular
-from smolexport.sink import Place, Sink
-from smolexport.spec import ModelSpec, Role, Tensor
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.description import describe
@@ -76,7 +75,7 @@ def replaceable(path: Path) -> bool:
     return recognises(path)
 
 
-def plan(model: Model, scheme: str, *, imatrix: str | None = None) -> Plan:
+def plan(model: SourceModel, scheme: str, *, imatrix: str | None = None) -> Plan:
     """Decide every tensor and every key of the file.
 
     Args:
@@ -176,7 +175,7 @@ def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     header = _header(plan)
     places, total = {}, len(header)
     for entry in plan.entries:
-        places[entry.name] = (Place(total, entry.format.row_bytes(entry.shape[-1])),)
+        places[entry.name] = (ByteRange(total, entry.format.row_bytes(entry.shape[-1])),)
         total += entry.nbytes + padding(entry.nbytes)
     check_target(path, total, force=force)
     with atomic_file(path, force=force) as file:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from smolexport.rope import Linear, Llama3, Rope, Yarn
-from smolexport.spec import ModelSpec, Role, Tensor
+from smolexport.model.rope import Linear, Llama3, Rope, Yarn
+from smolexport.model.spec import ModelSpec, Role, Tensor
 
 __all__ = ["ROWS", "Row", "check", "output_name", "rope_of"]
 

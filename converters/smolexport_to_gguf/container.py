@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from smolexport.errors import FileFormatError
+from smolexport.files import open_regular
 from smolexport.quant import FORMATS, BlockFormat
-from smolexport.regular import open_regular
 from smolexport.text import label, show
 
 __all__ = ["ALIGNMENT", "GgufFile", "Metadata", "Reader", "TensorInfo", "header_bytes", "padding", "read_gguf"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
-from smolexport import portable
-from smolexport.description import Description, TensorRow
+from smolexport.conversion import portable
+from smolexport.conversion.file_info import FileInfo, TensorRow
 from smolexport_to_gguf.container import GgufFile, read_gguf
 from smolexport_to_gguf.metadata import SCHEME_KEY
 from smolexport_to_gguf.schemes import SCHEMES
@@ -14,7 +14,7 @@ from smolexport_to_gguf.schemes import SCHEMES
 __all__ = ["describe"]
 
 
-def describe(path: Path) -> Description:
+def describe(path: Path) -> FileInfo:
     """Read the header of `path`; no tensor data.
 
     Raises:
@@ -24,7 +24,7 @@ def describe(path: Path) -> Description:
     rows = tuple(TensorRow(t.name, t.shape, t.format.name, t.nbytes, t.offset) for t in file.tensors.values())
     name = file.text("general.name")
     nbytes, weights = sum(r.nbytes for r in rows), sum(prod(r.shape) for r in rows)
-    return Description(
+    return FileInfo(
         path=path,
         format="gguf",
         architecture=file.text("general.architecture") or "?",

@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.output import atomic_file, check_target
+from smolexport.files import atomic_file, check_target, open_regular
 from smolexport.quant import FORMATS
-from smolexport.regular import open_regular
 from smolexport.text import label, show
 from smolexport_to_gguf.container import GgufFile, Metadata, Reader, TensorInfo, header_bytes, padding, read_gguf
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport import portable
+from smolexport.conversion import portable
+from smolexport.conversion.plan import Entry
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.plan import Entry
+from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, BlockFormat
-from smolexport.spec import Role, Tensor
 from smolexport.text import show
 from smolexport_to_gguf.architectures import output_name
 from smolexport_to_gguf.imatrix import Imatrix, Statistic, read_imatrix, write_imatrix

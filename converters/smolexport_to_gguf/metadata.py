@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from smolexport import portable
-from smolexport.rope import Linear, Llama3, Rope, Yarn
-from smolexport.spec import ModelSpec
+from smolexport.conversion import portable
+from smolexport.model.rope import Linear, Llama3, Rope, Yarn
+from smolexport.model.spec import ModelSpec
 from smolexport_to_gguf.architectures import ROWS, is_plain_yarn, rope_of
 from smolexport_to_gguf.schemes import Scheme
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.conversion.plan import InterleaveHeads
 from smolexport.errors import FileFormatError
-from smolexport.plan import InterleaveHeads
-from smolexport.spec import Role, Tensor
+from smolexport.model.spec import Role, Tensor
 from smolexport.text import label, show
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import GgufFile, TensorInfo, read_gguf

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from smolexport import portable
-from smolexport.converter import named_scheme
+from smolexport.conversion import portable
+from smolexport.conversion.converter import named_scheme
+from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.quant import FORMATS, BlockFormat
-from smolexport.spec import ModelSpec, Role, Tensor
 
 __all__ = ["ALIASES", "SCHEMES", "PortableScheme", "Scheme", "better_schemes", "find_scheme"]
 
@@ -117,7 +117,8 @@ class Scheme:
 
 @dataclass(frozen=True)
 class PortableScheme(Scheme):
-    """A scheme whose choices `smolexport.portable` makes for all formats.  Vectors are f32 here, rounded to f16.
+    """A scheme whose choices `smolexport.conversion.portable` makes for all formats.  Vectors are f32 here, rounded to
+    f16.
 
     Attributes:
         bits: of each matrix, for `mix`.

@@ -14,14 +14,14 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from smolexport import portable
+from smolexport.conversion import portable
+from smolexport.conversion.plan import Companion, Entry, Plan
+from smolexport.conversion.source_model import CALIBRATION_KEY, SourceModel
+from smolexport.conversion.writer import Sink
 from smolexport.errors import UsageError
-from smolexport.model import CALIBRATION_KEY, Model
-from smolexport.output import atomic_folder, check_target
-from smolexport.plan import Companion, Entry, Plan
+from smolexport.files import atomic_folder, check_target
+from smolexport.model.spec import Tensor
 from smolexport.quant import MicroFormat
-from smolexport.sink import Sink
-from smolexport.spec import Tensor
 from smolexport_to_mlx import architectures, companions
 from smolexport_to_mlx.card import card
 from smolexport_to_mlx.config import compose, quantization_object
@@ -75,7 +75,7 @@ ENCODERS: Mapping[str, Encoder] = {"mlx": "mlx", "recode": "recode", "search": "
 check = architectures.check
 
 
-def plan(model: Model, scheme: str, *, dtype: str | None = None, encoder: str = "mlx") -> Plan:
+def plan(model: SourceModel, scheme: str, *, dtype: str | None = None, encoder: str = "mlx") -> Plan:
     """Decide every tensor and every small file of the folder.
 
     Args:
@@ -126,13 +126,13 @@ def plan(model: Model, scheme: str, *, dtype: str | None = None, encoder: str = 
     )
 
 
-def _decided(scheme: Scheme, model: Model) -> Scheme:
+def _decided(scheme: Scheme, model: SourceModel) -> Scheme:
     if isinstance(scheme, Portable) and scheme.name == portable.MIX:
         return replace(scheme, bits=portable.decided(model.bits))
     return scheme
 
 
-def _dtype(scheme: Scheme, model: Model, asked: str | None) -> Dtype:
+def _dtype(scheme: Scheme, model: SourceModel, asked: str | None) -> Dtype:
     if asked is not None and asked not in DTYPES:
         raise UsageError(f"--set dtype={asked}: should be one of {', '.join(DTYPES)}")
     fixed = scheme.dtype
@@ -170,7 +170,7 @@ def _half_pieces(entries: list[Entry]) -> Iterator[str]:
         )
 
 
-def _strings(model: Model, scheme: Scheme) -> dict[str, str]:
+def _strings(model: SourceModel, scheme: Scheme) -> dict[str, str]:
     """What the weights say about themselves."""
     strings = {"format": "mlx", SCHEME_KEY: scheme.name, NAME_KEY: model.name, "smolexport.version": _version()}
     return {**strings, CALIBRATION_KEY: model.calibration} if model.calibration else strings

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from smolexport.rope import Linear, Llama3, Rope, Yarn
-from smolexport.spec import ModelSpec
+from smolexport.model.rope import Linear, Llama3, Rope, Yarn
+from smolexport.model.spec import ModelSpec
 
 __all__ = ["ROWS", "Row", "check", "notes", "rope_of"]
 

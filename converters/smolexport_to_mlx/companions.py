@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from smolexport.card import front_matter
-from smolexport.companions import (
+from smolexport.conversion.folder_files import (
     GENERATION,
     NEW_CLASS,
     SPECIAL,
@@ -27,8 +26,9 @@ from smolexport.companions import (
     renamed_class,
     special_texts,
 )
-from smolexport.model import Model
-from smolexport.plan import Companion
+from smolexport.conversion.model_card import front_matter
+from smolexport.conversion.plan import Companion
+from smolexport.conversion.source_model import SourceModel
 from smolexport.text import show
 from smolexport.tokenizer import TokenizerKind
 
@@ -37,7 +37,7 @@ __all__ = ["TEMPLATES", "companions", "is_companion", "notes"]
 KNOWN_CLASS = "PreTrainedTokenizerFast"
 
 
-def companions(model: Model) -> tuple[Companion, ...]:
+def companions(model: SourceModel) -> tuple[Companion, ...]:
     """The files that go into the folder beside weights, config.json and README.md, sorted by name.
 
     Args:
@@ -50,7 +50,7 @@ def companions(model: Model) -> tuple[Companion, ...]:
     return _gather(model).files
 
 
-def notes(model: Model) -> list[str]:
+def notes(model: SourceModel) -> list[str]:
     """What a person should know about these files: what was changed, added or left out, and stop tokens.
 
     Raises:
@@ -68,7 +68,7 @@ class Gathered:
     notes: tuple[str, ...]
 
 
-def _gather(model: Model) -> Gathered:
+def _gather(model: SourceModel) -> Gathered:
     found, lines = copies(model)
     for made, line in (_tokenizer_config(model, found), _template(model), generation_config(model, found)):
         if made is not None:
@@ -89,7 +89,7 @@ def _gather(model: Model) -> Gathered:
 Made = tuple[Companion | None, str]  # a file in place of or beside the copies, and the line about it
 
 
-def _tokenizer_config(model: Model, found: dict[str, Companion]) -> Made:
+def _tokenizer_config(model: SourceModel, found: dict[str, Companion]) -> Made:
     config = content(found, TOKENIZER)
     name = config.get("tokenizer_class")
     if name == NEW_CLASS:
@@ -106,7 +106,7 @@ def _tokenizer_config(model: Model, found: dict[str, Companion]) -> Made:
     return Companion(TOKENIZER, json_bytes(config)), line
 
 
-def _template(model: Model) -> Made:
+def _template(model: SourceModel) -> Made:
     """chat_template.jinja where the default template stands elsewhere alone; named ones stay where they are."""
     spec = model.tokenizer
     if (model.folder / TEMPLATE).is_file() or spec.chat_template is None or spec.chat_templates:
@@ -114,7 +114,7 @@ def _template(model: Model) -> Made:
     return Companion(TEMPLATE, spec.chat_template.encode("utf-8")), ""
 
 
-def _stop_notes(model: Model, found: dict[str, Companion]) -> Iterator[str]:
+def _stop_notes(model: SourceModel, found: dict[str, Companion]) -> Iterator[str]:
     """Tokens that end a text for the checkpoint's tokenizer, and not for MLX.
 
     Both readers stop at the tokenizer's eos_token and at the ids of one file: generation_config.json, or config.json

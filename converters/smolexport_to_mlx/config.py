@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from smolexport.companions import config_eos, writable
-from smolexport.model import DTYPES as CLAIMS
-from smolexport.model import Model
-from smolexport.rope import Linear, Llama3, Rope, Yarn
-from smolexport.spec import ModelSpec
+from smolexport.conversion.folder_files import config_eos, writable
+from smolexport.conversion.source_model import DTYPES as CLAIMS
+from smolexport.conversion.source_model import SourceModel
+from smolexport.model.rope import Linear, Llama3, Rope, Yarn
+from smolexport.model.spec import ModelSpec
 from smolexport_to_mlx.architectures import ROWS, rope_of
 
 __all__ = ["DTYPES", "compose", "quantization_object"]
@@ -29,7 +29,7 @@ DROPPED = frozenset(
 )
 
 
-def compose(model: Model, quantization: Mapping[str, Any] | None, dtype: str) -> dict[str, Any]:
+def compose(model: SourceModel, quantization: Mapping[str, Any] | None, dtype: str) -> dict[str, Any]:
     """The content of config.json, keys sorted.
 
     Args:

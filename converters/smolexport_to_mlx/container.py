@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from smolexport.conversion.plan import Entry
+from smolexport.conversion.writer import ByteRange
 from smolexport.errors import FileFormatError
-from smolexport.plan import Entry
+from smolexport.files import open_regular
 from smolexport.quant.formats import SIZES
-from smolexport.regular import open_regular
-from smolexport.sink import Place
 from smolexport.text import first_line, label
 
 __all__ = ["INDEX", "Array", "Shard", "StoredArray", "arrays_of", "index_json", "places_of", "read_arrays", "shards_of"]
@@ -121,12 +121,12 @@ def _shard(name: str, arrays: list[Array], metadata: Mapping[str, str]) -> Shard
     return Shard(name, header, tuple((a, len(header) + start) for a, start in zip(ordered, starts, strict=True)))
 
 
-def places_of(shards: list[Shard]) -> dict[str, list[Place]]:
+def places_of(shards: list[Shard]) -> dict[str, list[ByteRange]]:
     """Where the parts of each planned tensor go."""
-    places: dict[str, list[Place]] = {}
+    places: dict[str, list[ByteRange]] = {}
     for number, shard in enumerate(shards):
         for array, offset in shard.arrays:
-            places.setdefault(array.entry, []).append(Place(offset, array.width, array.first, number))
+            places.setdefault(array.entry, []).append(ByteRange(offset, array.width, array.first, number))
     return places
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
-from smolexport.description import Description, TensorRow
+from smolexport.conversion.file_info import FileInfo, TensorRow
 from smolexport.errors import FileFormatError
 from smolexport_to_mlx.companions import TEMPLATES, is_companion
 from smolexport_to_mlx.container import INDEX, read_header
@@ -55,7 +55,7 @@ def replaceable(path: Path) -> bool:
         return False
 
 
-def describe(path: Path) -> Description:
+def describe(path: Path) -> FileInfo:
     """Read the headers in the folder `path`, of any architecture; no tensor data.
 
     What is no weight of a known kind is listed as the array that it is.
@@ -69,7 +69,7 @@ def describe(path: Path) -> Description:
         *(TensorRow(a.name, a.shape, a.dtype.lower(), a.nbytes, a.offset) for a in folder.others),
     )
     nbytes, count = sum(r.nbytes for r in rows), sum(prod(r.shape) for r in rows)
-    return Description(
+    return FileInfo(
         path=path,
         format="mlx",
         architecture=str(folder.config.get("model_type", "?")),

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smolexport.arch import load_spec
-from smolexport.checkpoint import read_json
 from smolexport.errors import CheckpointError, ConfigError, FileFormatError
+from smolexport.model.arch import load_spec
+from smolexport.model.checkpoint import read_json
+from smolexport.model.spec import ModelSpec
 from smolexport.quant import affine, microscale
-from smolexport.spec import ModelSpec
 from smolexport.text import label, show
 from smolexport_to_mlx.config import DTYPES
 from smolexport_to_mlx.container import INDEX, StoredArray, read_header

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.checkpoint import read_json
 from smolexport.errors import CheckpointError, FileFormatError, UsageError
+from smolexport.model.checkpoint import read_json
+from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, RowFormat
 from smolexport.quant.microscale import MODES
-from smolexport.spec import Role, Tensor
 from smolexport.text import label, show
 from smolexport_to_mlx.container import StoredArray, read_arrays
 from smolexport_to_mlx.schemes import DTYPES

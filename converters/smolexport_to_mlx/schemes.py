@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
-from smolexport import portable
-from smolexport.converter import named_scheme
-from smolexport.portable import Storage
+from smolexport.conversion import portable
+from smolexport.conversion.converter import named_scheme
+from smolexport.conversion.portable import Storage
+from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, PortableFormat, RowFormat
 from smolexport.quant.affine import BITS, GROUPS
 from smolexport.quant.microscale import MODES, Mode
-from smolexport.spec import ModelSpec, Role, Tensor
 
 __all__ = [
     "DTYPES",
@@ -93,7 +93,10 @@ class Floats:
 
 @dataclass(frozen=True)
 class Portable:
-    """The choices that `smolexport.portable` makes for every format; `bits` are those of each matrix, for `mix`."""
+    """The choices that `smolexport.conversion.portable` makes for every format.
+
+    `bits` are those of each matrix, for `mix`.
+    """
 
     name: str
     about: str

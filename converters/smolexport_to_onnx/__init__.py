@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smolexport import portable
-from smolexport.card import installed_version
+from smolexport.conversion import portable
+from smolexport.conversion.model_card import installed_version
+from smolexport.conversion.plan import Companion, Entry, Plan
+from smolexport.conversion.source_model import CALIBRATION_KEY, SourceModel
+from smolexport.conversion.writer import Sink
 from smolexport.errors import UsageError
-from smolexport.model import CALIBRATION_KEY, Model
-from smolexport.output import atomic_folder, check_target
-from smolexport.plan import Companion, Entry, Plan
-from smolexport.sink import Sink
-from smolexport.spec import Tensor
+from smolexport.files import atomic_folder, check_target
+from smolexport.model.spec import Tensor
 from smolexport_to_onnx import architectures, companions
 from smolexport_to_onnx.card import card
 from smolexport_to_onnx.config import compose, genai
@@ -77,7 +77,7 @@ class FolderPlan(Plan):
 
 
 def plan(
-    model: Model,
+    model: SourceModel,
     scheme: str,
     *,
     accuracy_level: int = 4,
@@ -125,13 +125,13 @@ def plan(
     return replace(bare, metadata=tuple(metadata), notes=notes, companions=(*made, *gathered.files.values()))
 
 
-def _decided(scheme: Scheme, model: Model) -> Scheme:
+def _decided(scheme: Scheme, model: SourceModel) -> Scheme:
     if isinstance(scheme, Portable) and scheme.name == portable.MIX:
         return replace(scheme, bits=portable.decided(model.bits))
     return scheme
 
 
-def _positions(model: Model, asked: int | None) -> int:
+def _positions(model: SourceModel, asked: int | None) -> int:
     if asked is None:
         return min(model.spec.context_length, POSITIONS)
     if not 1 <= asked <= MAX_POSITIONS:
@@ -149,7 +149,7 @@ def _settings(scheme: Scheme, accuracy_level: int, logits: str) -> Settings:
     raise UsageError(f"--set logits={logits}: should be all or last")
 
 
-def _entries(model: Model, scheme: Scheme) -> list[Entry]:
+def _entries(model: SourceModel, scheme: Scheme) -> list[Entry]:
     """The tensors of one graph, under names that no other graph of the folder has."""
     entries = []
     for tensor in model.spec.tensors():
@@ -159,7 +159,7 @@ def _entries(model: Model, scheme: Scheme) -> list[Entry]:
     return entries
 
 
-def _tables(model: Model, scheme: Scheme, positions: int) -> list[Table]:
+def _tables(model: SourceModel, scheme: Scheme, positions: int) -> list[Table]:
     """Cosines and sines of every rotary embedding that some layer has."""
     ropes = dict.fromkeys(layer.rope for layer in model.spec.layers if layer.rope is not None)
     return [
@@ -173,7 +173,7 @@ def _portable(schemes: tuple[Scheme, ...]) -> list[str]:
     return [portable.NOTE] if any(scheme.name in (*portable.SCHEMES, "q4f16") for scheme in schemes) else []
 
 
-def _strings(model: Model, scheme: Scheme, positions: int) -> dict[str, str]:
+def _strings(model: SourceModel, scheme: Scheme, positions: int) -> dict[str, str]:
     """What a graph says about itself."""
     strings = {
         SCHEME_KEY: scheme.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from smolexport.spec import ModelSpec
+from smolexport.model.spec import ModelSpec
 from smolexport_to_onnx.graph import rotated_apart
 
 __all__ = ["check", "notes"]

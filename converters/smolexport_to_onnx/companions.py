@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smolexport.card import front_matter
-from smolexport.companions import (
+from smolexport.conversion.folder_files import (
     NEW_CLASS,
     TOKENIZER,
     content,
@@ -19,8 +18,9 @@ from smolexport.companions import (
     renamed_class,
     special_texts,
 )
-from smolexport.model import Model
-from smolexport.plan import Companion
+from smolexport.conversion.model_card import front_matter
+from smolexport.conversion.plan import Companion
+from smolexport.conversion.source_model import SourceModel
 from smolexport_to_onnx.tokens import token_notes
 
 __all__ = ["Gathered", "gather"]
@@ -36,7 +36,7 @@ class Gathered:
     notes: tuple[str, ...]
 
 
-def gather(model: Model) -> Gathered:
+def gather(model: SourceModel) -> Gathered:
     """The files that go into the folder beside graphs, config.json, genai_config.json and README.md.
 
     Raises:
@@ -54,7 +54,7 @@ def gather(model: Model) -> Gathered:
     return Gathered({name: files[name] for name in sorted(files)}, tuple(lines))
 
 
-def _tokenizer_config(model: Model, files: dict[str, Companion]) -> tuple[Companion | None, str]:
+def _tokenizer_config(model: SourceModel, files: dict[str, Companion]) -> tuple[Companion | None, str]:
     """A class and a chat template where readers look for them; None where the file has both."""
     config = content(files, TOKENIZER)
     lines, additions = list[str](), dict[str, object]()

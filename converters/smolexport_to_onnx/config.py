@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smolexport.companions import GENERATION, config_eos, content, eos_ids, writable
-from smolexport.model import Model
-from smolexport.plan import Companion
+from smolexport.conversion.folder_files import GENERATION, config_eos, content, eos_ids, writable
+from smolexport.conversion.plan import Companion
+from smolexport.conversion.source_model import SourceModel
 from smolexport_to_onnx.container import Layout
 from smolexport_to_onnx.schemes import Scheme
 
@@ -24,7 +24,7 @@ DROPPED = frozenset(
 SEARCHED = ("do_sample", "repetition_penalty", "temperature", "top_k", "top_p")
 
 
-def compose(model: Model, schemes: Sequence[Scheme], layouts: Sequence[Layout]) -> dict[str, Any]:
+def compose(model: SourceModel, schemes: Sequence[Scheme], layouts: Sequence[Layout]) -> dict[str, Any]:
     """The content of config.json, keys sorted: the source's, with what Transformers.js reads spelled out.
 
     Args:
@@ -60,7 +60,7 @@ def compose(model: Model, schemes: Sequence[Scheme], layouts: Sequence[Layout]) 
     return dict(sorted(config.items()))
 
 
-def genai(model: Model, layout: Layout, positions: int, files: Mapping[str, Companion]) -> dict[str, Any]:
+def genai(model: SourceModel, layout: Layout, positions: int, files: Mapping[str, Companion]) -> dict[str, Any]:
     """The content of genai_config.json.
 
     Args:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.plan import Entry
+from smolexport.conversion.plan import Entry
+from smolexport.conversion.writer import ByteRange
+from smolexport.model.rope import Rope
+from smolexport.model.spec import Role, Tensor
 from smolexport.quant import ChannelFormat, RowFormat
 from smolexport.quant.formats import SIZES
-from smolexport.rope import Rope
-from smolexport.sink import Place
-from smolexport.spec import Role, Tensor
 from smolexport_to_onnx.messages import External, Initializer
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
@@ -109,7 +109,7 @@ class Layout:
     modules: Mapping[str, Module]
     arrays: Mapping[str, Array]
     tables: tuple[Table, ...]
-    places: Mapping[str, tuple[Place, ...]]
+    places: Mapping[str, tuple[ByteRange, ...]]
 
     @property
     def graph(self) -> str:
@@ -153,7 +153,7 @@ def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table], file
             groups.setdefault(module_name(entry.tensor), []).append(entry)
     modules = {name: Module(name, tuple(group)) for name, group in groups.items()}
     arrays: dict[str, Array] = {}
-    places: dict[str, list[Place]] = {}
+    places: dict[str, list[ByteRange]] = {}
     end = 0
     for module in modules.values():
         first = 0
@@ -162,7 +162,7 @@ def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table], file
             end = array.offset + array.nbytes
             arrays[name] = array
             upright = isinstance(module.format, ChannelFormat) and len(shape) == 2
-            for owner, place in _places(module, Place(array.offset, width, first, file), upright=upright):
+            for owner, place in _places(module, ByteRange(array.offset, width, first, file), upright=upright):
                 places.setdefault(owner, []).append(place)
             first += width
     for table in tables:
@@ -199,7 +199,7 @@ def _arrays(module: Module) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
             yield f"{base}.{part.suffix}", part.dtype, (module.rows, part.columns), part.nbytes
 
 
-def _places(module: Module, whole: Place, *, upright: bool) -> Iterator[tuple[str, Place]]:
+def _places(module: Module, whole: ByteRange, *, upright: bool) -> Iterator[tuple[str, ByteRange]]:
     """Where the rows of each entry go, of an array that begins at the place `whole`; a vector is a single row."""
     offset = whole.offset
     for entry in module.entries:

@@ -8,10 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from smolexport.checkpoint import read_json
-from smolexport.companions import TEMPLATES, is_companion
-from smolexport.description import Description, TensorRow
+from smolexport.conversion.file_info import FileInfo, TensorRow
+from smolexport.conversion.folder_files import TEMPLATES, is_companion
 from smolexport.errors import CheckpointError, FileFormatError
+from smolexport.model.checkpoint import read_json
 from smolexport_to_onnx.messages import read_graph
 from smolexport_to_onnx.reading import GENAI, SCHEME_KEY, Model, graph_paths, primary_graph, read_model
 from smolexport_to_onnx.schemes import SCHEMES, STEMS
@@ -56,7 +56,7 @@ def replaceable(path: Path) -> bool:
         return False
 
 
-def describe(path: Path) -> Description:
+def describe(path: Path) -> FileInfo:
     """Read the graph that `path` is played by, of any architecture; no tensor data.
 
     Raises:
@@ -70,7 +70,7 @@ def describe(path: Path) -> Description:
         *(TensorRow(a.name, a.shape, a.dtype.lower(), a.nbytes, a.offset) for a in model.others),
     )
     nbytes, count = sum(r.nbytes for r in rows), sum(prod(r.shape) for r in rows)
-    return Description(
+    return FileInfo(
         path=path,
         format="onnx",
         architecture=str(config.get("model_type", "?")),

@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
+from smolexport.model.rope import Rope
+from smolexport.model.spec import Layer, ModelSpec, Role
 from smolexport.quant import ChannelFormat
 from smolexport.quant.channel import MIDDLE
-from smolexport.rope import Rope
-from smolexport.spec import Layer, ModelSpec, Role
 from smolexport_to_onnx.container import GATE_UP, QKV, Layout
 from smolexport_to_onnx.messages import MICROSOFT, Attribute, Graph, Initializer, Node, Port
 from smolexport_to_onnx.schemes import Dtype, packing_of

@@ -11,11 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from smolexport.arch import load_spec
-from smolexport.checkpoint import read_json
-from smolexport.companions import TEMPLATE, TOKENIZER
+from smolexport.conversion.folder_files import TEMPLATE, TOKENIZER
 from smolexport.errors import CheckpointError, ConfigError, FileFormatError
-from smolexport.spec import ModelSpec, Tensor
+from smolexport.model.arch import load_spec
+from smolexport.model.checkpoint import read_json
+from smolexport.model.spec import ModelSpec, Tensor
 from smolexport.text import show
 from smolexport_to_onnx.container import PAGE
 from smolexport_to_onnx.graph import KEEP

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.checkpoint import read_json
 from smolexport.errors import CheckpointError, FileFormatError, UsageError
+from smolexport.model.checkpoint import read_json
+from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
-from smolexport.spec import Role, Tensor
 from smolexport.text import label, show
 from smolexport_to_onnx.container import GATE_UP, QKV
 from smolexport_to_onnx.messages import SIZES, External, Graph, Initializer, Node, read_graph

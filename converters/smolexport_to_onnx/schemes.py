@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from smolexport import portable
+from smolexport.conversion import portable
+from smolexport.conversion.portable import Storage
 from smolexport.errors import UsageError
-from smolexport.portable import Storage
+from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
-from smolexport.spec import Role, Tensor
 
 __all__ = [
     "SCHEMES",
@@ -112,7 +112,7 @@ class Floats:
 
 @dataclass(frozen=True)
 class Portable:
-    """The choices that `smolexport.portable` makes for every format; `base` is its name of them.
+    """The choices that `smolexport.conversion.portable` makes for every format; `base` is its name of them.
 
     `pure` has 4 bits where they take 8, which other formats have no scheme for; `bits` are those of each matrix, for
     `mix`.

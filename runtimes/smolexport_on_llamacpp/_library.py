@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import FileFormatError, MissingDependencyError, SessionClosedError
-from smolexport.regular import open_regular
+from smolexport.files import open_regular
 from smolexport_on_llamacpp import INSTALL
 
 __all__ = ["Model", "call", "last_errors", "library", "raise_interruption"]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import SessionError, UsageError
-from smolexport.runtime import choose_context, choose_threads, token_array
+from smolexport.run.session import choose_context, choose_threads, token_array
 from smolexport_on_llamacpp._codec import VocabCodec
 from smolexport_on_llamacpp._library import Model, call, last_errors, library, raise_interruption
 

@@ -14,9 +14,9 @@ import mlx_lm.utils
 from mlx.utils import tree_flatten
 from safetensors import SafetensorError, safe_open
 
-from smolexport.checkpoint import read_json
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.regular import open_regular
+from smolexport.files import open_regular
+from smolexport.model.checkpoint import read_json
 from smolexport.text import failure, label, show
 
 __all__ = ["config_size", "load_model"]

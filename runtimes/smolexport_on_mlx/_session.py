@@ -15,7 +15,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from numpy.typing import NDArray
 
 from smolexport.errors import SessionClosedError, SessionError, UnsupportedError
-from smolexport.runtime import TextCodec, choose_context, choose_threads, token_array
+from smolexport.run.session import TextCodec, choose_context, choose_threads, token_array
 from smolexport.text import failure
 from smolexport_on_mlx._load import config_size, load_model
 

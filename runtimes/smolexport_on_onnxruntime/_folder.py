@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from smolexport.checkpoint import read_json
 from smolexport.errors import FileFormatError, UsageError
+from smolexport.model.checkpoint import read_json
 from smolexport.text import show
 
 __all__ = ["Sizes", "choose_graph", "config_sizes"]

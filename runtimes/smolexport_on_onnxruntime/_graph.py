@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smolexport.errors import FileFormatError, UnsupportedError
-from smolexport.regular import open_regular
+from smolexport.files import open_regular
 from smolexport.text import label, reason, show
 from smolexport_on_onnxruntime._wire import Message, integers, read_message, text
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from smolexport.errors import FileFormatError
-from smolexport.runtime import cores_to_spare
+from smolexport.run.session import cores_to_spare
 from smolexport.text import label, reason, show
 from smolexport_on_onnxruntime._folder import Sizes
 

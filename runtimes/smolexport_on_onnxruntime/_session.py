@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import SessionClosedError, SessionError, UsageError
-from smolexport.runtime import TextCodec, choose_context, choose_threads, token_array
+from smolexport.run.session import TextCodec, choose_context, choose_threads, token_array
 from smolexport.text import reason
 from smolexport_on_onnxruntime._load import FLOATS, check_interface, inputs_of, load
 from smolexport_on_onnxruntime.checks import check_folder

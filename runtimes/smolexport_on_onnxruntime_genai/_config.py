@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smolexport.checkpoint import read_json
 from smolexport.errors import FileFormatError, UnsupportedError
+from smolexport.model.checkpoint import read_json
 from smolexport.text import label, show
 from smolexport_on_onnxruntime.checks import CheckedGraph
 

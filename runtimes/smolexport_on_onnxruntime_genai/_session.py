@@ -17,7 +17,7 @@ import onnxruntime_genai as og
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, SessionClosedError, SessionError
-from smolexport.runtime import TextCodec, choose_context, choose_threads, cores_to_spare, token_array
+from smolexport.run.session import TextCodec, choose_context, choose_threads, cores_to_spare, token_array
 from smolexport.text import reason
 from smolexport_on_onnxruntime.checks import CheckedGraph, check_folder
 from smolexport_on_onnxruntime_genai._config import check_config

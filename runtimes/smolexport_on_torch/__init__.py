@@ -25,7 +25,7 @@ from smolexport.calibration.distillation import (
 from smolexport.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from smolexport.checkpoint import Checkpoint
+    from smolexport.model.checkpoint import Checkpoint
     from smolexport_on_torch._chat import TransformersChat
     from smolexport_on_torch._collect import TorchEngine
     from smolexport_on_torch._session import TorchSession

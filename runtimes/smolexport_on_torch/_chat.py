@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from smolexport.errors import TokenizerError
-from smolexport.source_files import refuse_links
+from smolexport.model.source_files import refuse_links
 from smolexport.text import first_line
 
 __all__ = ["TransformersChat"]

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from smolexport.calibration.moments import KINDS, Moments
-from smolexport.checkpoint import Checkpoint
-from smolexport.runtime import choose_threads
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.run.session import choose_threads
 from smolexport_on_torch._decoder import (
     Cache,
     Weights,

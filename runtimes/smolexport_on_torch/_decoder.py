@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from smolexport.checkpoint import Checkpoint
 from smolexport.errors import TensorError
-from smolexport.rope import Rope
-from smolexport.spec import Layer, ModelSpec, Role
-from smolexport.tensor_file import StoredTensor
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.rope import Rope
+from smolexport.model.spec import Layer, ModelSpec, Role
+from smolexport.model.tensor_file import StoredTensor
 from smolexport.text import label
 
 __all__ = ["Cache", "Tap", "Weights", "embed", "layer_forward", "load_embedding", "load_head", "load_layer", "norm"]

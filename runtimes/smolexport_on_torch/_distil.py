@@ -31,7 +31,7 @@ from smolexport.calibration.distillation import (
     held_out,
 )
 from smolexport.errors import TensorError, UsageError
-from smolexport.runtime import choose_threads
+from smolexport.run.session import choose_threads
 from smolexport.text import show
 from smolexport_on_torch._factors import Scaled, ScaledEmbedding, ScaledLinear
 from smolexport_on_torch._head import divergence

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from smolexport.checkpoint import claimed_quantization, read_json, weight_files
 from smolexport.errors import CheckpointError, TensorError, UsageError
-from smolexport.source_files import refuse_links
-from smolexport.spec import Role
-from smolexport.tensor_file import stored_tensors
+from smolexport.model.checkpoint import claimed_quantization, read_json, weight_files
+from smolexport.model.source_files import refuse_links
+from smolexport.model.spec import Role
+from smolexport.model.tensor_file import stored_tensors
 from smolexport.text import first_line, printable, show
 
 __all__ = ["load_model"]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from smolexport.calibration.distillation import Teacher
-from smolexport.runtime import choose_threads
+from smolexport.run.session import choose_threads
 from smolexport_on_torch._distil import Student, limited_threads
 from smolexport_on_torch._load import load_model
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from smolexport.errors import SessionClosedError, SessionError
-from smolexport.runtime import TextCodec, choose_context, choose_threads, token_array
+from smolexport.run.session import TextCodec, choose_context, choose_threads, token_array
 from smolexport_on_torch._load import load_model
 
 __all__ = ["TorchSession"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from smolexport.errors import UsageError
-from smolexport.spec import Tensor
+from smolexport.model.spec import Tensor
 
 __all__ = ["Budget", "Mixed", "Option", "Unit", "cost_of", "finest", "least", "reach", "size_of", "spend"]
 

@@ -36,13 +36,13 @@ from smolexport.calibration.statistics import (
     write_moments,
 )
 from smolexport.calibration.texts import Render, Source, cut, read_source, source_name
-from smolexport.checkpoint import Checkpoint
 from smolexport.cleanup import Provisional
 from smolexport.errors import CalibrationError, OutputError, UsageError
-from smolexport.identity import file_hash, identity
-from smolexport.output import check_parent, check_space, made_folder
-from smolexport.rendering import Answer, Renderer
-from smolexport.source_files import refuse_changes
+from smolexport.files import check_parent, check_space, made_folder
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.identity import file_hash, identity
+from smolexport.model.source_files import refuse_changes
+from smolexport.run.rendering import Answer, Renderer
 from smolexport.tokenizer import TokenizerSpec, TokenKind, open_tokenizer, read_tokenizer
 
 __all__ = ["Engine", "Job", "collect", "prepare", "write_importance"]

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from smolexport.calibration.statistics import Input, Statistics, input_of
 from smolexport.calibration.training import encode_rows, lattice_of
-from smolexport.checkpoint import Checkpoint
+from smolexport.conversion.plan import Entry
 from smolexport.errors import CalibrationError
-from smolexport.plan import Entry
-from smolexport.spec import Role, Tensor
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.spec import Role, Tensor
 
 __all__ = ["HEAD", "Costs", "sample"]
 

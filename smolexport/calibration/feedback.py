@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from smolexport.calibration.gptq import Factor, factor, solve
 from smolexport.calibration.statistics import Input, Statistics, input_of
+from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
-from smolexport.quant.grids import grid_of, with_codes
-from smolexport.spec import Tensor
+from smolexport.quant.affine_view import grid_of, with_codes
 
 __all__ = ["Feedback", "TensorFeedback"]
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import CalibrationError
-from smolexport.output import atomic_file
-from smolexport.regular import open_regular
+from smolexport.files import atomic_file, open_regular
 from smolexport.text import first_line, label, show
 
 __all__ = ["Arrays", "open_arrays", "triangle_rows", "triangle_size", "write_arrays", "writing"]

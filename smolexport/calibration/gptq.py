@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant.grids import Grid
+from smolexport.quant.affine_view import Grid
 
 __all__ = ["Factor", "factor", "relative_error", "solve"]
 

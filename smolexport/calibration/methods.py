@@ -17,13 +17,13 @@ from smolexport.calibration.budget import Budget, Mixed
 from smolexport.calibration.distillation import Distilled, Settings, Step
 from smolexport.calibration.feedback import Feedback
 from smolexport.calibration.statistics import Statistics
-from smolexport.checkpoint import Checkpoint
+from smolexport.conversion.plan import Entry, Plan
+from smolexport.conversion.portable import MIX
 from smolexport.errors import UsageError
-from smolexport.plan import Entry, Plan
-from smolexport.portable import MIX
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.spec import Role
 from smolexport.quant import AffineFormat, BlockFormat, NBits, RowFormat
-from smolexport.quant.grids import has_grid
-from smolexport.spec import Role
+from smolexport.quant.affine_view import has_grid
 
 __all__ = ["Calibration", "Calibrator", "reaches", "sidecar_of"]
 

@@ -22,14 +22,14 @@ from smolexport.calibration.distillation import held_out
 from smolexport.calibration.methods import Calibration, Calibrator
 from smolexport.calibration.statistics import Statistics
 from smolexport.calibration.training import ENGINE, Student, lattice_of
-from smolexport.checkpoint import Checkpoint
-from smolexport.converter import Converter
+from smolexport.conversion.converter import Converter
+from smolexport.conversion.encode import thread_count
+from smolexport.conversion.plan import Entry, Plan
+from smolexport.conversion.source_model import SourceModel
 from smolexport.errors import UsageError
-from smolexport.model import Model
-from smolexport.plan import Entry, Plan
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.plugins import runtime
-from smolexport.spec import ModelSpec, Role, Tensor
-from smolexport.stream import thread_count
 
 __all__ = ["Mixer", "rungs_of", "top_bits"]
 
@@ -75,11 +75,11 @@ class Mixer:
     """
 
     modules: Sequence[Converter]
-    model: Model
+    model: SourceModel
     checkpoint: Checkpoint
     statistics: Statistics
     calibration: Calibration
-    planned: Callable[[Converter, Model], Plan]
+    planned: Callable[[Converter, SourceModel], Plan]
     units: list[Unit] = field(default_factory=list, init=False)
 
     def decide(self) -> Mixed:

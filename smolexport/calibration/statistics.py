@@ -35,12 +35,11 @@ from smolexport.calibration.files import (
 )
 from smolexport.calibration.moments import KINDS, Moments
 from smolexport.calibration.texts import Source
-from smolexport.checkpoint import Checkpoint
 from smolexport.errors import CalibrationError
-from smolexport.identity import identity
-from smolexport.output import atomic_file
-from smolexport.regular import open_regular
-from smolexport.spec import Role, Tensor
+from smolexport.files import atomic_file, open_regular
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.identity import identity
+from smolexport.model.spec import Role, Tensor
 from smolexport.text import show
 
 __all__ = [
@@ -97,7 +96,7 @@ class Manifest:
     """Of what the statistics are.
 
     Attributes:
-        checkpoint: hash of config, weights and tokenizer, see `smolexport.identity`.
+        checkpoint: hash of config, weights and tokenizer, see `smolexport.model.identity`.
         method: `text`, or `self` where the model wrote it.
         sources: name, SHA-256 and tokens of each text.
         asked: how many tokens were asked for.

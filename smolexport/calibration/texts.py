@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.calibration.npy import read_array
 from smolexport.errors import CalibrationError, UsageError
-from smolexport.npy import read_array
-from smolexport.regular import open_regular
-from smolexport.rendering import Answer
+from smolexport.files import open_regular
+from smolexport.run.rendering import Answer
 from smolexport.text import show
 from smolexport.tokenizer import FileTokenizer
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from smolexport.calibration.distillation import AffineBlocks, Distilled, Settings, Step, Trained
 from smolexport.calibration.statistics import Statistics
-from smolexport.checkpoint import Checkpoint
-from smolexport.plan import Entry
+from smolexport.conversion.plan import Entry
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.spec import Tensor
 from smolexport.plugins import runtime
 from smolexport.quant import RowFormat
-from smolexport.quant.grids import factors_of, with_factors
-from smolexport.spec import Tensor
+from smolexport.quant.affine_view import factors_of, with_factors
 
 __all__ = ["ENGINE", "Kept", "Student", "distilled", "encode_rows", "lattice_of"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from smolexport.cli import bench, calibrate, compare, demo, every, export, generate, inspect, listing, sweep
+from smolexport.cli import bench, calibrate, compare, demo, export, export_all, generate, inspect, listing, sweep
 from smolexport.plugins import converters
 
 __all__ = ["build"]
@@ -44,6 +44,6 @@ def build() -> click.Group:
 
     for name in converters():
         root.add_command(export.command_for(name))
-    for module in (every, calibrate, compare, sweep, bench, generate, inspect, listing, demo):
+    for module in (export_all, calibrate, compare, sweep, bench, generate, inspect, listing, demo):
         root.add_command(module.command)
     return root

@@ -74,8 +74,8 @@ def command(
 def _models(files: tuple[str, ...], options: dict[str, Any], runtimes: tuple[str, ...]) -> list[Candidate]:
     """What is to be played: checkpoints first."""
     from smolexport import plugins
-    from smolexport.checkpoint import find_checkpoint
     from smolexport.errors import UsageError
+    from smolexport.model.checkpoint import find_checkpoint
     from smolexport.parity.candidates import exported, reference
 
     checkpoints = [word for word in files if word == "demo" or plugins.is_checkpoint(Path(word))]

@@ -24,7 +24,7 @@ from smolexport.cli.options import (
 if TYPE_CHECKING:
     from smolexport.calibration.collect import Job
     from smolexport.calibration.statistics import Statistics
-    from smolexport.checkpoint import Checkpoint
+    from smolexport.model.checkpoint import Checkpoint
 
 __all__ = ["command"]
 
@@ -78,8 +78,8 @@ def command(
     smolexport calibrate demo -o stats --imatrix demo.imatrix.gguf
     """
     from smolexport.calibration import collect
-    from smolexport.memory import share_heap
-    from smolexport.output import check_target
+    from smolexport.files import check_target
+    from smolexport.heap import share_heap
 
     if imatrix is not None:
         check_target(imatrix, 0, force=force, option="--imatrix")
@@ -101,7 +101,7 @@ def command(
 
 
 def _opened(checkpoint: str, ignore_config: tuple[str, ...], revision: str | None, token: str | None) -> Checkpoint:
-    from smolexport.checkpoint import find_checkpoint, open_checkpoint
+    from smolexport.model.checkpoint import find_checkpoint, open_checkpoint
 
     return open_checkpoint(find_checkpoint(checkpoint, revision=revision, token=token), ignore_config=ignore_config)
 

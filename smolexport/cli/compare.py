@@ -153,10 +153,11 @@ def _made(
 
     Each scheme is made in all `ways` that change anything of it.
     """
-    from smolexport import convert, plugins
+    from smolexport import plugins
     from smolexport.cli.export import write_jobs
+    from smolexport.conversion import pipeline
     from smolexport.errors import MissingDependencyError
-    from smolexport.output import scratch_folder
+    from smolexport.files import scratch_folder
 
     players = [name for name in plugins.runtimes() if plugins.missing(name) is None]
     reads = {plugins.adapter(name).READS: name for name in players}
@@ -166,7 +167,7 @@ def _made(
     wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
     with scratch_folder("smolexport-compare-") as scratch:
         passes = [
-            convert.prepare_all(out=scratch, targets=targets, quant=scheme, calibration=way, **source)
+            pipeline.prepare_all(out=scratch, targets=targets, quant=scheme, calibration=way, **source)
             for scheme, names in _passes(formats, quant)
             for way, targets in _each_way(source, scheme, names, ways)
         ]
@@ -233,14 +234,14 @@ def _each_way(
     source: Mapping[str, Any], scheme: str, formats: list[str], ways: Sequence[Calibration]
 ) -> Iterator[tuple[Calibration, list[str]]]:
     """Each way with the formats in which it changes anything of `scheme`; a plain file of each where none does."""
-    from smolexport import convert
     from smolexport.calibration.methods import Calibration, reaches
+    from smolexport.conversion import pipeline
 
     calibrated = [way for way in ways if way.method != "rtn"]
     plain = len(calibrated) < len(ways)
     unreached = []
     if calibrated:
-        jobs = convert.prepare_all(targets=formats, quant=scheme, **source)
+        jobs = pipeline.prepare_all(targets=formats, quant=scheme, **source)
         unreached = [name for name, job in zip(formats, jobs, strict=True) if not reaches(job.plan)]
     if unreached:
         names = ", ".join(way.method for way in calibrated)
@@ -258,7 +259,7 @@ def _statistics(
     if stats is None:
         return None
     from smolexport.calibration.statistics import open_statistics
-    from smolexport.checkpoint import open_checkpoint
+    from smolexport.model.checkpoint import open_checkpoint
     from smolexport.parity.overlap import check_sources
 
     found = open_statistics(stats, open_checkpoint(folder, ignore_config=ignore_config))
@@ -267,7 +268,7 @@ def _statistics(
 
 
 def _folder(source: Mapping[str, Any]) -> Path:
-    from smolexport.checkpoint import find_checkpoint
+    from smolexport.model.checkpoint import find_checkpoint
 
     return find_checkpoint(source["source"], revision=source["revision"], token=source["token"])
 

@@ -38,7 +38,7 @@ def command(path: bool, out: Path | None, force: bool, threads: int | None, json
     if path:
         click.echo(str(demo_checkpoint()))
         return
-    from smolexport.output import scratch_folder
+    from smolexport.files import scratch_folder
 
     with scratch_folder("smolexport-demo-") as scratch:
         folder = out or scratch
@@ -78,12 +78,12 @@ def _play(files: list[Path], marks: dict[str, str], lacking: list[str], threads:
 
 
 def _export(folder: Path, threads: int | None, *, force: bool) -> list[Path]:
-    from smolexport import convert
     from smolexport.cli.export import write_jobs
+    from smolexport.conversion import pipeline
 
     passes = [
-        convert.prepare_all("demo", folder, quant=scheme, force=force) for scheme in PORTABLE
-    ] + [[convert.prepare(NATIVE[0], "demo", folder, quant=NATIVE[1], force=force)]]  # fmt: skip
+        pipeline.prepare_all("demo", folder, quant=scheme, force=force) for scheme in PORTABLE
+    ] + [[pipeline.prepare(NATIVE[0], "demo", folder, quant=NATIVE[1], force=force)]]  # fmt: skip
     return [done.path for jobs in passes for done in write_jobs(jobs, force=force, threads=threads)]
 
 
@@ -147,8 +147,8 @@ def _unequal(marks: dict[str, str]) -> list[str]:
 
 def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads: int | None) -> None:
     from smolexport.cli.compare import show
-    from smolexport.generation import Sampling, generate
     from smolexport.plugins import runtime_for
+    from smolexport.run.generate import Sampling, generate
 
     # So small a model repeats itself when it is greedy; the same seed shows all files making the same draws.
     sampling = Sampling(temperature=0.7, min_p=0.05, repetition_penalty=1.1, seed=1)

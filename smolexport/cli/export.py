@@ -27,7 +27,7 @@ from smolexport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from smolexport.convert import Export, Job
+    from smolexport.conversion.pipeline import Export, Job
 
 __all__ = ["command_for", "facts", "write_jobs"]
 
@@ -82,10 +82,10 @@ def command_for(target: str) -> click.Command:
         json: bool,
         **own: str | None,
     ) -> None:
-        from smolexport import convert
+        from smolexport.conversion import pipeline
 
         calibration = calibration_of(method, stats, steps, size, max_kld, measure=not dry_run)
-        job = convert.prepare(
+        job = pipeline.prepare(
             target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
             ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
             weights=not dry_run, calibration=calibration,
@@ -96,7 +96,7 @@ def command_for(target: str) -> click.Command:
 
 
 def _write(job: Job, force: bool, threads: int | None, json: bool) -> None:
-    from smolexport.memory import share_heap
+    from smolexport.heap import share_heap
 
     share_heap()
     [done] = write_jobs([job], force=force, threads=threads)
@@ -129,8 +129,8 @@ def _help(target: str) -> str:
 
 def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Export]:
     """Say what is about to be written, write it with a progress bar, say what it took."""
-    from smolexport import convert
-    from smolexport.output import leftovers
+    from smolexport.conversion import pipeline
+    from smolexport.files import leftovers
 
     for job in jobs:
         for line in leftovers(job.path):
@@ -142,20 +142,20 @@ def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Exp
     jobs = _trained(jobs, threads)
     names = ", ".join(job.path.name for job in jobs)
     with progress_bar(f"writing {names}", sum(job.plan.nbytes for job in jobs)) as advance:
-        done = convert.write_all(jobs, force=force, threads=threads, progress=advance)
+        done = pipeline.write_all(jobs, force=force, threads=threads, progress=advance)
     say(f"wrote {sum(d.bytes for d in done) / 1e6:.1f} MB in {done[0].seconds:.1f} s")
     return done
 
 
 def _trained(jobs: list[Job], threads: int | None) -> list[Job]:
     """`jobs` with distilled scales, where that is the method, with a bar and what came of it."""
-    from smolexport import convert
+    from smolexport.conversion import pipeline
 
     calibrator = jobs[0].calibrator
     if calibrator is None or calibrator.calibration.method != "distil":
         return jobs
     with progress_bar("training scales", calibrator.calibration.training.steps, unit="steps") as advance:
-        jobs = convert.trained(jobs, threads=threads, progress=lambda _: advance(1))
+        jobs = pipeline.trained(jobs, threads=threads, progress=lambda _: advance(1))
     for outcome in calibrator.outcomes:
         say(str(outcome))
     return jobs

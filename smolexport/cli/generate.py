@@ -21,8 +21,8 @@ from smolexport.cli.options import (
 from smolexport.text import prose
 
 if TYPE_CHECKING:
-    from smolexport.generation import Generation
-    from smolexport.runtime import Session
+    from smolexport.run.generate import Generation
+    from smolexport.run.session import Session
 
 __all__ = ["command"]
 
@@ -64,8 +64,8 @@ def command(
 
     On a terminal control characters are shown as escapes; a file or pipe gets the text as it is.
     """
-    from smolexport.generation import Generation, Sampling, stream
     from smolexport.plugins import checked_options, locate
+    from smolexport.run.generate import Generation, Sampling, stream
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed

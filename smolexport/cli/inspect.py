@@ -12,8 +12,8 @@ from smolexport.cli.options import given_path, json_option, print_json, progress
 from smolexport.text import label, one_line, printable, show
 
 if TYPE_CHECKING:
-    from smolexport.converter import Converter
-    from smolexport.description import Description
+    from smolexport.conversion.converter import Converter
+    from smolexport.conversion.file_info import FileInfo
 
 __all__ = ["command"]
 
@@ -58,11 +58,11 @@ def _findings(module: Converter, file: Path) -> list[str]:
     return findings
 
 
-def _fingerprint(module: Converter, found: Description, threads: int | None) -> str | None:
+def _fingerprint(module: Converter, found: FileInfo, threads: int | None) -> str | None:
     """None, and a note, for a file whose tensors are not those of a checkpoint that is known here."""
+    from smolexport.conversion.encode import thread_count
     from smolexport.errors import FileFormatError
-    from smolexport.stream import thread_count
-    from smolexport.weights import fingerprint
+    from smolexport.model.weights import fingerprint
 
     try:
         weights = module.weights(found.path)
@@ -74,7 +74,7 @@ def _fingerprint(module: Converter, found: Description, threads: int | None) -> 
         return fingerprint(weights, thread_count(threads), advance)
 
 
-def _as_json(d: Description, tensors: bool) -> dict[str, Any]:
+def _as_json(d: FileInfo, tensors: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "path": str(d.path),
         "format": d.format,
@@ -107,7 +107,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _shares(d: Description) -> dict[str, dict[str, int]]:
+def _shares(d: FileInfo) -> dict[str, dict[str, int]]:
     rows: dict[str, dict[str, int]] = {}
     for t in d.tensors:
         row = rows.setdefault(t.format, {"tensors": 0, "bytes": 0})
@@ -116,7 +116,7 @@ def _shares(d: Description) -> dict[str, dict[str, int]]:
     return dict(sorted(rows.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def _as_text(d: Description, tensors: bool, mark: str | None) -> str:
+def _as_text(d: FileInfo, tensors: bool, mark: str | None) -> str:
     lines = [
         f"{d.path}: {d.format} {label(d.scheme)}, {label(d.architecture)}, '{label(d.name)}'",
         f"{d.bytes:,} bytes, {d.weights:,} weights, {d.bits_per_weight:.2f} bits per weight",

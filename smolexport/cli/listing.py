@@ -40,8 +40,8 @@ def command(format: str | None, json: bool) -> None:  # noqa: A002
 
 def _facts(only: str | None) -> dict[str, Any]:
     from smolexport import plugins
-    from smolexport.arch import architectures
     from smolexport.errors import UsageError
+    from smolexport.model.arch import architectures
 
     names = plugins.converters() if only is None else [only]
     formats = {}

@@ -23,7 +23,7 @@ from smolexport.parity.results import Accuracy
 from smolexport.parity.statistics import Accumulator, read_predictions
 from smolexport.parity.store import LOGITS, LogitStore, Recorder, Shelf, digest
 from smolexport.parity.windows import Window, block_rows, blocks, cut, prompts
-from smolexport.runtime import DEFAULT_CONTEXT, Session, TextCodec, choose_context
+from smolexport.run.session import DEFAULT_CONTEXT, Session, TextCodec, choose_context
 
 __all__ = ["Base", "Tick", "play", "reach", "reference_blocks"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.calibration.texts import Source
-from smolexport.model import CALIBRATION_KEY
-from smolexport.regular import open_regular
+from smolexport.conversion.source_model import CALIBRATION_KEY
+from smolexport.files import open_regular
 from smolexport.text import printable
 
 __all__ = ["Record", "Step", "read_record", "read_steps"]

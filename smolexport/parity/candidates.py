@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from smolexport import plugins
-from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import UsageError
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.model.source_files import refuse_changes
 from smolexport.parity.calibrated import read_record, read_steps
 from smolexport.parity.inputs import Candidate, Origin
-from smolexport.runtime import Runtime, TextCodec
-from smolexport.source_files import refuse_changes
+from smolexport.run.session import Runtime, TextCodec
 
 __all__ = ["exported", "reference"]
 

@@ -10,7 +10,7 @@ The checkpoint's side is its tokenizer.json as the library `tokenizers` reads it
 | onnxruntime-genai | the library's | the library's, which knows no switches such as enable_thinking |
 | onnxruntime | none: the session's codec, from the folder's files | none: the folder's files in transformers |
 
-Templates run in processes of their own, see `smolexport.rendering`.
+Templates run in processes of their own, see `smolexport.run.rendering`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolexport import plugins
-from smolexport.checkpoint import read_json
 from smolexport.errors import MissingDependencyError, SmolexportError, TokenizerError
+from smolexport.model.checkpoint import read_json
 from smolexport.parity.conversations import TEXTS, conversations
-from smolexport.rendering import Answer, Renderer
-from smolexport.runtime import Runtime, Session, TextCodec
+from smolexport.run.rendering import Answer, Renderer
+from smolexport.run.session import Runtime, Session, TextCodec
 from smolexport.text import reason
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from smolexport import weights
 from smolexport.calibration.statistics import Statistics
 from smolexport.errors import UsageError
+from smolexport.model import weights
 from smolexport.parity import chat, machine
 from smolexport.parity.base import Base, play, reach
 from smolexport.parity.group import Member, TooSmall, decoded_bytes, play_group

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from smolexport.errors import SmolexportError
-from smolexport.runtime import Session
+from smolexport.run.session import Session
 
 __all__ = ["main", "peak_rss"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.parity.results import Divergence
-from smolexport.runtime import Session, TextCodec
+from smolexport.run.session import Session, TextCodec
 
 __all__ = ["Continuation", "agree", "continue_greedily", "text_of"]
 

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from smolexport import weights
 from smolexport.errors import UsageError
+from smolexport.model import weights
 from smolexport.parity import greedy
 from smolexport.parity.base import Base, Tick, reach, reference_blocks
 from smolexport.parity.chat import ChatCheck, Expected, check
@@ -22,7 +22,7 @@ from smolexport.parity.results import Accuracy, Attribution, Divergence, Greedy
 from smolexport.parity.statistics import Accumulator, Predictions, read_predictions
 from smolexport.parity.tensors import own_tensors
 from smolexport.parity.windows import block_rows, blocks
-from smolexport.runtime import Session
+from smolexport.run.session import Session
 from smolexport.text import reason
 
 __all__ = ["Member", "TooSmall", "decoded_bytes", "play_group"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smolexport.errors import UsageError
+from smolexport.model.spec import ModelSpec
+from smolexport.model.weights import Weights
 from smolexport.parity.calibrated import Record, Step
-from smolexport.runtime import Runtime, TextCodec
-from smolexport.spec import ModelSpec
-from smolexport.weights import Weights
+from smolexport.run.session import Runtime, TextCodec
 
 __all__ = ["Candidate", "Origin", "Settings"]
 

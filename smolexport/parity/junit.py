@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from smolexport.output import atomic_file, check_target
+from smolexport.files import atomic_file, check_target
 from smolexport.parity.gate import Check
 from smolexport.parity.report.names import reference_name
 from smolexport.parity.results import Accuracy, CandidateResult, Comparison

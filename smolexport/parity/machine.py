@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smolexport.runtime import Runtime, choose_threads
+from smolexport.run.session import Runtime, choose_threads
 
 __all__ = ["bandwidth", "environment"]
 
@@ -38,7 +38,7 @@ def environment(runtimes: Iterable[Runtime], threads: int | None) -> dict[str, s
     """System, processor, cores, threads, memory, and the versions of `runtimes`, in words."""
     import psutil
 
-    from smolexport.card import installed_version
+    from smolexport.conversion.model_card import installed_version
 
     logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False)
     facts = {

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.model.spec import Role
 from smolexport.parity import memory, speed
 from smolexport.parity.base import Tick
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.results import Speed
 from smolexport.parity.turns import lack_of_room, opened
-from smolexport.spec import Role
 
 __all__ = ["bandwidth_share", "peaks", "speeds"]
 

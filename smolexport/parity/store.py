@@ -28,8 +28,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError, SessionError
-from smolexport.output import check_space, scratch_folder
-from smolexport.regular import open_regular
+from smolexport.files import check_space, open_regular, scratch_folder
 
 __all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
 

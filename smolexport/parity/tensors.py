@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from smolexport.errors import FileFormatError
+from smolexport.model.weights import ReadableTensor, Weights, canonical
 from smolexport.parity.results import TensorError
-from smolexport.weights import ReadableTensor, Weights, canonical
 
 __all__ = ["own_tensors", "tensor_errors"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.speed import Player
-from smolexport.runtime import Session
+from smolexport.run.session import Session
 
 __all__ = ["lack_of_room", "opened"]
 

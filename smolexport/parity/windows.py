@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import SessionError, UsageError
-from smolexport.runtime import Session
+from smolexport.run.session import Session
 
 __all__ = ["SHORTEST_TEXT", "Window", "block_rows", "blocks", "cut", "prompts"]
 

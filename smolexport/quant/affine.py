@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 from smolexport.quant.formats import Part
-from smolexport.quant.parted import PartedFormat
+from smolexport.quant.planar import PartedFormat
 
 __all__ = ["BITS", "DTYPES", "GROUPS", "AffineFormat"]
 

@@ -20,7 +20,7 @@ from smolexport.quant.affine_search import search_grids
 from smolexport.quant.bitstream import load_codes, store_codes
 from smolexport.quant.jit import kernel, lean_helper
 from smolexport.quant.lanes import WIDTH, load, splat, store
-from smolexport.quant.rowparts import codes_putter, fetch_rounded, put_part, round_values, store_floats, take_float
+from smolexport.quant.planar_io import codes_putter, fetch_rounded, put_part, round_values, store_floats, take_float
 from smolexport.quant.source import F32
 from smolexport.quant.tile import aligned
 

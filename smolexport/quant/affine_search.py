@@ -20,7 +20,7 @@ from smolexport.quant.affine_grids import position
 from smolexport.quant.jit import helper
 from smolexport.quant.lane_floats import rint
 from smolexport.quant.lanes import WIDTH, load, splat, store, where
-from smolexport.quant.rowparts import round_lanes
+from smolexport.quant.planar_io import round_lanes
 
 __all__ = ["search_grids"]
 

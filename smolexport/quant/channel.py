@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.quant.formats import Part
-from smolexport.quant.parted import PartedFormat
+from smolexport.quant.planar import PartedFormat
 
 __all__ = ["MIDDLE", "ChannelFormat"]
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import numba
 from numba.extending import intrinsic
 
-from smolexport.memory import give_back_library
+from smolexport.heap import give_back_library
 
 __all__ = ["helper", "instruction", "kernel", "lean_helper"]
 

@@ -30,7 +30,7 @@ from smolexport.quant.lanes import (
     store,
     where,
 )
-from smolexport.quant.rowparts import fetch_rounded, put_part, round_lanes
+from smolexport.quant.planar_io import fetch_rounded, put_part, round_lanes
 
 __all__ = ["decoder", "encoder"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from smolexport.errors import UsageError
 from smolexport.quant.affine import relative
 from smolexport.quant.formats import FORMATS, BlockFormat, Part, read_only
-from smolexport.quant.parted import LatticeFormat, PartedFormat, Source
+from smolexport.quant.planar import LatticeFormat, PartedFormat, Source
 
 __all__ = ["GROUPS", "NBits", "PortableNBits"]
 

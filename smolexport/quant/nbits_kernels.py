@@ -26,11 +26,11 @@ from smolexport.quant.jit import helper, kernel, lean_helper
 from smolexport.quant.lane_codes import half_value, load_halves, truncate
 from smolexport.quant.lane_groups import extremes_of_groups
 from smolexport.quant.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
+from smolexport.quant.legacy_quants import encode_q4_0_tile
 from smolexport.quant.nbits_search import search_lanes
+from smolexport.quant.planar_io import codes_putter, fetch_rounded, put_part, round_lanes, round_values, store_floats
 from smolexport.quant.q8 import encode_q8_0_tile
 from smolexport.quant.repacking import BLOCK, take_apart
-from smolexport.quant.round32 import encode_q4_0_tile
-from smolexport.quant.rowparts import codes_putter, fetch_rounded, put_part, round_lanes, round_values, store_floats
 from smolexport.quant.source import F32, fetch
 from smolexport.quant.tile import BLOCKS, aligned
 

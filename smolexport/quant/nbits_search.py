@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from smolexport.quant.jit import lean_helper
 from smolexport.quant.lane_floats import rint
 from smolexport.quant.lanes import WIDTH, load, magnitude, splat, where
-from smolexport.quant.rowparts import round_lanes
+from smolexport.quant.planar_io import round_lanes
 
 __all__ = ["search_lanes"]
 

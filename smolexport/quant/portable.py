@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from smolexport.errors import UsageError
 from smolexport.quant.affine import AffineFormat
 from smolexport.quant.formats import FORMATS, BlockFormat, Part
-from smolexport.quant.parted import LatticeFormat, Source
+from smolexport.quant.planar import LatticeFormat, Source
 
 __all__ = ["PortableFormat"]
 

@@ -19,9 +19,9 @@ from smolexport.quant.bitstream import copy_bytes
 from smolexport.quant.jit import kernel, lean_helper
 from smolexport.quant.lane_codes import half_bits, half_value, load_halves, store_halves
 from smolexport.quant.lanes import WIDTH, splat
+from smolexport.quant.legacy_quants import encode_q4_0_tile
 from smolexport.quant.q8 import encode_q8_0_tile
 from smolexport.quant.repacking import BLOCK, take_apart
-from smolexport.quant.round32 import encode_q4_0_tile
 from smolexport.quant.tile import BLOCKS, aligned
 
 __all__ = ["encoder", "repacker"]

@@ -14,15 +14,15 @@ from typing import Protocol
 
 from smolexport.cleanup import Provisional
 from smolexport.errors import CheckpointError, OutputError
-from smolexport.output import atomic_file, check_parent, check_space
+from smolexport.files import atomic_file, check_parent, check_space
 from smolexport.sweep import record as records
 from smolexport.sweep.engine import Engine
-from smolexport.sweep.fingerprint import Hashes, signature
 from smolexport.sweep.lock import held
 from smolexport.sweep.plan import STATE, TABLE, Source, Task
 from smolexport.sweep.record import Record
 from smolexport.sweep.table import Row, to_json
 from smolexport.sweep.task import MARK, WORK
+from smolexport.sweep.task_hash import Hashes, signature
 from smolexport.sweep.worker import GRACE
 
 __all__ = ["ATTEMPTS", "HASHES", "Watch", "fingerprinted", "state_of", "sweep"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from smolexport import plugins
-from smolexport.card import installed_version
-from smolexport.checkpoint import find_checkpoint
+from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CheckpointError, MissingDependencyError, UsageError
+from smolexport.model.checkpoint import find_checkpoint
 
 __all__ = ["Source", "Task", "Terms", "check_players", "find_sources", "pairs", "tasks_of"]
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from smolexport import convert
+from smolexport.conversion import pipeline
 from smolexport.errors import SmolexportError
-from smolexport.output import check_parent
+from smolexport.files import check_parent
 from smolexport.sweep import record as records
 from smolexport.sweep.driver import HASHES, fingerprinted, state_of
-from smolexport.sweep.fingerprint import Hashes
 from smolexport.sweep.plan import STATE, Source, Task
 from smolexport.sweep.table import Row
+from smolexport.sweep.task_hash import Hashes
 
 __all__ = ["preview"]
 
@@ -46,7 +46,7 @@ def _row(task: Task, error: str) -> Row:
     if records.done(task, found)[0] and not task.terms.force:
         return Row(task, "to do", replace(found, compared=None))
     try:
-        plan = convert.prepare(
+        plan = pipeline.prepare(
             task.format, Path(task.folder), task.terms.out, quant=task.scheme, name=task.name,
             ignore_config=task.terms.ignore_config, weights=False,
         ).plan  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from smolexport.output import atomic_file
+from smolexport.files import atomic_file
 from smolexport.sweep.plan import STATE, Task
 
 __all__ = [

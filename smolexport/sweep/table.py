@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from smolexport.card import installed_version
+from smolexport.conversion.model_card import installed_version
 from smolexport.sweep.plan import Task
 from smolexport.sweep.record import Record
 from smolexport.text import one_line, printable

@@ -14,15 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolexport import convert
-from smolexport.card import installed_version
 from smolexport.cleanup import Provisional
+from smolexport.conversion import pipeline
+from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CheckpointError, OutputError, SmolexportError, UsageError
 from smolexport.sweep import record as records
-from smolexport.sweep.fingerprint import file_hash, signature
 from smolexport.sweep.lock import held
 from smolexport.sweep.plan import STATE, Task
 from smolexport.sweep.record import Record
+from smolexport.sweep.task_hash import file_hash, signature
 from smolexport.text import one_line
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _export(task: Task, found: Record) -> Record:
     shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed
     with Provisional(lambda: shutil.rmtree(work, ignore_errors=True), work):
         work.mkdir(parents=True, exist_ok=True)  # a network's file system may keep what a process still holds
-        job = convert.prepare(
+        job = pipeline.prepare(
             task.format, Path(task.folder), work, quant=task.scheme, name=task.name,
             ignore_config=task.terms.ignore_config,
         )  # fmt: skip
@@ -116,7 +116,7 @@ def _export(task: Task, found: Record) -> Record:
         started = replace(records.empty(task), target=str(target))
         records.write(task, started)  # from here on what stands there may be replaced
         _check_unchanged(task)
-        done = convert.write(job, threads=task.threads)
+        done = pipeline.write(job, threads=task.threads)
         _check_unchanged(task)
         facts = _facts(job.path)
         _check_place(task)  # the last moment: from here on another sweep may have its turn

@@ -19,11 +19,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.arch import load_spec
-from smolexport.checkpoint import Checkpoint
+from smolexport.conversion.source_model import SourceModel, claimed_dtype
 from smolexport.errors import UsageError
-from smolexport.model import Model, claimed_dtype
-from smolexport.spec import ModelSpec, Role, Tensor
+from smolexport.model.arch import load_spec
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.tokenizer import read_tokenizer
 
 __all__ = ["model_of", "random_tensors", "tiny_config", "write_checkpoint", "write_safetensors", "write_tokenizer"]
@@ -271,8 +271,8 @@ def _merges() -> Iterator[tuple[str, str]]:
     yield from ((left, right) for left in letters for right in letters)
 
 
-def model_of(checkpoint: Checkpoint, name: str = "tiny") -> Model:
+def model_of(checkpoint: Checkpoint, name: str = "tiny") -> SourceModel:
     """What a converter plans from, of an opened checkpoint with a tokenizer."""
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.spec.vocab_size)
     dtype = claimed_dtype(checkpoint.config) or checkpoint.dtype
-    return Model(checkpoint.spec, tokenizer, name, checkpoint.folder, checkpoint.config, dtype)
+    return SourceModel(checkpoint.spec, tokenizer, name, checkpoint.folder, checkpoint.config, dtype)

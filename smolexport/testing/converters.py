@@ -19,17 +19,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport import portable
-from smolexport.arch import architectures
 from smolexport.calibration.mixing import rungs_of
-from smolexport.checkpoint import Checkpoint, open_checkpoint
-from smolexport.convert import Job, write
-from smolexport.converter import Converter
+from smolexport.conversion import portable
+from smolexport.conversion.converter import Converter
+from smolexport.conversion.pipeline import Job, write
+from smolexport.conversion.plan import Plan
 from smolexport.errors import OutputError, TensorError, UsageError
-from smolexport.plan import Plan
-from smolexport.spec import ModelSpec, Role, Tensor
+from smolexport.model.arch import architectures
+from smolexport.model.checkpoint import Checkpoint, open_checkpoint
+from smolexport.model.spec import ModelSpec, Role, Tensor
+from smolexport.model.weights import fingerprint, read_back
 from smolexport.testing.checkpoints import model_of, write_checkpoint, write_tokenizer
-from smolexport.weights import fingerprint, read_back
 
 __all__ = ["ConverterTests"]
 
@@ -119,7 +119,7 @@ class ConverterTests:
                     np.testing.assert_array_equal(stored.read_rows(start, stop), whole[start:stop])
 
     def test_portable_schemes_are_kept(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        """A format that offers `int4` or `int8` holds exactly the weights that `smolexport.portable` defines."""
+        """A format that offers `int4` or `int8` holds exactly the weights that `conversion.portable` defines."""
         for scheme in portable.SCHEMES.keys() & self.converter.SCHEMES.keys():
             plan = self.planned(checkpoint, scheme)
             self.write(plan, checkpoint, self.target(tmp_path), force=True)

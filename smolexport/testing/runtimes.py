@@ -23,7 +23,7 @@ import pytest
 from numpy.typing import NDArray
 
 from smolexport.errors import ContextOverflowError, SessionClosedError, SessionError, SmolexportError, UsageError
-from smolexport.runtime import Runtime, Session
+from smolexport.run.session import Runtime, Session
 
 __all__ = ["RuntimeTests"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError, UsageError
-from smolexport.source_files import file_in
+from smolexport.model.source_files import file_in
 from smolexport.text import show
 from smolexport.tokenizer.reader import load_library
 from smolexport.tokenizer.spec import SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind

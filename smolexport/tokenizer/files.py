@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError
-from smolexport.regular import open_regular
-from smolexport.source_files import file_in
+from smolexport.files import open_regular
+from smolexport.model.source_files import file_in
 from smolexport.text import reason, show
 
 __all__ = [

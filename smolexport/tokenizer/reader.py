@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from smolexport.source_files import file_in
+from smolexport.model.source_files import file_in
 from smolexport.text import show
 from smolexport.tokenizer.derive import last_ranks
 from smolexport.tokenizer.files import Companions, read_companions, read_json, refuse

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolexport.source_files import file_in, files_in
+from smolexport.model.source_files import file_in, files_in
 from smolexport.text import show
 from smolexport.tokenizer.files import (
     CONFIG,

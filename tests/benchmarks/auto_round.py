@@ -35,13 +35,13 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from smolexport.checkpoint import open_checkpoint
-from smolexport.face import read_back
+from smolexport.api import read_back
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.model.spec import Role
 from smolexport.parity.results import Accuracy
 from smolexport.parity.statistics import Accumulator, read_predictions
 from smolexport.parity.windows import Window, block_rows, blocks, cut
 from smolexport.quant import FORMATS
-from smolexport.spec import Role
 from smolexport_to_gguf.container import read_gguf
 
 METHODS = ("rtn", "imatrix", "gptq", "distil")
@@ -238,8 +238,8 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = options().parse_args()
-    from smolexport.checkpoint import find_checkpoint
     from smolexport.demo import demo_text
+    from smolexport.model.checkpoint import find_checkpoint
 
     text = args.text.read_text(encoding="utf-8") if args.text else demo_text()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:

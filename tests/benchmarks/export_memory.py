@@ -22,7 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from smolexport.arch import load_spec
+from smolexport.model.arch import load_spec
 from tests.core.published_configs import PUBLISHED
 
 CHILD = """

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from smolexport import portable
+from smolexport.conversion import portable
 from smolexport_to_gguf.container import read_gguf
 from smolexport_to_gguf.schemes import SCHEMES
 from tests.benchmarks import conversion
@@ -28,7 +28,7 @@ sys.argv[2] += "/{FILE}"
 THEIRS = f"""
 import ctypes, os
 import llama_cpp, smolexport
-from smolexport.runtime import choose_threads
+from smolexport.run.session import choose_threads
 folder, out, code = sys.argv[1:]
 os.mkdir(out)
 wide = out + "/between.gguf"

@@ -35,8 +35,8 @@ from typing import Any
 
 import numpy as np
 
+from smolexport.model.spec import Role
 from smolexport.parity.machine import bandwidth
-from smolexport.spec import Role
 from tests.benchmarks.export_memory import write_random
 from tests.benchmarks.turns import Player, in_turns, ratio, serve
 from tests.core.published_configs import PUBLISHED

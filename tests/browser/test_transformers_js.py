@@ -14,7 +14,7 @@ import pytest
 
 import smolexport_on_onnxruntime as onnxruntime_runtime
 from smolexport import Generation, export
-from smolexport.generation import generate
+from smolexport.run.generate import generate
 from tests.browser.node_for_tests import chat_page, generated, needs_chromium, needs_node, refused, served
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.checkpoint import Checkpoint, open_checkpoint
+from smolexport.model.checkpoint import Checkpoint, open_checkpoint
 from tests.cli.commands import tiny_checkpoint
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

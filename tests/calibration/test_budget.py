@@ -15,10 +15,10 @@ import smolexport
 from smolexport.calibration.budget import Budget, Option, Unit, cost_of, finest, least, reach, size_of, spend
 from smolexport.calibration.costs import sample
 from smolexport.calibration.methods import Calibration, sidecar_of
-from smolexport.convert import Export, export, export_all, prepare
+from smolexport.conversion.pipeline import Export, export, export_all, prepare
+from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.demo import demo_text
 from smolexport.errors import UsageError
-from smolexport.model import CALIBRATION_KEY
 from smolexport.parity.inputs import Settings
 from tests.cli.commands import assert_refused, call
 

@@ -14,9 +14,9 @@ import pytest
 from smolexport.calibration import collect
 from smolexport.calibration.statistics import open_statistics
 from smolexport.calibration.texts import cut
-from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import UsageError
-from smolexport.rendering import renderer
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.run.rendering import renderer
 from smolexport.tokenizer import open_tokenizer, read_tokenizer
 from tests.cli.commands import assert_refused, call, run, tiny_checkpoint
 

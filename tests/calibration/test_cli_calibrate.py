@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from smolexport.calibration.statistics import open_statistics
-from smolexport.checkpoint import open_checkpoint
-from smolexport.convert import prepare
+from smolexport.conversion.pipeline import prepare
+from smolexport.model.checkpoint import open_checkpoint
 from smolexport_to_gguf.architectures import output_name
 from smolexport_to_gguf.imatrix import read_imatrix
 from tests.calibration.models import ids_file
@@ -96,7 +96,7 @@ def test_statistics_are_read_without_torch(tiny: Path, tmp_path: Path) -> None:
     code = BLOCK.format(blocked=HEAVY) + (
         "from pathlib import Path\n"
         "from smolexport.calibration.statistics import open_statistics\n"
-        "from smolexport.checkpoint import open_checkpoint\n"
+        "from smolexport.model.checkpoint import open_checkpoint\n"
         "checkpoint = open_checkpoint(Path(sys.argv[1]))\n"
         "found = open_statistics(Path(sys.argv[2]), checkpoint)\n"
         "print(*(found.hessian(t).shape[0] for t in checkpoint.spec.tensors() if len(t.shape) == 2))"

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from smolexport.calibration.collect import Job, collect, prepare
 from smolexport.calibration.moments import Moments
 from smolexport.calibration.statistics import Statistics, input_of, open_statistics
-from smolexport.checkpoint import Checkpoint, open_checkpoint
 from smolexport.errors import CalibrationError, OutputError, UsageError
-from smolexport.spec import Role
+from smolexport.model.checkpoint import Checkpoint, open_checkpoint
+from smolexport.model.spec import Role
 from tests.calibration.models import CASES, FAMILIES, ids_file, made
 from tests.cli.commands import environment, tiny_checkpoint
 
@@ -112,7 +112,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from smolexport.calibration import collect as c
-from smolexport.checkpoint import open_checkpoint
+from smolexport.model.checkpoint import open_checkpoint
 print("ready", flush=True)
 folder, text, out, window = sys.argv[1:]
 job = c.prepare(open_checkpoint(Path(folder)), Path(out), texts=[Path(text)], tokens=12288, window=int(window))
@@ -263,7 +263,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from smolexport.calibration.collect import collect, prepare
-from smolexport.checkpoint import open_checkpoint
+from smolexport.model.checkpoint import open_checkpoint
 from smolexport.parity.footprint import peak_rss
 import torch, numpy.random
 from smolexport_on_torch import _collect

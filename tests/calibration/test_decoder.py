@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smolexport.checkpoint import Checkpoint
+from smolexport.model.checkpoint import Checkpoint
 from tests.calibration.models import CASES, made, random_ids
 
 torch = pytest.importorskip("torch")

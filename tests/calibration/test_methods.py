@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 import smolexport
+from smolexport.api import fingerprint, read_back
 from smolexport.calibration.methods import Calibration, sidecar_of
 from smolexport.cli.options import calibration_of
-from smolexport.convert import export, export_all
+from smolexport.conversion.pipeline import export, export_all
+from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.demo import demo_text
 from smolexport.errors import CalibrationError, UsageError
-from smolexport.face import fingerprint, read_back
-from smolexport.model import CALIBRATION_KEY
 from smolexport.parity.inputs import Settings
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport_to_gguf.container import TensorInfo
@@ -79,7 +79,7 @@ def test_the_report_is_right(demo: Path, demo_statistics: Path, tmp_path: Path) 
     """What it says of a matrix is what its decoded weights do to the Hessian."""
     from smolexport.calibration.gptq import relative_error
     from smolexport.calibration.statistics import open_statistics
-    from smolexport.checkpoint import open_checkpoint
+    from smolexport.model.checkpoint import open_checkpoint
 
     done = export("gguf", demo, tmp_path, quant="q4_0", calibration=Calibration("gptq", demo_statistics))
     errors = json.loads(sidecar_of(done.path).read_bytes())["tensors"]
@@ -141,7 +141,7 @@ def test_a_missing_statistic_is_named(demo: Path, demo_statistics: Path, tmp_pat
 def test_trained_scales_are_the_same_in_every_format(demo: Path, demo_statistics: Path, tmp_path: Path) -> None:
     """A few steps: nearer on windows that were held out, one training for all formats, and codes as gptq left them."""
     from smolexport.calibration.distillation import Settings
-    from smolexport.quant.grids import codes_of
+    from smolexport.quant.affine_view import codes_of
     from smolexport_to_gguf.container import read_gguf
 
     training = Settings(steps=6, batch=4, threads=1)

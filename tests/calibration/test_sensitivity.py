@@ -60,7 +60,7 @@ def test_finite_differences(tiny: Path, part: str) -> None:
 
 def test_the_head_and_all_names(tiny: Path) -> None:
     import smolexport_on_torch as engine
-    from smolexport.checkpoint import open_checkpoint
+    from smolexport.model.checkpoint import open_checkpoint
     from smolexport_on_torch._load import load_model
 
     windows = np.random.default_rng(0).integers(0, 300, (3, 16)).astype(np.int32)
@@ -77,7 +77,7 @@ def test_the_head_and_all_names(tiny: Path) -> None:
 def test_the_original_does_not_diverge_from_itself(demo: Path, demo_statistics: Path) -> None:
     import smolexport_on_torch as engine
     from smolexport.calibration.statistics import open_statistics
-    from smolexport.checkpoint import open_checkpoint
+    from smolexport.model.checkpoint import open_checkpoint
 
     checkpoint, statistics = open_checkpoint(demo), open_statistics(demo_statistics)
     weights = {t.source: s.read_rows().astype(np.float32).reshape(t.shape) for t, s in checkpoint.stored.items()}

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from smolexport.calibration.collect import collect, prepare
 from smolexport.calibration.files import open_arrays, triangle_rows, triangle_size, unpack_triangle, write_arrays
 from smolexport.calibration.statistics import Statistics, input_of, open_statistics
-from smolexport.checkpoint import Checkpoint
 from smolexport.errors import CalibrationError
-from smolexport.spec import Role, Tensor
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.spec import Role, Tensor
 from tests.calibration.models import ids_file, made
 
 pytest.importorskip("torch")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from tests.cli.commands import tiny_checkpoint
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smolexport import plugins
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from tests.cli.commands import run
 
 SHORT = ("--prefill", "32", "--decode", "4", "--repetitions", "2", "--threads", "1")

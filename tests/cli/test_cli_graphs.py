@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from tests.cli.commands import Outcome, assert_refused, call, run
 
 PLAY = ("--threads", "1", "-n", "4")

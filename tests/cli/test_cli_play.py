@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from smolexport import plugins
+from smolexport.api import generate
 from smolexport.cli import demo as command
 from smolexport.cli.options import parse_settings
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.face import generate
 from tests.cli.commands import assert_refused, call, run
 
 needs_runtimes = pytest.mark.skipif(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from smolexport import inspect, plugins
-from smolexport.arch import architectures
 from smolexport.errors import FileFormatError
+from smolexport.model.arch import architectures
 from tests.cli.commands import START, call, environment
 
 

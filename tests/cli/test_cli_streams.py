@@ -23,7 +23,7 @@ NOISY = f"""
 {TERMINAL}
 import os
 from smolexport.cli import main
-from smolexport.sink import Sink
+from smolexport.conversion.writer import Sink
 put = Sink.put
 def noisy(*args):
     for number in (0, 1, 2):

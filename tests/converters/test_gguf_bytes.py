@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from smolexport import portable
-from smolexport.convert import export
+from smolexport.conversion import portable
+from smolexport.conversion.pipeline import export
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_gguf.container import GgufFile, read_gguf
 from smolexport_to_gguf.schemes import SCHEMES

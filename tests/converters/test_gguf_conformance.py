@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import smolexport_to_gguf
-from smolexport.converter import Converter
+from smolexport.conversion.converter import Converter
 from smolexport.testing.converters import ConverterTests
 
 

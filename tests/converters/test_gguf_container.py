@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import smolexport
-from smolexport.checkpoint import open_checkpoint
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.errors import FileFormatError
+from smolexport.model.checkpoint import open_checkpoint
 from smolexport.quant import FORMATS
 from smolexport_to_gguf.container import ALIGNMENT, header_bytes, padding, read_gguf
 from tests.cli.commands import tiny_checkpoint

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport import portable
-from smolexport.arch import load_spec
-from smolexport.convert import export
+from smolexport.conversion import portable
+from smolexport.conversion.pipeline import export
 from smolexport.errors import FileFormatError, TensorError, UsageError
-from smolexport.spec import ModelSpec
+from smolexport.model.arch import load_spec
+from smolexport.model.spec import ModelSpec
 from smolexport.testing.checkpoints import tiny_config
 from smolexport_to_gguf.architectures import output_name
 from smolexport_to_gguf.container import read_gguf

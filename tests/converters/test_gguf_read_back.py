@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport.checkpoint import open_checkpoint
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.errors import FileFormatError
+from smolexport.model.checkpoint import open_checkpoint
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 
 

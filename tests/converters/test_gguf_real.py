@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport.convert import export, prepare
+from smolexport.conversion.pipeline import export, prepare
 from smolexport.demo import demo_text
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import Thresholds
@@ -81,13 +81,13 @@ def run_it(file: Path, text: str, expected: list[int] | None) -> None:
 def test_plan_of_135m_recommends_what_fits() -> None:
     """The K mixes hardly contain a K-quant there; the plan says so first, with the better choices."""
     import smolexport_to_gguf as gguf
-    from smolexport.arch import load_spec
+    from smolexport.conversion.source_model import SourceModel
     from smolexport.demo import demo_checkpoint
-    from smolexport.model import Model
+    from smolexport.model.arch import load_spec
     from smolexport.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(demo_checkpoint(), 49152)
-    model = Model(load_spec(PUBLISHED["SmolLM2-135M"]), tokenizer, "x", demo_checkpoint(), {})
+    model = SourceModel(load_spec(PUBLISHED["SmolLM2-135M"]), tokenizer, "x", demo_checkpoint(), {})
     plan = gguf.plan(model, "q4_k")
     advice = next(line for line in plan.notes if "consider" in line)
     assert "falls back for 181 of 211 matrices and comes to 6.17 bits per weight" in advice

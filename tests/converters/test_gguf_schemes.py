@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smolexport import portable
-from smolexport.arch import load_spec
+from smolexport.conversion import portable
 from smolexport.errors import UsageError
+from smolexport.model.arch import load_spec
+from smolexport.model.spec import ModelSpec
 from smolexport.quant import FORMATS
-from smolexport.spec import ModelSpec
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import header_bytes, padding
 from smolexport_to_gguf.metadata import model_metadata, rope_factors

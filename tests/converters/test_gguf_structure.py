@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.errors import UnsupportedError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from smolexport import plugins
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.errors import UnsupportedError
 from smolexport.tokenizer import FileTokenizer, TokenizerSpec, open_tokenizer, read_tokenizer
 from smolexport_to_gguf.differences import vocabulary_notes

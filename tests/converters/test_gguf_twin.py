@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import smolexport
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import Comparison
 

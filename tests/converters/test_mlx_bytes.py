@@ -16,7 +16,7 @@ import pytest
 
 import smolexport
 import smolexport_on_mlx
-from smolexport.convert import prepare
+from smolexport.conversion.pipeline import prepare
 from smolexport.errors import FileFormatError, SessionError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_mlx import lint

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smolexport.card import front_matter
+from smolexport.conversion.model_card import front_matter
 from smolexport.errors import CheckpointError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_mlx.card import card
@@ -151,7 +151,7 @@ def test_yaml_is_loaded_only_to_be_parsed(source: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from smolexport.card import front_matter
+from smolexport.conversion.model_card import front_matter
 found = front_matter(Path(sys.argv[1]))
 print(found, "yaml" in sys.modules)
 """

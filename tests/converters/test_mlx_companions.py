@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from smolexport.conversion.plan import Companion
+from smolexport.conversion.source_model import SourceModel
 from smolexport.errors import CheckpointError, TokenizerError
-from smolexport.model import Model
-from smolexport.plan import Companion
 from smolexport.testing.checkpoints import CHAT_TEMPLATE, write_checkpoint, write_tokenizer
 from smolexport_to_mlx.companions import companions, notes
 from smolexport_to_mlx.config import compose
@@ -261,7 +261,7 @@ STOPS: list[tuple[Any, Any, str | None]] = [
 ]
 
 
-def forgetful(source: Path, generation: Any, config: Any) -> Model:
+def forgetful(source: Path, generation: Any, config: Any) -> SourceModel:
     """A checkpoint whose chat ends with token 2 and whose tokenizer stops at 0; the configs say what they say."""
     edit(source / "tokenizer_config.json", eos_token="<|endoftext|>")
     if generation is not ...:
@@ -296,7 +296,7 @@ def test_mlx_stops_where_the_notes_say(
     assert missing == {i for i in (2, 9) if expected and "mlx-lm" in expected and f" {i} (" in expected}
 
 
-def write_folder(model: Model, folder: Path) -> Path:
+def write_folder(model: SourceModel, folder: Path) -> Path:
     folder.mkdir()
     for name, raw in content_of(companions(model)).items():
         (folder / name).parent.mkdir(exist_ok=True)

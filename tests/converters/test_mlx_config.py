@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.arch import load_spec
-from smolexport.companions import eos_ids
-from smolexport.model import Model
-from smolexport.rope import Linear, Llama3, Rope, Yarn
-from smolexport.spec import Layer, ModelSpec
+from smolexport.conversion.folder_files import eos_ids
+from smolexport.conversion.source_model import SourceModel
+from smolexport.model.arch import load_spec
+from smolexport.model.rope import Linear, Llama3, Rope, Yarn
+from smolexport.model.spec import Layer, ModelSpec
 from smolexport_to_mlx.architectures import ROWS, check, notes, rope_of
 from smolexport_to_mlx.config import compose, quantization_object
 from tests.converters.mlx_models import FAMILIES, model_of, tiny_model
@@ -71,7 +71,7 @@ def rotary_of_transformers(config: dict[str, Any], folder: Path) -> tuple[np.nda
     return rotary.inv_freq.double().numpy(), float(rotary.attention_scaling)
 
 
-def rotary_model(folder: Path, model_type: str, scaling: str, old_style: bool) -> Model:
+def rotary_model(folder: Path, model_type: str, scaling: str, old_style: bool) -> SourceModel:
     sizes = {"head_dim": 64, "hidden_size": 256}  # qwen2's are bound to each other
     chosen = SCALINGS[scaling]
     if chosen and not old_style and "type" in chosen:  # transformers 5 has one word for it
@@ -244,7 +244,7 @@ def test_what_is_refused_would_have_been_wrong(tmp_path: Path, case: str) -> Non
 
 
 def test_every_architecture_has_a_row() -> None:
-    from smolexport.arch import architectures
+    from smolexport.model.arch import architectures
 
     assert set(ROWS) == set(architectures())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import smolexport
-from smolexport.convert import export_all
+from smolexport.conversion.pipeline import export_all
 from smolexport.demo import demo_text
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import CandidateResult

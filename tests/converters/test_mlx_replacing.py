@@ -12,7 +12,7 @@ import pytest
 
 import smolexport
 import smolexport_to_mlx
-from smolexport.convert import prepare, write
+from smolexport.conversion.pipeline import prepare, write
 from smolexport.errors import OutputError
 from smolexport_to_mlx.container import read_header
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
@@ -55,7 +55,7 @@ def test_what_stands_at_the_target(tiny: Path, exported: Path, tmp_path: Path) -
     assert inside.out.startswith(str(tmp_path / "things"))
     assert (tmp_path / "things" / "letter").read_text() == "precious"
     assert (tmp_path / "file").read_text() == "precious"
-    from smolexport.output import check_target
+    from smolexport.files import check_target
 
     for place in ("things", "link"):
         with pytest.raises(OutputError):

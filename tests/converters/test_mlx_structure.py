@@ -15,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 
 import smolexport
-from smolexport.checkpoint import open_checkpoint
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.errors import UnsupportedError
-from smolexport.generation import generate
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.run.generate import generate
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.converters.test_gguf_structure import LLAMA3, YARN
 from tests.mlx_for_tests import mlx_lm

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.onnx_for_tests import play, relative, session
 

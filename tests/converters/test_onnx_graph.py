@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport.checkpoint import open_checkpoint
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
+from smolexport.model.checkpoint import open_checkpoint
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx.messages import read_graph
 from tests.onnx_for_tests import divergence, onnxruntime, play, relative, torch_logits

@@ -16,11 +16,11 @@ import pytest
 
 import smolexport
 import smolexport_to_onnx
-from smolexport.arch import load_spec
-from smolexport.convert import prepare, write
+from smolexport.conversion.pipeline import prepare, write
 from smolexport.errors import FileFormatError, OutputError, SmolexportError, TensorError, UnsupportedError, UsageError
-from smolexport.output import check_target
-from smolexport.spec import Layer
+from smolexport.files import check_target
+from smolexport.model.arch import load_spec
+from smolexport.model.spec import Layer
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx.messages import External, Graph, Initializer, Node, decode, encode
 from smolexport_to_onnx.wire import WireError, bytes_field, fields, int_field

@@ -13,7 +13,7 @@ import pytest
 
 import smolexport
 from smolexport.demo import demo_checkpoint
-from smolexport.generation import generate
+from smolexport.run.generate import generate
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.onnx_for_tests import onnxruntime
 from tests.optimum_for_tests import VARIABLE, optimum_python, run_optimum

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport.convert import export_all
+from smolexport.conversion.pipeline import export_all
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx import lint, replaceable
 from smolexport_to_onnx.messages import encode, read_graph

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from tests.browser.node_for_tests import encoded, no_node
 
 og = pytest.importorskip("onnxruntime_genai")

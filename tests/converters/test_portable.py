@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport import plugins, portable
-from smolexport.checkpoint import open_checkpoint
-from smolexport.convert import export_all, prepare_all
+from smolexport import plugins
+from smolexport.conversion import portable
+from smolexport.conversion.pipeline import export_all, prepare_all
 from smolexport.errors import OutputError, UsageError
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.model.spec import Role
 from smolexport.quant import FORMATS
-from smolexport.spec import Role
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_gguf.container import read_gguf
 from smolexport_to_mlx.container import read_arrays
@@ -91,7 +92,7 @@ def test_one_weight_more_or_less_changes_the_fingerprint(tokenizer: Path, tmp_pa
 
 
 def test_floats_have_the_fingerprint_of_the_checkpoint(tokenizer: Path, tmp_path: Path) -> None:
-    from smolexport.weights import fingerprint
+    from smolexport.model.weights import fingerprint
 
     folder = write_checkpoint(tmp_path / "model", "smollm3", seed=4, tokenizer=tokenizer)
     own = fingerprint(open_checkpoint(folder).stored, threads=2)
@@ -118,8 +119,8 @@ def test_embedding_and_head_keep_eight_bits(tokenizer: Path, tmp_path: Path) -> 
 def test_each_tensor_is_read_once_and_each_lattice_encoded_once(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from smolexport.model.tensor_file import StoredTensor
     from smolexport.quant import BlockFormat
-    from smolexport.tensor_file import StoredTensor
 
     reads: list[tuple[str, int]] = []
     encodes: list[str] = []
@@ -137,7 +138,7 @@ def test_each_tensor_is_read_once_and_each_lattice_encoded_once(
     jobs = prepare_all(folder, tmp_path, quant="int4")
     monkeypatch.setattr(StoredTensor, "read_rows", counted_read)
     monkeypatch.setattr(BlockFormat, "encode", counted_encode)
-    from smolexport.convert import write_all
+    from smolexport.conversion.pipeline import write_all
 
     write_all(jobs)
     matrices = 2 * 7
@@ -167,7 +168,7 @@ def test_nothing_appears_when_one_output_cannot_reach_the_disk(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All outputs are flushed before the first one gets its name."""
-    from smolexport.sink import Sink
+    from smolexport.conversion.writer import Sink
 
     flush = Sink.flush
     flushed: list[Path] = []
@@ -197,7 +198,7 @@ def test_the_space_for_all_outputs_is_summed(tokenizer: Path, tmp_path: Path, mo
         free = sum(sizes) - 1
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
-    from smolexport.convert import write_all
+    from smolexport.conversion.pipeline import write_all
 
     with pytest.raises(OutputError, match="MB are needed"):
         write_all(jobs)
@@ -205,7 +206,7 @@ def test_the_space_for_all_outputs_is_summed(tokenizer: Path, tmp_path: Path, mo
 
 
 def test_a_small_file_that_vanishes_meanwhile(tokenizer: Path, tmp_path: Path) -> None:
-    from smolexport.convert import prepare, write
+    from smolexport.conversion.pipeline import prepare, write
     from smolexport.errors import CheckpointError
 
     folder = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smolexport import plugins
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.parity import chat
 from smolexport.parity.candidates import exported
 from tests.browser.node_for_tests import generated, needs_node, pipeline_prompt

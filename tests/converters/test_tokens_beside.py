@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smolexport import plugins
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.tokenizer import open_tokenizer, read_tokenizer
 from tests.cases_for_tests import made_case
 

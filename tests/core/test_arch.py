@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.arch import architectures, load_spec
 from smolexport.errors import ConfigError
-from smolexport.spec import ModelSpec
+from smolexport.model.arch import architectures, load_spec
+from smolexport.model.spec import ModelSpec
 from tests.core.published_configs import LLAMA32, PARAMETERS, PUBLISHED, QWEN3, SMOLLM2, SMOLLM3, sized
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.arch import architectures
-from smolexport.checkpoint import find_checkpoint, open_checkpoint
 from smolexport.errors import CheckpointError, UsageError
-from smolexport.spec import Role
+from smolexport.model.arch import architectures
+from smolexport.model.checkpoint import find_checkpoint, open_checkpoint
+from smolexport.model.spec import Role
 from smolexport.testing.checkpoints import random_tensors, write_safetensors
 from tests.cli.commands import tiny_checkpoint
 from tests.damage import join, split

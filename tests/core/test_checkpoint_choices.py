@@ -15,11 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from smolexport.arch import load_spec
-from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import CheckpointError, TensorError
+from smolexport.model.arch import load_spec
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.model.spec import Role
 from smolexport.plugins import runtime_for
-from smolexport.spec import Role
 from smolexport.testing.checkpoints import write_safetensors
 from tests.cases_for_tests import made_case
 from tests.cli.commands import assert_refused, call

@@ -20,7 +20,7 @@ import pytest
 
 from smolexport import cli, plugins
 from smolexport.cleanup import Provisional, undo_all
-from smolexport.output import atomic_file, atomic_folder, made_folder, scratch_folder
+from smolexport.files import atomic_file, atomic_folder, made_folder, scratch_folder
 from tests.cli.commands import TERMINAL, environment, tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals of POSIX")
@@ -180,7 +180,7 @@ def ended(code: str, *argv: str, signals: int) -> tuple[int, str]:
 
 SLOW = """
 import time
-from smolexport.sink import Sink
+from smolexport.conversion.writer import Sink
 def put(*args):
     try:
         print("now", flush=True)
@@ -205,7 +205,7 @@ def test_the_second_signal_ends_at_once_and_leaves_nothing(tmp_path: Path) -> No
 
 SWALLOWED = """
 import signal, time
-from smolexport.sink import Sink
+from smolexport.conversion.writer import Sink
 class Dying:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
@@ -228,7 +228,7 @@ def test_a_signal_that_meets_a_destructor(tmp_path: Path) -> None:
 WORKER = """
 import sys, time
 from pathlib import Path
-from smolexport.output import atomic_file
+from smolexport.files import atomic_file
 from smolexport.sweep import task, worker
 def attempt(_):
     with atomic_file(Path(sys.argv[1])):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport.checkpoint import open_checkpoint
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.demo import demo_text
-from smolexport.generation import StopReason, generate
+from smolexport.model.checkpoint import open_checkpoint
 from smolexport.parity.inputs import Settings
+from smolexport.run.generate import StopReason, generate
 from smolexport.tokenizer import PreTokenizer, open_tokenizer, read_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import ContextOverflowError, SessionError, UsageError
-from smolexport.generation import Generation, Piece, Sampling, StopReason, generate, stream
-from smolexport.runtime import token_array
+from smolexport.run.generate import Generation, Piece, Sampling, StopReason, generate, stream
+from smolexport.run.session import token_array
 
 END = 256
 

@@ -14,7 +14,7 @@ from smolexport.calibration import gptq
 from smolexport.calibration.gptq import Factor, factor, relative_error, solve
 from smolexport.errors import UsageError
 from smolexport.quant import FORMATS, AffineFormat, NBits
-from smolexport.quant.grids import Grid, codes_of, grid_of, with_codes
+from smolexport.quant.affine_view import Grid, codes_of, grid_of, with_codes
 from smolexport.quant.lanes import WIDTH
 
 Doubles = NDArray[np.float64]

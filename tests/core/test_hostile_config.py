@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smolexport.arch import load_spec
 from smolexport.errors import CheckpointError, SmolexportError
+from smolexport.model.arch import load_spec
 from smolexport.testing.checkpoints import tiny_config
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
 
@@ -224,7 +224,7 @@ def cache(hub: Path, folder: Path, commit: str, *refs: str) -> Path:
 
 
 def test_hub_id_from_the_cache(hub: Path, folder: Path) -> None:
-    from smolexport.checkpoint import find_checkpoint
+    from smolexport.model.checkpoint import find_checkpoint
 
     first = cache(hub, folder, "1" * 40, "main")
     second = cache(hub, folder, "2" * 40, "v2")

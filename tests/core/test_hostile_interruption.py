@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from smolexport import plugins
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.cli.commands import START, TERMINAL, environment, tiny_checkpoint
 

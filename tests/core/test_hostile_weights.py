@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import SmolexportError
-from smolexport.tensor_file import StoredTensor
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.model.tensor_file import StoredTensor
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
 from tests.damage import join, poke, split
 

@@ -12,7 +12,7 @@ from tests.cli.commands import environment
 
 LOADED = """
 import llvmlite.binding as llvm
-from smolexport.memory import give_back_heap, give_back_library, share_heap
+from smolexport.heap import give_back_heap, give_back_library, share_heap
 
 def resident():
     text = open("/proc/self/status").read()

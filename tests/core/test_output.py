@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from smolexport.convert import prepare, write
+from smolexport.conversion.pipeline import prepare, write
 from smolexport.errors import OutputError
-from smolexport.output import atomic_file, check_target, leftovers
+from smolexport.files import atomic_file, check_target, leftovers
 from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smolexport.conversion.writer import ByteRange, Sink
 from smolexport.errors import OutputError
-from smolexport.output import atomic_folder, check_parent, check_target, leftovers, made_folder, refuse_own_source
-from smolexport.sink import Place, Sink
+from smolexport.files import atomic_folder, check_parent, check_target, leftovers, made_folder, refuse_own_source
 
 
 def names(folder: Path) -> list[str]:
@@ -201,7 +201,7 @@ def test_rows_arrive_in_any_order_and_parts_go_to_their_places(tmp_path: Path) -
     rows = np.arange(5 * 6, dtype=np.uint8).reshape(5, 6)
     paths = [tmp_path / "a", tmp_path / "b"]
     with paths[0].open("wb") as a, paths[1].open("wb") as b:
-        sink = Sink(paths, [a, b], {"w": [Place(3, 4), Place(1, 2, first=4, file=1)]})
+        sink = Sink(paths, [a, b], {"w": [ByteRange(3, 4), ByteRange(1, 2, first=4, file=1)]})
         sink.put("w", 3, rows[3:])
         sink.put("w", 0, rows[:3])
     assert paths[0].read_bytes() == bytes(3) + rows[:, :4].tobytes()
@@ -212,13 +212,13 @@ def test_rows_arrive_in_any_order_and_parts_go_to_their_places(tmp_path: Path) -
 @pytest.mark.parametrize("held", [1, 400, 1 << 20])
 def test_rows_that_stand_upright(held: int, order: tuple[int, ...], tmp_path: Path, monkeypatch: Any) -> None:
     """Two tensors side by side in one array, their chunks in turns and in any order, however few rows are held."""
-    monkeypatch.setattr("smolexport.sink.HELD", held)
-    monkeypatch.setattr("smolexport.sink.SLAB", 3)
+    monkeypatch.setattr("smolexport.conversion.writer.HELD", held)
+    monkeypatch.setattr("smolexport.conversion.writer.SLAB", 3)
     first, second = (np.random.default_rng(s).integers(0, 256, (n, 11), np.uint8) for s, n in ((1, 8), (2, 12)))
     with (tmp_path / "x").open("wb") as file:
         places = {
-            "first": [Place(5, 7, pitch=20), Place(200, 4, first=7)],
-            "second": [Place(5 + 8, 7, pitch=20), Place(200 + 8 * 4, 4, first=7)],
+            "first": [ByteRange(5, 7, pitch=20), ByteRange(200, 4, first=7)],
+            "second": [ByteRange(5 + 8, 7, pitch=20), ByteRange(200 + 8 * 4, 4, first=7)],
         }
         sink = Sink([tmp_path / "x"], [file], places)
         for number in order:
@@ -233,10 +233,10 @@ def test_rows_that_stand_upright(held: int, order: tuple[int, ...], tmp_path: Pa
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb", buffering=0) as full:
-        sink = Sink([tmp_path / "x"], [full], {"w": [Place(0, 4)]})
+        sink = Sink([tmp_path / "x"], [full], {"w": [ByteRange(0, 4)]})
         with pytest.raises(OutputError, match=r"x: No space left on device; nothing was written"):
             sink.put("w", 0, np.zeros((1, 4), np.uint8))
-        upright = Sink([tmp_path / "x"], [full], {"w": [Place(0, 4, pitch=1)]})
+        upright = Sink([tmp_path / "x"], [full], {"w": [ByteRange(0, 4, pitch=1)]})
         upright.put("w", 0, np.zeros((1, 4), np.uint8))
         with pytest.raises(OutputError, match=r"x: No space left on device; nothing was written"):
             upright.flush()

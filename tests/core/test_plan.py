@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from smolexport.plan import Entry, Plan
+from smolexport.conversion.plan import Entry, Plan
 from smolexport.quant import FORMATS
 from tests.golden.make import CASES, FOLDER, plan_of
 

@@ -29,7 +29,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (site / "smolexport_to_nothing.py").write_text(
         dedent("""
         from contextlib import contextmanager
-        from smolexport.sink import Sink
+        from smolexport.conversion.writer import Sink
         from smolexport_to_gguf import SCHEMES, check, plan, find_scheme
         FORMAT, SUFFIX, FOLDER, DEFAULT, OPTIONS = "nothing", ".nothing", False, "f16", {}
         @contextmanager
@@ -238,7 +238,7 @@ def test_what_is_missing_and_what_may_be_on_the_hub(
         asked.append(source)
         return tmp_path
 
-    monkeypatch.setattr("smolexport.checkpoint.find_checkpoint", found)
+    monkeypatch.setattr("smolexport.model.checkpoint.find_checkpoint", found)
     with pytest.raises(FileFormatError, match="none of the known" if not is_file else "no such f"):
         plugins.locate(model)
     assert asked == ([] if is_file else [model])

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from smolexport.rendering import Renderer, renderer
+from smolexport.run.rendering import Renderer, renderer
 from smolexport.testing.checkpoints import write_tokenizer
 from tests.cli.commands import environment
 from tests.tokenizers_for_tests import real_folder
@@ -132,7 +132,7 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
 def test_the_clock_runs_where_nobody_waits(tmp_path: Path) -> None:
     """Whoever asked may be killed in the middle of an endless template."""
     code = (
-        "import sys, pathlib\nfrom smolexport.rendering import Renderer, renderer\nrenderer.PATIENCE_S = 4.0\n"
+        "import sys, pathlib\nfrom smolexport.run.rendering import Renderer, renderer\nrenderer.PATIENCE_S = 4.0\n"
         f"process = Renderer({TORCH!r}, pathlib.Path(sys.argv[1]))\nprint(process._process.pid, flush=True)\n"
         f"process.ask({asked()!r})"
     )

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from smolexport.errors import SessionError, UsageError
-from smolexport.sampling import Sampler, Sampling, min_p_mask, penalize, probabilities, top_k_mask, top_p_mask
+from smolexport.run.sampling import Sampler, Sampling, min_p_mask, penalize, probabilities, top_k_mask, top_p_mask
 
 # Half-integers make ties common; the wide floats make extremes common.
 LOGITS = hnp.arrays(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from smolexport import stream
-from smolexport.checkpoint import open_checkpoint
 from smolexport.errors import CheckpointError
-from smolexport.source_files import file_in, files_in, refuse_changes, refuse_links, stamps
+from smolexport.model.checkpoint import open_checkpoint
+from smolexport.model.source_files import file_in, files_in, refuse_changes, refuse_links, stamps
 from tests.cli.commands import Outcome, assert_refused, call, tiny_checkpoint
 
 SECRET = "PRIVATE-KEY-b64-c2VjcmV0"
@@ -253,7 +253,7 @@ def test_a_source_that_changes_while_it_is_read(
             if not done:
                 done.append(CHANGES[change](folder))
 
-    monkeypatch.setattr("smolexport.convert.encoded_chunks", changing)
+    monkeypatch.setattr("smolexport.conversion.pipeline.encoded_chunks", changing)
     out = tmp_path / "out"
     out.mkdir()
     ended = call(target, folder, "-q", "int8", "-o", out)

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smolexport import stream
-from smolexport.checkpoint import Checkpoint, open_checkpoint
+from smolexport.conversion.encode import encoded_chunks, thread_count
+from smolexport.conversion.plan import Entry, InterleaveHeads
 from smolexport.errors import SmolexportError, TensorError
-from smolexport.plan import Entry, InterleaveHeads
+from smolexport.model.checkpoint import Checkpoint, open_checkpoint
+from smolexport.model.spec import ModelSpec, Role, Tensor
+from smolexport.model.tensor_file import StoredTensor
 from smolexport.quant import FORMATS, largest
-from smolexport.spec import ModelSpec, Role, Tensor
-from smolexport.stream import encoded_chunks, thread_count
-from smolexport.tensor_file import StoredTensor
 from smolexport.testing.checkpoints import write_checkpoint
 from tests.damage import poke
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from smolexport.errors import TokenizerError, UsageError
-from smolexport.runtime import TextCodec
+from smolexport.run.session import TextCodec
 from smolexport.tokenizer import FileTokenizer, open_tokenizer, read_tokenizer
 from tests.tokenizers_for_tests import BYTE_LEVEL, REAL, real_folder, save, train_byte_level, train_characters
 from tests.torture import TORTURE, composed

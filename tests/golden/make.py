@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from smolexport import plugins
-from smolexport.arch import load_spec
-from smolexport.model import Model
-from smolexport.plan import Plan
+from smolexport.conversion.plan import Plan
+from smolexport.conversion.source_model import SourceModel
+from smolexport.model.arch import load_spec
 from smolexport.testing.checkpoints import write_tokenizer
 from smolexport.tokenizer import read_tokenizer
 from tests.core.published_configs import PUBLISHED
@@ -50,7 +50,7 @@ def plan_of(case: str) -> Plan:
     target, name, changes, scheme = CASES[case]
     config = {**PUBLISHED[name], **changes}
     spec = load_spec(config)
-    model = Model(spec, read_tokenizer(small_tokenizer(), spec.vocab_size), name, small_tokenizer(), config)
+    model = SourceModel(spec, read_tokenizer(small_tokenizer(), spec.vocab_size), name, small_tokenizer(), config)
     return plugins.converter(target).plan(model, scheme)
 
 

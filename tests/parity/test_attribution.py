@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.demo import demo_text
 from smolexport.parity.candidates import exported, reference
 from smolexport.parity.compare import compare

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.demo import demo_text
 from smolexport.parity.statistics import Accumulator, read_predictions
 from smolexport.parity.windows import blocks, cut

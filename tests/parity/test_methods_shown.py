@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from smolexport.calibration.methods import sidecar_of
-from smolexport.model import CALIBRATION_KEY
+from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.parity.calibrated import Record, Step, read_record, read_steps
 from smolexport.parity.compare import compare
 from smolexport.parity.gate import Gate, Rule, Thresholds

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from smolexport.arch import architectures, load_spec
 from smolexport.errors import UsageError
+from smolexport.model.arch import architectures, load_spec
 from smolexport.testing.checkpoints import tiny_config, write_checkpoint, write_tokenizer
 
 FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]

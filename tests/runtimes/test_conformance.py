@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from smolexport.errors import ContextOverflowError, FileFormatError, SessionClosedError, SessionError, UsageError
-from smolexport.runtime import Runtime, choose_context, choose_threads, token_array
+from smolexport.run.session import Runtime, choose_context, choose_threads, token_array
 from smolexport.testing.runtimes import RuntimeTests
 
 V, H = 20, 8

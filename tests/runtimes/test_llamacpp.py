@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.errors import FileFormatError, SessionClosedError, SessionError, UsageError
-from smolexport.generation import Sampling, generate
-from smolexport.runtime import Runtime
+from smolexport.run.generate import Sampling, generate
+from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
 

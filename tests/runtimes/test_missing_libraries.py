@@ -66,6 +66,6 @@ def test_importing_an_adapter_loads_nothing_heavy(adapter: str) -> None:
 
 
 def test_generating_needs_numpy_only() -> None:
-    loaded = run("import sys, smolexport.generation; print(*sys.modules)").split()
+    loaded = run("import sys, smolexport.run.generate; print(*sys.modules)").split()
     heavy = {"torch", "transformers", "llama_cpp", "mlx", "mlx_lm", "numba", "tokenizers", "huggingface_hub", "psutil"}
     assert not heavy & set(loaded)

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from smolexport.errors import SessionError, UsageError
-from smolexport.generation import generate
-from smolexport.runtime import Runtime
+from smolexport.run.generate import generate
+from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
 from tests import mlx_for_tests

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.arch import load_spec
 from smolexport.errors import CheckpointError, FileFormatError, SmolexportError, UnsupportedError, UsageError
+from smolexport.model.arch import load_spec
 from smolexport.testing.checkpoints import random_tensors, write_checkpoint, write_safetensors
 from tests import mlx_for_tests
 from tests.damage import join, split

@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 import smolexport
-from smolexport.arch import load_spec
-from smolexport.checkpoint import read_config
 from smolexport.errors import SessionError, UsageError
-from smolexport.generation import generate
+from smolexport.model.arch import load_spec
+from smolexport.model.checkpoint import read_config
 from smolexport.plugins import runtime_for
-from smolexport.runtime import Runtime
+from smolexport.run.generate import generate
+from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
 from tests.children import python

@@ -19,7 +19,7 @@ import smolexport
 from smolexport import plugins
 from smolexport.errors import CheckpointError, FileFormatError, SessionError, SmolexportError, UnsupportedError
 from smolexport.parity.candidates import exported
-from smolexport.runtime import Runtime
+from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
 from tests.children import python

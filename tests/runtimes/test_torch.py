@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from smolexport.arch import load_spec
 from smolexport.errors import CheckpointError, TensorError, UsageError
-from smolexport.generation import generate
-from smolexport.runtime import Runtime
+from smolexport.model.arch import load_spec
+from smolexport.run.generate import generate
+from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import random_tensors, write_checkpoint, write_safetensors, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests
 from tests.damage import join, split

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from smolexport.sweep import record as records
-from smolexport.sweep.fingerprint import Hashes
 from smolexport.sweep.plan import Task, Terms
 from smolexport.sweep.record import Record
 from smolexport.sweep.table import Row, line, render, to_json
+from smolexport.sweep.task_hash import Hashes
 from tests.cli.commands import call
 from tests.mutations import changed_json
 
@@ -112,7 +112,7 @@ def test_records_nested_beyond_pythons_stack(task: Task, made: Record) -> None:
 
 def test_hashes_with_any_part_changed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not a hash with its dates is forgotten; another hash makes the checkpoint another one, never an error."""
-    monkeypatch.setattr("smolexport.sweep.fingerprint.SETTLED", -1)
+    monkeypatch.setattr("smolexport.sweep.task_hash.SETTLED", -1)
     path, random = tmp_path / "hashes.json", Random(4)
     hashes = Hashes(path)
     true = hashes.fingerprint(small)

@@ -15,7 +15,7 @@ import pytest
 
 import smolexport
 from smolexport import plugins
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from smolexport.demo import demo_text
 from smolexport.errors import SessionError
 from smolexport.parity.inputs import Settings

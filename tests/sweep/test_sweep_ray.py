@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from smolexport.convert import export
+from smolexport.conversion.pipeline import export
 from tests.cli.commands import ROOT, assert_refused, call, environment, run
 from tests.sweep.processes import gone, started, writer
 

@@ -13,9 +13,9 @@ import pytest
 
 from smolexport.sweep import fingerprint
 from smolexport.sweep import record as records
-from smolexport.sweep.fingerprint import Hashes, files_of, signature
 from smolexport.sweep.plan import Task, Terms
 from smolexport.sweep.record import Record
+from smolexport.sweep.task_hash import Hashes, files_of, signature
 
 AGO = time.time() - 1000
 

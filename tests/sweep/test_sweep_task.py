@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from smolexport import convert, plugins
-from smolexport.convert import export
+from smolexport import plugins
+from smolexport.conversion import pipeline
+from smolexport.conversion.pipeline import export
 from smolexport.sweep import record as records
-from smolexport.sweep.fingerprint import Hashes, signature
 from smolexport.sweep.plan import Task, Terms
 from smolexport.sweep.task import attempt
+from smolexport.sweep.task_hash import Hashes, signature
 
 TEXT = "It was the best of times, it was the worst of times. " * 20
 
@@ -118,14 +119,14 @@ def test_an_output_of_another_checkpoint_is_not_replaced(task: Task, other: Path
 def test_a_sweep_that_is_over_names_nothing(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that the driver has given up, and that is still writing when the next sweep begins."""
     state = Path(task.terms.out) / ".sweep"
-    write = convert.write
+    write = pipeline.write
 
     def slowly(*given: Any, **options: Any) -> Any:
         done = write(*given, **options)
         (state / "mark-m").rename(state / "mark-of-the-next")
         return done
 
-    monkeypatch.setattr(convert, "write", slowly)
+    monkeypatch.setattr(pipeline, "write", slowly)
     assert attempt(task).error
     assert not output(task).exists()
     assert records.read(task).exported is None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from smolexport.errors import UsageError
-from smolexport.output import atomic_file, check_target
+from smolexport.files import atomic_file, check_target
 from smolexport.parity.report import html, markdown, sheet
 from smolexport.parity.results import Comparison
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 from smolexport.quant import FORMATS, AffineFormat, ChannelFormat, MicroFormat, NBits, PortableFormat, PortableNBits
-from smolexport.quant.grids import (
+from smolexport.quant.affine_view import (
     Factors,
     Grid,
     codes_of,

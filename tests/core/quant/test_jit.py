@@ -35,7 +35,7 @@ def install(folder: Path) -> Path:
     source = Path(smolexport.__file__).parent
     package = folder / "smolexport"
     shutil.copytree(source / "quant", package / "quant", ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("errors.py", "memory.py", "text.py"):
+    for module in ("errors.py", "heap.py", "text.py"):
         shutil.copy(source / module, package)
     (package / "calibration").mkdir()
     (package / "calibration" / "__init__.py").touch()

@@ -2,7 +2,7 @@
 
 A file is JSON: {"vocab", "seed", "context", "bos", "noise", "noise_seed", "shift", "stop", "split", "poison"}.  `noise`
 disturbs the tables as quantization would; `split` is a tokenizer of another making; `poison` turns one word's
-logits into NaN.  It keeps every promise of `smolexport.runtime.Session`.
+logits into NaN.  It keeps every promise of `smolexport.run.session.Session`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""From a checkpoint to files: request, plan, encode, write, describe."""

@@ -1,0 +1,50 @@
+"""What an exported file is, in words that every format shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FileInfo", "TensorRow"]
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of a file: [out, in] shape, block format, bytes, first byte in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """An exported file or folder.
+
+    Attributes:
+        path: the file or folder.
+        format: e.g. `gguf`.
+        architecture: the format's name of the architecture.
+        name: what people call the model.
+        scheme: the quantization scheme as recorded in the file.
+        bytes: size on disk.
+        weights: number of weights.
+        bits_per_weight: over all tensors, without metadata.
+        metadata: key -> value, arrays as they are.
+        tensors: in file order.
+    """
+
+    path: Path
+    format: str
+    architecture: str
+    name: str
+    scheme: str
+    bytes: int
+    weights: int
+    bits_per_weight: float
+    metadata: Mapping[str, Any]
+    tensors: tuple[TensorRow, ...]

@@ -1,0 +1,311 @@
+"""Files on disk: only regular ones are read, and outputs appear whole or not at all.
+
+An output is written to a hidden file or folder beside its target, flushed to disk, then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from smolexport.cleanup import Provisional
+from smolexport.errors import OutputError
+
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "check_parent",
+    "check_space",
+    "check_target",
+    "leftovers",
+    "made_folder",
+    "open_regular",
+    "refuse_own_source",
+    "scratch_folder",
+]
+
+SUFFIX, ASIDE = ".partial", ".replaced"
+STILL_WRITING = 300.0  # seconds without a write after which a hidden file is taken for abandoned
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open `path` for reading, if it is a regular file: reading a pipe would wait for ever.
+
+    Raises:
+        OSError: also for a pipe or a device, which is never opened.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system itself refuses to open a folder
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return path.open("rb")
+
+
+def check_target(
+    path: Path,
+    nbytes: int,
+    *,
+    force: bool = False,
+    replaceable: Callable[[Path], bool] | None = None,
+    option: str = "-o",
+) -> None:
+    """Refuse, before any work, a target that exists, has no folder, or does not fit on the disk.
+
+    Args:
+        path: the file or folder to be written.
+        nbytes: its size.
+        force: an existing output may be replaced.
+        replaceable: for a folder, whether an existing one is an earlier output, which alone `force` may replace;
+            None = the target is a file.
+        option: the option that names the target, for the refusals.
+
+    Raises:
+        OutputError: says which of these, and what to do.
+    """
+    try:
+        if replaceable is None:
+            _check_file(path, force, option)
+        else:
+            _check_folder(path, force, replaceable)
+        check_space(path.parent, nbytes, option=option)
+    except OSError as error:  # a name that no file can have, a disk that does not answer
+        raise OutputError(f"{path}: {error.strerror or error}; give another name with {option}") from error
+
+
+def _check_file(path: Path, force: bool, option: str) -> None:
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give a file name with {option}")
+    if path.is_symlink() and not path.exists():
+        raise OutputError(f"{path}: is a link to nothing; remove it, or give another name with {option}")
+    if path.exists() and not path.is_file():
+        raise OutputError(
+            f"{path}: is a device or pipe, not a file that can be replaced; give another name with {option}"
+        )
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with {option}")
+
+
+def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise OutputError(f"{path}: is no folder, and one is to be written; give another name with -o")
+    if not any(path.iterdir()):
+        return
+    if not replaceable(path):
+        raise OutputError(f"{path}: is a folder with other things in it, never replaced; give another name with -o")
+    if not force:
+        raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
+
+
+def check_space(folder: Path, nbytes: int, *, option: str = "-o") -> None:
+    """Refuse a folder that is missing, cannot be written to, or has not `nbytes` left; raises OutputError."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder; create it, or give another place with {option}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written to; give another place with {option}")
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise OutputError(f"{folder}: {nbytes / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+
+
+def check_parent(folder: Path) -> None:
+    """Refuse a folder for outputs that `made_folder` could not make; raises OutputError."""
+    try:
+        if not folder.is_dir():
+            if os.path.lexists(folder):
+                raise OutputError(f"{folder}: is no folder; give another one with -o")
+            if not folder.parent.is_dir():
+                raise OutputError(f"{folder.parent}: no such folder; create it, or give another place with -o")
+    except OSError as error:  # a name that no file can have
+        raise OutputError(f"{folder}: {error.strerror or error}; give another folder with -o") from error
+
+
+def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[[Path], bool]) -> None:
+    """Refuse to replace what is read from, or what one stands in, however much force is asked for.
+
+    Args:
+        path: the target.
+        source: the checkpoint's folder.
+        folder: whether the target is a folder.
+        ours: whether an existing file is an output of the same format.
+
+    Raises:
+        OutputError: the target is or holds the checkpoint or the working folder, or is a file of the checkpoint.
+    """
+    target = path.resolve()
+    for what, place in (("the checkpoint", source.resolve()), ("the working folder", Path.cwd())):
+        if folder and (place == target or target in place.parents):
+            raise OutputError(f"{path}: is or holds {what}, which is never replaced; give another name with -o")
+    if not folder and target.parent == source.resolve() and target.exists() and not ours(target):
+        raise OutputError(f"{path}: is a file of the checkpoint itself, never replaced; give another name with -o")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that appears as `path` when the block ends without an error, and never otherwise.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written to; also when `path` appeared meanwhile.
+    """
+    partial = _hidden(path)
+    with Provisional(lambda: partial.unlink(missing_ok=True), partial):
+        try:
+            with partial.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(partial, path, force)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """A folder to fill, which appears as `path` when the block ends without an error, and never otherwise.
+
+    Args:
+        path: the target.
+        replaceable: whether what stands there is an earlier output, which is then set aside, and removed once the
+            new one is in its place; None = nothing is replaced.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written to; also when `path` appeared meanwhile.
+    """
+    partial = _hidden(path)
+    aside = partial.with_suffix(ASIDE)
+    with Provisional(lambda: _settle(path, partial, aside), partial, aside):
+        try:
+            partial.mkdir()
+            yield partial
+            for name in sorted(p for p in partial.rglob("*") if p.is_file()):
+                with name.open("r+b") as file:
+                    os.fsync(file.fileno())
+            _publish_folder(partial, path, aside, replaceable)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from error
+
+
+@contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make the folder `path` for outputs, unless it is there, and remove it again when the block ends in an error.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    if path.is_dir():
+        yield
+        return
+    with Provisional(path.rmdir, keep=True) as made:  # rmdir fails where something else has been put there
+        try:
+            path.mkdir()
+        except OSError as error:
+            made.forget()  # another's, if any
+            raise OutputError(f"{path}: {error.strerror or error}; give another folder with -o") from error
+        yield
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A folder for the time of the block, in `parent` or where temporary files go; its name begins with `prefix`."""
+    folder = (parent or Path(tempfile.gettempdir())) / f"{prefix}{secrets.token_hex(8)}"
+    with Provisional(lambda: shutil.rmtree(folder, ignore_errors=True), folder):
+        folder.mkdir(mode=0o700)
+        yield folder
+
+
+def leftovers(path: Path) -> list[str]:
+    """A line for each thing that earlier exports to `path` left beside it when they were killed minutes ago."""
+    # The middle is made up: without this, `x` would claim what belongs to `x.gguf`.
+    name = re.compile(re.escape(_prefix(path)) + f"[a-z0-9_]{{8}}({re.escape(SUFFIX)}|{re.escape(ASIDE)})")
+    now, found = time.time(), []
+    with contextlib.suppress(OSError):
+        for file in sorted(path.parent.iterdir()):
+            with contextlib.suppress(OSError):  # it may vanish while we look
+                if name.fullmatch(file.name) and now - _last_write(file) > STILL_WRITING:
+                    found.append(_leftover(file))
+    return found
+
+
+def _leftover(file: Path) -> str:
+    if file.suffix == ASIDE:
+        return f"{file} is an earlier output that an export had set aside when it was killed; rename or delete it"
+    return f"{file} is left from an export that was killed; it can be deleted"
+
+
+def _last_write(path: Path) -> float:
+    """Of a file, or of anything in a folder; seconds since the epoch."""
+    return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:40]}."
+
+
+def _hidden(path: Path) -> Path:
+    """A name beside `path` that nothing has.
+
+    Chosen here rather than by tempfile, which makes a thing before it names it: a signal between the two leaves it.
+    """
+    return path.parent / f"{_prefix(path)}{secrets.token_hex(4)}{SUFFIX}"
+
+
+def _link(partial: Path, path: Path) -> bool:
+    """Give `partial` its final name unless that is taken; False where the file system has no hard links.
+
+    A link fails when the name exists, in one step: of two exports to one name exactly one succeeds.
+    """
+    try:
+        path.hardlink_to(partial)
+    except OSError:
+        if os.path.lexists(path):
+            raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it") from None
+        return False
+    return True
+
+
+def _publish(partial: Path, path: Path, force: bool) -> None:
+    if force or not _link(partial, path):
+        partial.replace(path)
+    _flush(path.parent)
+
+
+def _publish_folder(partial: Path, path: Path, aside: Path, replaceable: Callable[[Path], bool] | None) -> None:
+    taken = os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir()))
+    if taken:
+        if replaceable is None:
+            raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it")
+        _check_folder(path, True, replaceable)  # once more: minutes have passed
+    _flush(partial)
+    if taken:
+        path.rename(aside)
+    partial.rename(path)  # fails, in one step, where a folder with something in it stands
+    _flush(path.parent)
+
+
+def _settle(path: Path, partial: Path, aside: Path) -> None:
+    """Leave the new folder or else the earlier one as `path`, and nothing beside it."""
+    if os.path.lexists(aside) and not os.path.lexists(path):
+        aside.rename(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """To the disk, as far as the system can: not every one can flush a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,1 @@
+"""What a decoder is, and where the rows of its tensors lie."""

@@ -1,0 +1,44 @@
+"""What makes a checkpoint the one that it is: its files, and hashes of them."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from smolexport.errors import CheckpointError
+from smolexport.files import open_regular
+from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.source_files import PATTERNS, file_in, files_in
+
+__all__ = ["file_hash", "files_of", "identity"]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a checkpoint that an export may read, in a fixed order.  Raises CheckpointError."""
+    return sorted({path for pattern in PATTERNS for path in files_in(folder, pattern)})
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a regular file; raises OSError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """One hash for what a checkpoint computes: its config.json, weights and tokenizer.json.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    small = [path for name in ("config.json", "tokenizer.json") if (path := file_in(checkpoint.folder, name))]
+    paths = {*small, *(place.path for place in checkpoint.stored.values())}
+    ordered = sorted(paths, key=lambda path: path.name)
+    total = hashlib.sha256()
+    try:
+        with ThreadPoolExecutor(4, thread_name_prefix="hash") as pool:
+            for path, mark in zip(ordered, pool.map(file_hash, ordered), strict=True):
+                total.update(f"{mark} {path.name}\n".encode())
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or checkpoint.folder}: {error.strerror or error}") from error
+    return total.hexdigest()[:32]

@@ -1,0 +1,114 @@
+"""The weights inside an exported file, as the checkpoint had them: read back, and boiled down to a fingerprint.
+
+Whatever a format renamed, reordered or packed is undone, so that files of different formats can be compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolexport.errors import FileFormatError
+from smolexport.model.spec import ModelSpec, Role, Tensor
+
+__all__ = ["ReadableTensor", "Weights", "canonical", "fingerprint", "read_back"]
+
+CHUNK = 1 << 20  # elements
+DIGITS = 32
+
+
+class ReadableTensor(Protocol):
+    """A tensor whose rows can be read in the order that the checkpoint has them."""
+
+    def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows [start, stop) as [rows, columns] floats; a vector is one row."""
+        ...
+
+
+Weights = Mapping[Tensor, ReadableTensor]
+
+
+def canonical(tensors: Mapping[Tensor, Any]) -> list[Tensor]:
+    """`tensors` in the order of the forward pass, whatever the order in the file."""
+    roles = {role: number for number, role in enumerate(Role)}
+
+    def place(tensor: Tensor) -> tuple[int, int, int, str]:
+        stage = 0 if tensor.role is Role.EMBED else 1 if tensor.layer is not None else 2
+        return stage, tensor.layer or 0, roles[tensor.role], tensor.part
+
+    return sorted(tensors, key=place)
+
+
+def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
+    """Every tensor of `spec` from the file `path`, decoded, in the checkpoint's own order of rows, one at a time.
+
+    Args:
+        weights: what the file's converter finds in it.
+        path: the file, for messages.
+        spec: the model that it should hold.
+
+    Raises:
+        FileFormatError: the tensors are not those of `spec`.
+    """
+    shapes = {(t.role, t.layer, t.part): t.shape for t in weights}
+    for tensor in spec.tensors():
+        shape = shapes.get((tensor.role, tensor.layer, tensor.part))
+        if shape != tensor.shape:
+            found = "is missing" if shape is None else f"has shape {list(shape)}"
+            raise FileFormatError(f"{path}: tensor {tensor.source} {found}; the model asks for {list(tensor.shape)}")
+        yield tensor, _whole(tensor, weights[tensor]).reshape(tensor.shape)
+
+
+def _whole(tensor: Tensor, stored: ReadableTensor) -> NDArray[np.float32]:
+    """All rows, put together piece by piece: decoding at once would take several times the memory."""
+    rows, columns, step = _steps(tensor)
+    out = np.empty((rows, columns), np.float32)
+    for start in range(0, rows, step):
+        out[start : start + step] = stored.read_rows(start, min(start + step, rows))
+    return out
+
+
+def _steps(tensor: Tensor) -> tuple[int, int, int]:
+    """Rows, columns, and the rows of a piece."""
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+    return rows, columns, max(1, CHUNK // columns)
+
+
+def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], None] | None = None) -> str:
+    """A hash that two exports share exactly when every decoded weight is equal.
+
+    SHA-256 over the SHA-256 of each tensor in `canonical` order: its source name, shape, and its values as
+    little-endian float32 in the checkpoint's order of rows, -0 counted as 0.  Cut to 128 bits.
+
+    Args:
+        weights: of a checkpoint or an exported file.
+        threads: tensors hashed at a time.
+        progress: called with the number of weights of each piece.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="hash") as pool:
+        order = canonical(weights)
+        for digest in pool.map(lambda tensor: _digest(tensor, weights[tensor], progress), order):
+            total.update(digest)
+    return total.hexdigest()[:DIGITS]
+
+
+def _digest(tensor: Tensor, stored: ReadableTensor, progress: Callable[[int], None] | None) -> bytes:
+    found = hashlib.sha256(f"{tensor.source} {list(tensor.shape)}\n".encode())
+    rows, _, step = _steps(tensor)
+    for start in range(0, rows, step):
+        values = stored.read_rows(start, min(start + step, rows)).astype("<f4")
+        values += np.float32(0)  # -0 + 0 is 0
+        found.update(values.reshape(-1).data)
+        if progress:
+            progress(values.size)
+    return found.digest()

@@ -1,0 +1,1 @@
+"""One session per runtime, one generate loop for all of them."""
