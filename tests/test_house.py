@@ -35,7 +35,7 @@ FLOORS = (
     ("smolexport.conversion", 2),
     ("smolexport.run", 2),
     ("smolexport.tokenizer", 1),
-    ("smolexport.conversion.source_model", 1),
+    ("smolexport.model", 1),
     ("smolexport.quant", 1),
     ("smolexport.text", 0),
     ("smolexport.files", 0),

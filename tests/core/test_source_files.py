@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smolexport import stream
+from smolexport.conversion import encode
 from smolexport.errors import CheckpointError
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.model.source_files import file_in, files_in, refuse_changes, refuse_links, stamps
@@ -245,7 +245,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_a_source_that_changes_while_it_is_read(
     change: str, target: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunks, done = stream.encoded_chunks, []
+    chunks, done = encode.encoded_chunks, []
 
     def changing(*arguments: object) -> Iterator[object]:
         for chunk in chunks(*arguments):  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smolexport import stream
+from smolexport.conversion import encode
 from smolexport.conversion.encode import encoded_chunks, thread_count
 from smolexport.conversion.plan import Entry, InterleaveHeads
 from smolexport.errors import SmolexportError, TensorError
@@ -69,7 +69,7 @@ def test_chunks_and_threads_change_nothing(
         if entry.transform:
             rows = entry.transform(rows) if len(entry.shape) == 2 else entry.transform(rows.T).T
         whole[entry.name] = entry.format.encode(np.ascontiguousarray(rows)).tobytes()
-    monkeypatch.setattr(stream, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(encode, "CHUNK_BYTES", chunk)
     assert collect(checkpoint, entries, threads) == whole
 
 
@@ -113,7 +113,7 @@ def test_position_in_a_later_chunk(
     folder = write_checkpoint(tmp_path, "llama", num_hidden_layers=1)
     poke(folder / "model.safetensors", name, place, np.nan)
     checkpoint = open_checkpoint(folder)
-    monkeypatch.setattr(stream, "CHUNK_BYTES", 4 * 64 * 16)
+    monkeypatch.setattr(encode, "CHUNK_BYTES", 4 * 64 * 16)
     with pytest.raises(TensorError) as caught:
         collect(checkpoint, entries_of(checkpoint.spec), threads)
     assert str(caught.value).endswith(f"tensor {name} has nan at {list(place)}; weights must be finite")
