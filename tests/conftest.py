@@ -17,6 +17,8 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+# Children import this tree as well, whether it is installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,9 @@ from smolexport.text import one_line, printable
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from smolexport.sweep.engine import Engine
+    from smolexport.sweep.engine import SweepEngine
     from smolexport.sweep.plan import Task
-    from smolexport.sweep.table import Row
+    from smolexport.sweep.table import TaskRow
 
 __all__ = ["command"]
 
@@ -105,7 +105,7 @@ def command(
         _check_libraries(engine, {name for name, _ in wanted} if compare else set())
     sources = plan.find_sources(checkpoints, revision=revision, token=token, weights=not dry_run)
     rest["ignore_config"] = tuple(rest["ignore_config"])
-    tasks = plan.tasks_of(sources, wanted, plan.Terms(out=str(out.resolve()), text=words, **rest))
+    tasks = plan.tasks_of(sources, wanted, plan.SweepConfig(out=str(out.resolve()), text=words, **rest))
     for line in skipped:
         say(f"note: {line}")
     rows = _preview(sources, tasks, out) if dry_run else _sweep(sources, tasks, out, jobs, engine, address)
@@ -121,12 +121,12 @@ def _check_libraries(engine: str, formats: set[str]) -> None:
 
         check_ray()
     elif formats:
-        from smolexport.sweep.plan import check_players
+        from smolexport.sweep.plan import check_runtimes
 
-        check_players(formats)
+        check_runtimes(formats)
 
 
-def _preview(sources: Sequence[Any], tasks: Sequence[Task], out: Path) -> list[Row]:
+def _preview(sources: Sequence[Any], tasks: Sequence[Task], out: Path) -> list[TaskRow]:
     from smolexport.sweep.preview import preview
 
     return preview(sources, tasks, out)
@@ -134,14 +134,14 @@ def _preview(sources: Sequence[Any], tasks: Sequence[Task], out: Path) -> list[R
 
 def _sweep(
     sources: Sequence[Any], tasks: Sequence[Task], out: Path, jobs: int | None, engine: str, address: str | None
-) -> list[Row]:
+) -> list[TaskRow]:
     from smolexport.sweep.driver import sweep
 
-    def place(lock: int | None) -> Engine:
+    def place(lock: int | None) -> SweepEngine:
         if engine == "ray":
             from smolexport.sweep.cluster import Cluster
 
-            found: Engine = Cluster(jobs, address)
+            found: SweepEngine = Cluster(jobs, address)
         else:
             from smolexport.sweep.local import Local
 
@@ -149,8 +149,8 @@ def _sweep(
         say(f"{found.jobs} at a time, {found.threads} threads each")
         return found
 
-    with _watch(len(tasks)) as watch:
-        return sweep(sources, tasks, out.resolve(), place, watch)
+    with _observer(len(tasks)) as observer:
+        return sweep(sources, tasks, out.resolve(), place, observer)
 
 
 class _Lines:
@@ -174,7 +174,7 @@ class _Lines:
         self._say(f"{task.title}: {reason}; attempt {number}")
         self._stop(task)
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: TaskRow) -> None:
         from smolexport.sweep.table import line
 
         self._done += 1
@@ -196,7 +196,7 @@ class _Lines:
 
 
 @contextmanager
-def _watch(total: int) -> Iterator[_Lines]:
+def _observer(total: int) -> Iterator[_Lines]:
     """Whoever tells the user; with bars on stderr when that is a terminal."""
     import sys
 
@@ -211,11 +211,11 @@ def _watch(total: int) -> Iterator[_Lines]:
         yield _Lines(total, bars)
 
 
-def _show(rows: Sequence[Row], json: bool) -> None:
+def _show(rows: Sequence[TaskRow], json: bool) -> None:
     """The table, or JSON, on stdout."""
-    from smolexport.sweep.table import render, to_json
+    from smolexport.sweep.table import render_table, table_json
 
     if json:
-        print_json(to_json(rows))
+        print_json(table_json(rows))
         return
-    render(rows, console())
+    render_table(rows, console())

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 from smolexport.errors import MissingDependencyError, SessionError, UsageError
-from smolexport.sweep.engine import Ending, share
+from smolexport.sweep.engine import TaskResult, share
 from smolexport.sweep.plan import Task
 from smolexport.sweep.record import empty
 from smolexport.sweep.task import attempt
@@ -34,7 +34,7 @@ OBJECTS = 80 << 20  # bytes of shared memory for objects, Ray's least: tasks exc
 
 
 class Cluster:
-    """A Ray cluster; an `Engine`."""
+    """A Ray cluster; an `SweepEngine`."""
 
     def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
         """Connect.
@@ -85,7 +85,7 @@ class Cluster:
         """Begin with `task`."""
         self._running[self._attempt.remote(task)] = task
 
-    def wait(self) -> tuple[Task, Ending]:
+    def wait(self) -> tuple[Task, TaskResult]:
         """Wait until one of them ends.  Raises SessionError where the cluster does not answer any more."""
         errors = self._ray.exceptions
         ready: list[Any] = []
@@ -99,11 +99,13 @@ class Cluster:
             raise error.__cause__ or error from None
         task = self._running.pop(ready[0])
         try:
-            return task, Ending(self._ray.get(ready[0]))
+            return task, TaskResult(self._ray.get(ready[0]))
         except errors.RayTaskError as error:  # not of the task, which tells, but of getting to it
-            return task, Ending(empty(task, f"{task.title}: Ray could not run it: {first_line(error.cause or error)}"))
+            return task, TaskResult(
+                empty(task, f"{task.title}: Ray could not run it: {first_line(error.cause or error)}")
+            )
         except errors.RayError as error:
-            return task, Ending(None, f"its process ended: {first_line(error)}")
+            return task, TaskResult(None, f"its process ended: {first_line(error)}")
 
     def close(self) -> None:
         """End all that is under way: asked first, killed after some seconds."""

@@ -16,22 +16,22 @@ from smolexport.cleanup import Provisional
 from smolexport.errors import CheckpointError, OutputError
 from smolexport.files import atomic_file, check_parent, check_space
 from smolexport.sweep import record as records
-from smolexport.sweep.engine import Engine
+from smolexport.sweep.engine import SweepEngine
 from smolexport.sweep.lock import held
-from smolexport.sweep.plan import STATE, TABLE, Source, Task
-from smolexport.sweep.record import Record
-from smolexport.sweep.table import Row, to_json
+from smolexport.sweep.plan import STATE, TABLE, SweepSource, Task
+from smolexport.sweep.record import TaskRecord
+from smolexport.sweep.table import TaskRow, table_json
 from smolexport.sweep.task import MARK, WORK
 from smolexport.sweep.task_hash import Hashes, signature
 from smolexport.sweep.worker import GRACE
 
-__all__ = ["ATTEMPTS", "HASHES", "Watch", "fingerprinted", "state_of", "sweep"]
+__all__ = ["ATTEMPTS", "HASHES", "Observer", "fingerprinted", "state_of", "sweep"]
 
 ATTEMPTS = 3  # processes that a task may use up
 HASHES = "hashes.json"
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """Whoever follows a sweep."""
 
     def reading(self, name: str) -> None:
@@ -46,7 +46,7 @@ class Watch(Protocol):
         """Its process died; attempt `number` follows."""
         ...
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: TaskRow) -> None:
         """It is done, or has failed for good."""
         ...
 
@@ -89,7 +89,7 @@ def _tidy(state: Path) -> None:
 
 
 def fingerprinted(
-    sources: Sequence[Source], hashes: Hashes, told: Callable[[str], None]
+    sources: Sequence[SweepSource], hashes: Hashes, on_reading: Callable[[str], None]
 ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     """Fingerprint and signature of every checkpoint, and what stands against those that have none, by name.
 
@@ -103,7 +103,7 @@ def fingerprinted(
         if source.folder is None:
             errors[source.name] = source.error
             continue
-        told(source.name)
+        on_reading(source.name)
         try:
             seen = signature(source.folder)
             marks[source.name] = hashes.fingerprint(source.folder), seen
@@ -112,19 +112,19 @@ def fingerprinted(
     return marks, errors
 
 
-def state_of(task: Task) -> tuple[Record, bool]:
+def state_of(task: Task) -> tuple[TaskRecord, bool]:
     """The task's record, and whether it tells of all that is asked for."""
-    found = records.read(task)
+    found = records.read_record(task)
     return found, all(records.done(task, found)) and not found.error
 
 
 def sweep(
-    sources: Sequence[Source],
+    sources: Sequence[SweepSource],
     tasks: Sequence[Task],
     out: Path,
-    engine: Callable[[int | None], Engine],
-    watch: Watch,
-) -> list[Row]:
+    engine: Callable[[int | None], SweepEngine],
+    observer: Observer,
+) -> list[TaskRow]:
     """Do all tasks that are not done; leaves sweep.json in `out`.
 
     Args:
@@ -133,7 +133,7 @@ def sweep(
         out: the folder of the outputs.
         engine: opens the engine, which is needed only where something has to be done; given the descriptor of a lock
             that its processes should hold.
-        watch: told about each step.
+        observer: told about each step.
 
     Returns:
         A row for each task, in their order.
@@ -144,38 +144,40 @@ def sweep(
     """
     with _opened(out) as (mark, lock):
         hashes = Hashes(out / STATE / HASHES)
-        marks, errors = fingerprinted(sources, hashes, watch.reading)
+        marks, errors = fingerprinted(sources, hashes, observer.reading)
         hashes.save()
         known = [_known(task, mark, *marks.get(task.name, ("", ""))) for task in tasks]
-        rows = _run(known, errors, lambda: engine(lock), watch)
+        rows = _run(known, errors, lambda: engine(lock), observer)
         with atomic_file(out / TABLE, force=True) as file:
-            file.write((json.dumps(to_json(rows), indent=2, allow_nan=False) + "\n").encode())
+            file.write((json.dumps(table_json(rows), indent=2, allow_nan=False) + "\n").encode())
     return rows
 
 
 def _known(task: Task, mark: str, fingerprint: str, seen: str) -> Task:
-    return replace(task, terms=replace(task.terms, mark=mark), fingerprint=fingerprint, seen=seen)
+    return replace(task, config=replace(task.config, mark=mark), fingerprint=fingerprint, seen=seen)
 
 
-def _run(tasks: Sequence[Task], errors: Mapping[str, str], engine: Callable[[], Engine], watch: Watch) -> list[Row]:
+def _run(
+    tasks: Sequence[Task], errors: Mapping[str, str], engine: Callable[[], SweepEngine], observer: Observer
+) -> list[TaskRow]:
     """A row for each task; `errors` are those of checkpoints that cannot be read, by name."""
-    rows: dict[Task, Row] = {}
+    rows: dict[Task, TaskRow] = {}
     for task in tasks:
         found, whole = state_of(task)
         if task.name in errors:
-            rows[task] = Row(task, "failed", records.empty(task), errors[task.name])
-        elif whole and not task.terms.force:
-            rows[task] = Row(task, "kept", found)
+            rows[task] = TaskRow(task, "failed", records.empty(task), errors[task.name])
+        elif whole and not task.config.force:
+            rows[task] = TaskRow(task, "kept", found)
         else:
             continue
-        watch.ended(rows[task])
+        observer.ended(rows[task])
     waiting = [task for task in tasks if task not in rows]
     if waiting:
         place = engine()
         try:
-            for row in _ended(_interleaved(waiting), place, watch):
+            for row in _ended(_interleaved(waiting), place, observer):
                 rows[row.task] = row
-                watch.ended(row)
+                observer.ended(row)
         finally:
             place.close()
     return [rows[task] for task in tasks]
@@ -192,7 +194,7 @@ def _interleaved(tasks: Sequence[Task]) -> list[Task]:
     return [tasks[place] for place in order]
 
 
-def _ended(tasks: list[Task], engine: Engine, watch: Watch) -> Iterator[Row]:
+def _ended(tasks: list[Task], engine: SweepEngine, observer: Observer) -> Iterator[TaskRow]:
     """Start all, as many at a time as the engine takes, and again those whose process died."""
     attempts = dict.fromkeys(tasks, 0)
     started: dict[Task, Task] = {}
@@ -203,20 +205,20 @@ def _ended(tasks: list[Task], engine: Engine, watch: Watch) -> Iterator[Row]:
             attempts[task] += 1
             given = replace(task, threads=engine.threads)
             started[given] = task
-            watch.started(task)
+            observer.started(task)
             engine.start(given)
         given, ending = engine.wait()
         task = started.pop(given)
         found = ending.record
-        if found is None and state_of(task)[1] and not task.terms.force:  # it died after its work
-            found = records.read(task)
+        if found is None and state_of(task)[1] and not task.config.force:  # it died after its work
+            found = records.read_record(task)
         if found is None and attempts[task] < ATTEMPTS:
-            watch.again(task, ending.reason, attempts[task] + 1)
+            observer.again(task, ending.reason, attempts[task] + 1)
             waiting.append(task)
         elif found is None:
             reason = f"{task.title}: {ending.reason}, {ATTEMPTS} times; if memory is short, take fewer --jobs"
-            yield Row(task, "failed", records.holding(task, records.read(task)), reason)
+            yield TaskRow(task, "failed", records.holding(task, records.read_record(task)), reason)
         elif found.error:
-            yield Row(task, "failed", records.holding(task, found), found.error)
+            yield TaskRow(task, "failed", records.holding(task, found), found.error)
         else:
-            yield Row(task, "new", found)
+            yield TaskRow(task, "new", found)

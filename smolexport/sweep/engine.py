@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from smolexport.sweep.plan import Task
-from smolexport.sweep.record import Record
+from smolexport.sweep.record import TaskRecord
 
-__all__ = ["Ending", "Engine", "share"]
+__all__ = ["SweepEngine", "TaskResult", "share"]
 
 USUAL_THREADS = 4  # of a task, where nobody says how many tasks there shall be at a time
 
 
 @dataclass(frozen=True)
-class Ending:
+class TaskResult:
     """How a task ended.
 
     Attributes:
@@ -27,11 +27,11 @@ class Ending:
         reason: how the process ended, where there is no record.
     """
 
-    record: Record | None
+    record: TaskRecord | None
     reason: str = ""
 
 
-class Engine(Protocol):
+class SweepEngine(Protocol):
     """A place for tasks."""
 
     @property
@@ -48,7 +48,7 @@ class Engine(Protocol):
         """Begin with `task` in a fresh process; at most `jobs` are under way."""
         ...
 
-    def wait(self) -> tuple[Task, Ending]:
+    def wait(self) -> tuple[Task, TaskResult]:
         """Wait until one of the started tasks ends."""
         ...
 

@@ -15,7 +15,7 @@ from typing import IO
 
 from smolexport.errors import SessionError
 from smolexport.processes import environment, fresh_python
-from smolexport.sweep.engine import Ending, share
+from smolexport.sweep.engine import TaskResult, share
 from smolexport.sweep.plan import Task
 from smolexport.sweep.record import parsed
 from smolexport.sweep.worker import GRACE
@@ -37,7 +37,7 @@ class Running:
 
 
 class Local:
-    """Processes on this machine; an `Engine`."""
+    """Processes on this machine; an `SweepEngine`."""
 
     def __init__(self, jobs: int | None = None, lock: int | None = None) -> None:
         """`lock`: a descriptor that the processes hold too, so that none outlives it."""
@@ -65,7 +65,7 @@ class Local:
             _stdin(process).write(json.dumps(asdict(task)) + "\n")
             _stdin(process).flush()
 
-    def wait(self) -> tuple[Task, Ending]:
+    def wait(self) -> tuple[Task, TaskResult]:
         """Wait until one of them ends."""
         while True:
             for one in self._running:
@@ -95,19 +95,19 @@ def _stdin(process: subprocess.Popen[str]) -> IO[str]:
     return process.stdin
 
 
-def _ending(one: Running) -> Ending:
+def _ending(one: Running) -> TaskResult:
     code = one.process.returncode
     one.answer.seek(0)
     answer = one.answer.read().decode("utf-8", "replace")
     errors = _let_go(one)
     if code == 0:
         with contextlib.suppress(ValueError):
-            return Ending(parsed(answer))
+            return TaskResult(parsed(answer))
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-        return Ending(None, f"its process was ended by {name}")
+        return TaskResult(None, f"its process was ended by {name}")
     last = errors.strip().splitlines()[-1:] or ["without a word"]
-    return Ending(None, f"its process ended with code {code}: {printable(last[0], 300)}")
+    return TaskResult(None, f"its process ended with code {code}: {printable(last[0], 300)}")
 
 
 def _let_go(one: Running) -> str:

@@ -11,13 +11,13 @@ from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CheckpointError, MissingDependencyError, UsageError
 from smolexport.model.checkpoint import find_checkpoint
 
-__all__ = ["Source", "Task", "Terms", "check_players", "find_sources", "pairs", "tasks_of"]
+__all__ = ["SweepConfig", "SweepSource", "Task", "check_runtimes", "find_sources", "pairs", "tasks_of"]
 
 STATE, TABLE = ".sweep", "sweep.json"  # what else lies in the folder of the outputs
 
 
 @dataclass(frozen=True)
-class Source:
+class SweepSource:
     """A checkpoint of the sweep.
 
     Attributes:
@@ -34,7 +34,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Terms:
+class SweepConfig:
     """What holds for every task of a sweep.
 
     Attributes:
@@ -68,7 +68,7 @@ class Task:
         folder: where it lies; empty where it was not found.
         format: e.g. `gguf`.
         scheme: the format's own name of it.
-        terms: what holds for every task.
+        config: what holds for every task.
         fingerprint: of the checkpoint's files.
         seen: their sizes and dates when the fingerprint was taken.
         threads: that it may use.
@@ -80,7 +80,7 @@ class Task:
     folder: str
     format: str
     scheme: str
-    terms: Terms
+    config: SweepConfig
     fingerprint: str = ""
     seen: str = ""
     threads: int = 1
@@ -99,7 +99,7 @@ class Task:
 
 def find_sources(
     checkpoints: Sequence[str], *, revision: str | None = None, token: str | None = None, weights: bool = True
-) -> list[Source]:
+) -> list[SweepSource]:
     """Find every checkpoint; one that is not there is a source with an error.
 
     Args:
@@ -113,13 +113,13 @@ def find_sources(
     """
     if not checkpoints:
         raise UsageError("no checkpoint to export: name at least one")
-    found: list[Source] = []
+    found: list[SweepSource] = []
     for given in checkpoints:
         try:
             folder = find_checkpoint(given, revision=revision, token=token, weights=weights)
-            found.append(Source(given, "", folder.resolve()))
+            found.append(SweepSource(given, "", folder.resolve()))
         except CheckpointError as error:
-            found.append(Source(given, "", None, str(error)))
+            found.append(SweepSource(given, "", None, str(error)))
     places: dict[str, str] = {}
     for source in found:
         place = str(source.folder or Path(source.given).absolute())
@@ -130,7 +130,7 @@ def find_sources(
     return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
 
 
-def _names(sources: Sequence[Source]) -> list[str]:
+def _names(sources: Sequence[SweepSource]) -> list[str]:
     """The last part of each path or hub id, with as many of the parts before it as it takes to tell them apart."""
     parts = [_parts(source) for source in sources]
     counts = [1] * len(sources)
@@ -150,14 +150,14 @@ def _names(sources: Sequence[Source]) -> list[str]:
             counts[place] += 1
 
 
-def _parts(source: Source) -> list[str]:
+def _parts(source: SweepSource) -> list[str]:
     """The words that name a checkpoint; of a hub id those of the id, not of the cache."""
     path = Path(source.given) if source.given == "demo" or _of_hub(source) else Path(source.given).resolve()
     words = [part for part in path.parts if part not in ("/", "\\", path.anchor)]
     return [word.encode("utf-8", "replace").decode() for word in words] or ["model"]
 
 
-def _of_hub(source: Source) -> bool:
+def _of_hub(source: SweepSource) -> bool:
     return source.folder not in (None, Path(source.given).resolve()) and source.given != "demo"
 
 
@@ -196,25 +196,27 @@ def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tu
     return sorted(found, key=lambda pair: order[pair[0]]), lines
 
 
-def tasks_of(sources: Sequence[Source], wanted: Sequence[tuple[str, str]], terms: Terms) -> list[Task]:
+def tasks_of(sources: Sequence[SweepSource], wanted: Sequence[tuple[str, str]], config: SweepConfig) -> list[Task]:
     """A task for each checkpoint and each of the `wanted` (format, scheme).
 
     Raises:
         UsageError: the outputs of a checkpoint would go where they must not.
     """
     for source in sources:
-        target = Path(terms.out) / source.name
+        target = Path(config.out) / source.name
         inside = source.folder in (target.resolve(), target.parent.resolve())
         if source.name in (STATE, TABLE, "..") or (source.folder and inside):
             raise UsageError(f"{target}: is no place for the outputs of {source.given}; give another folder with -o")
     return [
-        Task(source.given, source.name, folder, form, scheme, terms, origin=source.given if _of_hub(source) else folder)
+        Task(
+            source.given, source.name, folder, form, scheme, config, origin=source.given if _of_hub(source) else folder
+        )
         for source, folder in ((source, str(source.folder or "")) for source in sources)
         for form, scheme in wanted
     ]
 
 
-def check_players(formats: Collection[str]) -> None:
+def check_runtimes(formats: Collection[str]) -> None:
     """Refuse a comparison for which a library is missing here; raises MissingDependencyError."""
     lacking = [_lacking("checkpoint"), *(_lacking(plugins.converter(name).FORMAT) for name in formats)]
     lines = [line for line in dict.fromkeys(lacking) if line]

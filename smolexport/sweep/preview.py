@@ -11,14 +11,14 @@ from smolexport.errors import SmolexportError
 from smolexport.files import check_parent
 from smolexport.sweep import record as records
 from smolexport.sweep.driver import HASHES, fingerprinted, state_of
-from smolexport.sweep.plan import STATE, Source, Task
-from smolexport.sweep.table import Row
+from smolexport.sweep.plan import STATE, SweepSource, Task
+from smolexport.sweep.table import TaskRow
 from smolexport.sweep.task_hash import Hashes
 
 __all__ = ["preview"]
 
 
-def preview(sources: Sequence[Source], tasks: Sequence[Task], out: Path) -> list[Row]:
+def preview(sources: Sequence[SweepSource], tasks: Sequence[Task], out: Path) -> list[TaskRow]:
     """A row for each task: what is kept with its figures, what is to do with its size, what is refused and why.
 
     Args:
@@ -37,21 +37,21 @@ def preview(sources: Sequence[Source], tasks: Sequence[Task], out: Path) -> list
     return [_row(task, errors.get(task.name, "")) for task in given]
 
 
-def _row(task: Task, error: str) -> Row:
+def _row(task: Task, error: str) -> TaskRow:
     if error:
-        return Row(task, "failed", records.empty(task), error)
+        return TaskRow(task, "failed", records.empty(task), error)
     found, whole = state_of(task) if task.fingerprint else (records.empty(task), False)
-    if whole and not task.terms.force:
-        return Row(task, "kept", found)
-    if records.done(task, found)[0] and not task.terms.force:
-        return Row(task, "to do", replace(found, compared=None))
+    if whole and not task.config.force:
+        return TaskRow(task, "kept", found)
+    if records.done(task, found)[0] and not task.config.force:
+        return TaskRow(task, "to do", replace(found, compared=None))
     try:
         plan = pipeline.prepare(
-            task.format, Path(task.folder), task.terms.out, quant=task.scheme, name=task.name,
-            ignore_config=task.terms.ignore_config, weights=False,
+            task.format, Path(task.folder), task.config.out, quant=task.scheme, name=task.name,
+            ignore_config=task.config.ignore_config, weights=False,
         ).plan  # fmt: skip
     except SmolexportError as refused:
-        return Row(task, "failed", records.holding(task, found), str(refused))
+        return TaskRow(task, "failed", records.holding(task, found), str(refused))
     size = plan.nbytes + sum(companion.nbytes for companion in plan.companions)
     sizes = {"bytes": size, "bits_per_weight": round(plan.bits_per_weight, 4), "notes": plan.fallback_lines()}
-    return Row(task, "to do", replace(found, exported=sizes, compared=None, error=""))
+    return TaskRow(task, "to do", replace(found, exported=sizes, compared=None, error=""))

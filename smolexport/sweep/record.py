@@ -15,7 +15,7 @@ from smolexport.files import atomic_file
 from smolexport.sweep.plan import STATE, Task
 
 __all__ = [
-    "Record",
+    "TaskRecord",
     "compare_inputs",
     "done",
     "dumped",
@@ -24,8 +24,8 @@ __all__ = [
     "holding",
     "parsed",
     "path_of",
-    "read",
-    "write",
+    "read_record",
+    "write_record",
 ]
 
 Facts = Mapping[str, Any]
@@ -87,7 +87,7 @@ COMPARED: Mapping[str, Check] = {
 
 
 @dataclass(frozen=True)
-class Record:
+class TaskRecord:
     """The record of a task.
 
     Attributes:
@@ -114,15 +114,15 @@ class Record:
 def path_of(task: Task) -> Path:
     """Where the record of `task` lies."""
     key = task.key
-    return Path(task.terms.out) / STATE / "records" / key.parent / f"{key.name}.json"
+    return Path(task.config.out) / STATE / "records" / key.parent / f"{key.name}.json"
 
 
-def empty(task: Task, error: str = "") -> Record:
+def empty(task: Task, error: str = "") -> TaskRecord:
     """The record of a task of which nothing is known but, perhaps, an error."""
-    return Record(task.origin, task.format, task.scheme, error=error)
+    return TaskRecord(task.origin, task.format, task.scheme, error=error)
 
 
-def read(task: Task) -> Record:
+def read_record(task: Task) -> TaskRecord:
     """The record of `task`; an empty one where there is none, or nothing that can be understood."""
     try:
         return parsed(path_of(task).read_text(encoding="utf-8"))
@@ -130,11 +130,11 @@ def read(task: Task) -> Record:
         return empty(task)
 
 
-def parsed(text: str) -> Record:
+def parsed(text: str) -> TaskRecord:
     """What `dumped` made a text of; raises ValueError."""
     try:
         found = json.loads(text)
-        record = Record(**{field.name: found[field.name] for field in fields(Record)})
+        record = TaskRecord(**{field.name: found[field.name] for field in fields(TaskRecord)})
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError("is no record") from error
     sound = _is_path(record.target) and all(
@@ -152,12 +152,12 @@ def _has(part: Any, checks: Mapping[str, Check]) -> bool:
     return all(check(part.get(name)) for name, check in checks.items()) and all(map(_is_plain, others))
 
 
-def dumped(record: Record, indent: int | None = None) -> str:
+def dumped(record: TaskRecord, indent: int | None = None) -> str:
     """As JSON, on one line without `indent`."""
     return json.dumps(asdict(record), indent=indent, allow_nan=False) + "\n"
 
 
-def write(task: Task, record: Record) -> None:
+def write_record(task: Task, record: TaskRecord) -> None:
     """Replace the record of `task`; raises OutputError."""
     path = path_of(task)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,22 +172,22 @@ def export_inputs(task: Task) -> dict[str, Any]:
         "name": task.name,
         "format": task.format,
         "scheme": task.scheme,
-        "ignore_config": sorted(task.terms.ignore_config),
-        "smolexport": task.terms.version,
+        "ignore_config": sorted(task.config.ignore_config),
+        "smolexport": task.config.version,
     }
 
 
 def compare_inputs(task: Task) -> dict[str, Any]:
     """What the comparison depends on besides checkpoint and output."""
-    text = (task.terms.text or "").encode()
+    text = (task.config.text or "").encode()
     return {
         "text": hashlib.sha256(text).hexdigest()[:32],
-        "window": task.terms.window,
-        "max_windows": task.terms.max_windows,
+        "window": task.config.window,
+        "max_windows": task.config.max_windows,
     }
 
 
-def done(task: Task, record: Record) -> tuple[bool, bool]:
+def done(task: Task, record: TaskRecord) -> tuple[bool, bool]:
     """Whether the export and the comparison that `record` tells of are those that `task` asks for.
 
     A comparison that is not asked for is done.
@@ -195,19 +195,19 @@ def done(task: Task, record: Record) -> tuple[bool, bool]:
     exported = record.exported
     made = exported is not None and exported.get("inputs") == export_inputs(task) and _stands(task, record, exported)
     compared = record.compared is not None and record.compared.get("inputs") == compare_inputs(task)
-    return made, made and (compared or task.terms.text is None)
+    return made, made and (compared or task.config.text is None)
 
 
-def holding(task: Task, record: Record) -> Record:
+def holding(task: Task, record: TaskRecord) -> TaskRecord:
     """`record` without what it tells of another checkpoint, of other wishes, or of an output that is not there."""
     made, compared = done(task, record)
     exported = record.exported if made else None
     return replace(record, exported=exported, compared=record.compared if compared else None)
 
 
-def _stands(task: Task, record: Record, exported: Facts) -> bool:
+def _stands(task: Task, record: TaskRecord, exported: Facts) -> bool:
     """Whether every file of the output is there with the recorded size."""
-    folder, files = (Path(task.terms.out) / record.target).parent, exported["files"]
+    folder, files = (Path(task.config.out) / record.target).parent, exported["files"]
     try:
         return bool(files) and all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
     except OSError:

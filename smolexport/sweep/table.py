@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from smolexport.conversion.model_card import installed_version
 from smolexport.sweep.plan import Task
-from smolexport.sweep.record import Record
+from smolexport.sweep.record import TaskRecord
 from smolexport.text import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Row", "State", "line", "render", "to_json"]
+__all__ = ["State", "TaskRow", "line", "render_table", "table_json"]
 
 SCHEMA = 1
 State = Literal["new", "kept", "failed", "to do"]
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """What became of a task.
 
     Attributes:
@@ -33,11 +33,11 @@ class Row:
 
     task: Task
     state: State
-    record: Record
+    record: TaskRecord
     error: str = ""
 
 
-def to_json(rows: Sequence[Row]) -> dict[str, Any]:
+def table_json(rows: Sequence[TaskRow]) -> dict[str, Any]:
     """Plain JSON values; what is not known is None.
 
     `path` is relative to the folder of the sweep; `seconds` are those of the attempt that made what is there.
@@ -45,7 +45,7 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
     return {"schema": SCHEMA, "smolexport": installed_version(), "tasks": [_row_json(row) for row in rows]}
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: TaskRow) -> dict[str, Any]:
     made, compared = row.record.exported or {}, row.record.compared or {}
     kld = compared.get("kld") or {}
     return {
@@ -73,7 +73,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def line(row: Row) -> str:
+def line(row: TaskRow) -> str:
     """A task that has ended, in one line."""
     found = _row_json(row)
     if row.state == "failed":
@@ -83,7 +83,7 @@ def line(row: Row) -> str:
     return f"{row.task.title}: {', '.join(figures)}, {'kept' if row.state == 'kept' else _seconds(found['seconds'])}"
 
 
-def render(rows: Sequence[Row], console: Console) -> None:
+def render_table(rows: Sequence[TaskRow], console: Console) -> None:
     """A table, and below it what went wrong."""
     from rich.table import Table
     from rich.text import Text

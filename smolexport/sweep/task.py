@@ -21,7 +21,7 @@ from smolexport.errors import CheckpointError, OutputError, SmolexportError, Usa
 from smolexport.sweep import record as records
 from smolexport.sweep.lock import held
 from smolexport.sweep.plan import STATE, Task
-from smolexport.sweep.record import Record
+from smolexport.sweep.record import TaskRecord
 from smolexport.sweep.task_hash import file_hash, signature
 from smolexport.text import one_line
 
@@ -46,7 +46,7 @@ FIGURES = (
 )
 
 
-def attempt(task: Task) -> Record:
+def attempt(task: Task) -> TaskRecord:
     """Do what the record does not tell of; returns the record, in which an error says what is wrong in one line."""
     try:
         _check_place(task)
@@ -59,62 +59,62 @@ def attempt(task: Task) -> Record:
         line = f"{error.filename or task.folder}: {error.strerror or error}"
     except Exception as error:  # of a library, unforeseen: it ends this task, not the sweep
         line = f"{task.folder}: {type(error).__name__}: {error}"
-    failed = replace(records.read(task), error=one_line(line))
+    failed = replace(records.read_record(task), error=one_line(line))
     if mark_of(task).exists():  # else this is another machine's folder, or another sweep's turn by now
         with suppress(SmolexportError, OSError):
-            records.write(task, failed)
+            records.write_record(task, failed)
     return failed
 
 
 def mark_of(task: Task) -> Path:
     """The file by which a machine knows that it sees what the driver sees; no two sweeps have the same."""
-    return Path(task.terms.out) / STATE / f"{MARK}{task.terms.mark}"
+    return Path(task.config.out) / STATE / f"{MARK}{task.config.mark}"
 
 
 def _check_place(task: Task) -> None:
     """Refuse a machine that does not see what the driver sees, or is another version."""
-    out, host = Path(task.terms.out), socket.gethostname()
+    out, host = Path(task.config.out), socket.gethostname()
     if not mark_of(task).exists():
         raise OutputError(f"{out}: is not the same folder on {host}; it must lie on storage that all machines share")
     if not Path(task.folder).is_dir():
         raise CheckpointError(f"{task.folder}: is not there on {host}; it must lie on storage that all machines share")
-    if task.terms.version != installed_version():
+    if task.config.version != installed_version():
         here = installed_version()
-        raise UsageError(f"smolexport is {here} on {host} and {task.terms.version} where the sweep was started")
+        raise UsageError(f"smolexport is {here} on {host} and {task.config.version} where the sweep was started")
 
 
-def _run(task: Task) -> Record:
-    found = records.read(task)
+def _run(task: Task) -> TaskRecord:
+    found = records.read_record(task)
     made, compared = records.done(task, found)
-    if not made or task.terms.force:
+    if not made or task.config.force:
         found = _export(task, found)
-        records.write(task, found)
-    if task.terms.text is not None and (found.compared is None or not compared):
-        found = replace(found, compared=_compare(task, Path(task.terms.out) / found.target))
+        records.write_record(task, found)
+    if task.config.text is not None and (found.compared is None or not compared):
+        found = replace(found, compared=_compare(task, Path(task.config.out) / found.target))
         _check_place(task)
         _check_unchanged(task)
     found = replace(found, error="")
-    records.write(task, found)
+    records.write_record(task, found)
     return found
 
 
-def _export(task: Task, found: Record) -> Record:
+def _export(task: Task, found: TaskRecord) -> TaskRecord:
     """Write the output in a folder of its own and move it to its place, to which an earlier record gives the right."""
     # no other sweep has this mark: what one on lost machines still does stays away from here
-    work = Path(task.terms.out) / STATE / WORK / task.terms.mark / task.key
+    work = Path(task.config.out) / STATE / WORK / task.config.mark / task.key
     shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed
     with Provisional(lambda: shutil.rmtree(work, ignore_errors=True), work):
         work.mkdir(parents=True, exist_ok=True)  # a network's file system may keep what a process still holds
         job = pipeline.prepare(
             task.format, Path(task.folder), work, quant=task.scheme, name=task.name,
-            ignore_config=task.terms.ignore_config,
+            ignore_config=task.config.ignore_config,
         )  # fmt: skip
         target = Path(task.name) / job.path.name
-        place = Path(task.terms.out) / target
-        if os.path.lexists(place) and not task.terms.force:
+        place = Path(task.config.out) / target
+        if os.path.lexists(place) and not task.config.force:
             _check_ours(task, found, target)
         started = replace(records.empty(task), target=str(target))
-        records.write(task, started)  # from here on what stands there may be replaced
+        records.write_record(task, started)  # from here on what stands there may be replaced
         _check_unchanged(task)
         done = pipeline.write(job, threads=task.threads)
         _check_unchanged(task)
@@ -134,9 +134,9 @@ def _export(task: Task, found: Record) -> Record:
     return replace(started, exported=exported)
 
 
-def _check_ours(task: Task, found: Record, target: Path) -> None:
+def _check_ours(task: Task, found: TaskRecord, target: Path) -> None:
     """Refuse to replace what no sweep has made, or what one made of another checkpoint that has the same name."""
-    place = Path(task.terms.out) / target
+    place = Path(task.config.out) / target
     if found.target != str(target):
         raise OutputError(f"{place}: exists already, not made by a sweep; remove it or pass --force")
     if found.source != task.origin:
@@ -176,13 +176,13 @@ def _compare(task: Task, path: Path) -> dict[str, Any]:
     from smolexport.parity.inputs import Settings
     from smolexport.parity.report import to_json
 
-    start, text = time.perf_counter(), task.terms.text or ""
+    start, text = time.perf_counter(), task.config.text or ""
     # Rates and memory mean nothing beside other tasks, and the table has no column for the rest.
     settings = Settings(
-        window=task.terms.window, max_windows=task.terms.max_windows, greedy_tokens=0, repetitions=0,
+        window=task.config.window, max_windows=task.config.max_windows, greedy_tokens=0, repetitions=0,
         threads=task.threads, memory=False, attribution=False,
     )  # fmt: skip
-    base = reference(Path(task.folder), ignore_config=task.terms.ignore_config)
+    base = reference(Path(task.folder), ignore_config=task.config.ignore_config)
     shelf = _shelf()
     notes = _play_once(base, text, settings, shelf, task) if shelf else []
     sheet = to_json(compare(base, exported([path]), text=text, settings=settings, cache=shelf))

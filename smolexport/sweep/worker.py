@@ -18,7 +18,7 @@ import time
 from typing import NoReturn
 
 from smolexport.cleanup import Stopper, undo_all
-from smolexport.sweep.plan import Task, Terms
+from smolexport.sweep.plan import SweepConfig, Task
 
 __all__ = ["main"]
 
@@ -32,12 +32,12 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no part of the answer
     Stopper(lambda: SystemExit(STOPPED), _leave).install(signal.SIGTERM)
     line = sys.stdin.readline()
-    threading.Thread(target=_watch, daemon=True).start()
+    threading.Thread(target=_observer, daemon=True).start()
     from smolexport.sweep.record import dumped
     from smolexport.sweep.task import attempt
 
     given = json.loads(line)
-    record = attempt(Task(**{**given, "terms": Terms(**given["terms"])}))
+    record = attempt(Task(**{**given, "config": SweepConfig(**given["config"])}))
     with os.fdopen(out, "w", encoding="utf-8") as answer:
         answer.write(dumped(record))
 
@@ -47,7 +47,7 @@ def _leave() -> NoReturn:
     os._exit(STOPPED)
 
 
-def _watch() -> None:
+def _observer() -> None:
     """End with the driver.  Not through `sys.stdin`, whose lock would stop the interpreter from ending."""
     while os.read(0, 1):
         pass

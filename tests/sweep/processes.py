@@ -23,7 +23,7 @@ FEW = "import os; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, s
 def started(*argv: str | Path) -> Iterator[subprocess.Popen[str]]:
     """`smolexport sweep` in a process of its own, which does not outlive the block.
 
-    On two processors at most: on a large machine the work would be over before anybody could watch it.
+    On two processors at most: on a large machine the work would be over before anybody could observer it.
     """
     command = [*START[:-1], f"{FEW}; {START[-1]}", "sweep", *map(str, argv)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

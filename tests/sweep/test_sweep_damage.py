@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from smolexport.sweep import record as records
-from smolexport.sweep.plan import Task, Terms
-from smolexport.sweep.record import Record
-from smolexport.sweep.table import Row, line, render, to_json
+from smolexport.sweep.plan import SweepConfig, Task
+from smolexport.sweep.record import TaskRecord
+from smolexport.sweep.table import TaskRow, line, render_table, table_json
 from smolexport.sweep.task_hash import Hashes
 from tests.cli.commands import call
 from tests.mutations import changed_json
@@ -25,11 +25,11 @@ OPTIONS = ("--no-compare", "--formats", "gguf", "-q", "q8_0")
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    return Task("x", "x", "/x", "gguf", "int4", Terms(str(tmp_path), text="Once"), fingerprint="f", origin="/x")
+    return Task("x", "x", "/x", "gguf", "int4", SweepConfig(str(tmp_path), text="Once"), fingerprint="f", origin="/x")
 
 
 @pytest.fixture
-def made(task: Task, tmp_path: Path) -> Record:
+def made(task: Task, tmp_path: Path) -> TaskRecord:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x-int4.gguf").write_bytes(b"1234")
     exported = {
@@ -41,28 +41,28 @@ def made(task: Task, tmp_path: Path) -> Record:
         "kld": {"mean": 0.5, "mean_error": 0.1, "p99": None}, "top1_agreement": 0.9, "top1_agreement_error": 0.1,
         "perplexity_ratio": 1.1, "perplexity_ratio_error": None, "tokenizer_equal": True, "notes": [], "seconds": 0.5,
     }  # fmt: skip
-    return Record("/x", "gguf", "int4", "x/x-int4.gguf", exported, compared)
+    return TaskRecord("/x", "gguf", "int4", "x/x-int4.gguf", exported, compared)
 
 
-def use(task: Task, found: Record) -> None:
+def use(task: Task, found: TaskRecord) -> None:
     """All that a sweep does with a record."""
     for state in ("new", "kept", "failed"):
-        row = Row(task, state, records.holding(task, found), found.error)
-        json.dumps(to_json([row]), allow_nan=False)
+        row = TaskRow(task, state, records.holding(task, found), found.error)
+        json.dumps(table_json([row]), allow_nan=False)
         if row.record.exported:
             line(row)
         with Path("/dev/null").open("w") as nowhere:
-            render([row], Console(file=nowhere, width=120))
-    records.write(task, replace(found, error=""))
+            render_table([row], Console(file=nowhere, width=120))
+    records.write_record(task, replace(found, error=""))
 
 
-def test_records_with_any_part_changed(task: Task, made: Record) -> None:
+def test_records_with_any_part_changed(task: Task, made: TaskRecord) -> None:
     random, path, kept = Random(3), records.path_of(task), 0
-    records.write(task, made)
+    records.write_record(task, made)
     whole = json.loads(path.read_text())
     for _ in range(MUTATIONS):
         path.write_bytes(changed_json(random, whole))
-        found = records.read(task)
+        found = records.read_record(task)
         kept += found.exported is not None
         use(task, found)
     assert 0.05 < kept / MUTATIONS < 0.6
@@ -90,24 +90,24 @@ PARTS = [(place, value) for place, values in WRONG.items() for value in values]
 
 
 @pytest.mark.parametrize(("place", "value"), PARTS, ids=map(str, range(len(PARTS))))
-def test_a_record_with_a_wrong_part_is_none(place: str, value: Any, task: Task, made: Record) -> None:
-    records.write(task, made)
+def test_a_record_with_a_wrong_part_is_none(place: str, value: Any, task: Task, made: TaskRecord) -> None:
+    records.write_record(task, made)
     path = records.path_of(task)
     found = json.loads(path.read_text())
     holder, _, key = place.rpartition(".")
     (found[holder] if holder else found)[key] = value
     path.write_text(json.dumps(found))
-    assert records.read(task) == records.empty(task)
+    assert records.read_record(task) == records.empty(task)
 
 
-def test_records_nested_beyond_pythons_stack(task: Task, made: Record) -> None:
-    records.write(task, made)
+def test_records_nested_beyond_pythons_stack(task: Task, made: TaskRecord) -> None:
+    records.write_record(task, made)
     path = records.path_of(task)
     for depth in (300, 3000, 300_000):
         text = json.dumps({**json.loads(records.dumped(made)), "exported": "HERE"})
         for start, end in (("[", "]"), ('{"inputs":', "}")):
             path.write_text(text.replace('"HERE"', f"{start * depth}1{end * depth}"))
-            assert records.read(task) == records.empty(task)
+            assert records.read_record(task) == records.empty(task)
 
 
 def test_hashes_with_any_part_changed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

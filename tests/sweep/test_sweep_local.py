@@ -20,10 +20,10 @@ from smolexport.demo import demo_text
 from smolexport.errors import SessionError
 from smolexport.parity.inputs import Settings
 from smolexport.sweep import driver
-from smolexport.sweep.engine import Ending
+from smolexport.sweep.engine import TaskResult
 from smolexport.sweep.local import Local
-from smolexport.sweep.plan import Task, Terms, find_sources, tasks_of
-from smolexport.sweep.record import Record
+from smolexport.sweep.plan import SweepConfig, Task, find_sources, tasks_of
+from smolexport.sweep.record import TaskRecord
 from tests.cli.commands import Outcome, assert_refused, call
 from tests.sweep.processes import gone, started, writer
 
@@ -222,8 +222,8 @@ class Deadly:
     def lives(self) -> bool:
         return self.task.name == self.spared and self.names.count(self.spared) == driver.ATTEMPTS
 
-    def wait(self) -> tuple[Task, Ending]:
-        return self.real.wait() if self.lives() else (self.task, Ending(None, "its process was ended by SIGKILL"))
+    def wait(self) -> tuple[Task, TaskResult]:
+        return self.real.wait() if self.lives() else (self.task, TaskResult(None, "its process was ended by SIGKILL"))
 
     def close(self) -> None:
         self.real.close()
@@ -240,7 +240,7 @@ def test_a_task_is_given_up_after_some_deaths(small: Path, other: Path, tmp_path
     """Three processes for each task: the third of `small` lives."""
     out = tmp_path / "out"
     sources = find_sources([str(small), str(other)])
-    tasks = tasks_of(sources, [("gguf", "int8")], Terms(str(out)))
+    tasks = tasks_of(sources, [("gguf", "int8")], SweepConfig(str(out)))
     engine = Deadly("small")
     [first, second] = driver.sweep(sources, tasks, out, lambda _: engine, Silent())
     assert (first.state, second.state) == ("new", "failed")
@@ -261,9 +261,9 @@ def test_a_process_imports_nothing_from_the_working_folder(
 
 def test_a_long_answer_is_read(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than a pipe holds."""
-    [task] = tasks_of(find_sources([str(small)]), [("gguf", "int8")], Terms(str(tmp_path / "out")))
+    [task] = tasks_of(find_sources([str(small)]), [("gguf", "int8")], SweepConfig(str(tmp_path / "out")))
     long = tmp_path / "long"
-    answer = json.dumps(asdict(Record("x", "gguf", "int8", error="x" * 100_000)))
+    answer = json.dumps(asdict(TaskRecord("x", "gguf", "int8", error="x" * 100_000)))
     long.write_text(f"#!/bin/sh\necho '{answer}'\n")
     long.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(long))
@@ -277,11 +277,11 @@ def test_a_long_answer_is_read(small: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_what_a_process_cannot_tell(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends before it reads its task; it cannot be started at all."""
-    [task] = tasks_of(find_sources([str(small)]), [("gguf", "int8")], Terms(str(tmp_path / "out")))
+    [task] = tasks_of(find_sources([str(small)]), [("gguf", "int8")], SweepConfig(str(tmp_path / "out")))
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     engine = Local(1)
     engine.start(task)
-    assert engine.wait() == (task, Ending(None, "its process ended with code 1: without a word"))
+    assert engine.wait() == (task, TaskResult(None, "its process ended with code 1: without a word"))
     monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
     with pytest.raises(SessionError, match="nothing: a process cannot be started: No such file"):
         engine.start(task)

@@ -10,7 +10,7 @@ import pytest
 from smolexport import plugins
 from smolexport.errors import MissingDependencyError, UsageError
 from smolexport.sweep.engine import share
-from smolexport.sweep.plan import Source, Terms, check_players, find_sources, pairs, tasks_of
+from smolexport.sweep.plan import SweepConfig, SweepSource, check_runtimes, find_sources, pairs, tasks_of
 from tests.cli.commands import tiny_checkpoint
 
 
@@ -38,7 +38,7 @@ def test_a_hub_id_gives_its_name(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: str(runs / "a" / "y"))
     [hub, folder] = find_sources(["owner/x", str(runs / "b" / "x")])
     assert (hub.name, hub.folder, folder.name) == ("owner-x", runs / "a" / "y", "b-x")
-    tasks = tasks_of([hub, folder], [("gguf", "int4")], Terms(str(runs / "out")))
+    tasks = tasks_of([hub, folder], [("gguf", "int4")], SweepConfig(str(runs / "out")))
     assert [task.origin for task in tasks] == ["owner/x", str(runs / "b" / "x")], "a revision has its own folder"
     assert names("owner/x") == ["x"]
 
@@ -98,14 +98,14 @@ def test_what_cannot_be(formats: list[str], quants: list[str], said: str) -> Non
 
 
 def test_outputs_go_into_no_checkpoint(tmp_path: Path) -> None:
-    source = Source("models/x", "x", tmp_path / "x")
-    assert len(tasks_of([source], [("gguf", "int4")], Terms(str(tmp_path / "out")))) == 1
+    source = SweepSource("models/x", "x", tmp_path / "x")
+    assert len(tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path / "out")))) == 1
     with pytest.raises(UsageError, match="is no place for the outputs of models/x"):
-        tasks_of([source], [("gguf", "int4")], Terms(str(tmp_path)))
+        tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path)))
     with pytest.raises(UsageError, match="is no place for the outputs of models/x"):
-        tasks_of([source], [("gguf", "int4")], Terms(str(tmp_path / "x")))
+        tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path / "x")))
     with pytest.raises(UsageError, match="give another folder with -o"):
-        tasks_of([Source(".sweep", ".sweep", tmp_path / ".sweep")], [], Terms(str(tmp_path / "out")))
+        tasks_of([SweepSource(".sweep", ".sweep", tmp_path / ".sweep")], [], SweepConfig(str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_processors_are_shared(cores: list[int], jobs: int | None, shares: tuple
 def test_a_comparison_needs_its_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "missing", lambda name: "needs x: pip install x" if name == "torch" else None)
     with pytest.raises(MissingDependencyError, match=r"the runtime .* needs x: pip install x; or pass --no-compare"):
-        check_players(["gguf"])
+        check_runtimes(["gguf"])
     monkeypatch.setattr(plugins, "missing", lambda name: None if name in ("torch", "onnxruntime_genai") else "needs y")
-    check_players(["onnx"])  # the second player of the format is there
+    check_runtimes(["onnx"])  # the second player of the format is there
     with pytest.raises(MissingDependencyError, match=r"llama\.cpp needs y"):
-        check_players(["onnx", "gguf"])
+        check_runtimes(["onnx", "gguf"])

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from smolexport.sweep import fingerprint
+from smolexport.sweep import task_hash
 from smolexport.sweep import record as records
-from smolexport.sweep.plan import Task, Terms
-from smolexport.sweep.record import Record
+from smolexport.sweep.plan import SweepConfig, Task
+from smolexport.sweep.record import TaskRecord
 from smolexport.sweep.task_hash import Hashes, files_of, signature
 
 AGO = time.time() - 1000
@@ -44,7 +44,7 @@ def test_a_fingerprint_is_that_of_names_and_contents(small: Path, tmp_path: Path
 
 
 def test_files_are_hashed_again_when_they_changed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint, "SETTLED", -1)
+    monkeypatch.setattr(task_hash, "SETTLED", -1)
     settle(small)
     path, weights = tmp_path / "hashes.json", small / "model.safetensors"
     hashes = Hashes(path)
@@ -79,42 +79,42 @@ def test_a_file_that_was_just_written_is_not_trusted(small: Path, tmp_path: Path
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    return Task("x", "x", "/x", "gguf", "int4", Terms(str(tmp_path), text="Once"), fingerprint="f", origin="/x")
+    return Task("x", "x", "/x", "gguf", "int4", SweepConfig(str(tmp_path), text="Once"), fingerprint="f", origin="/x")
 
 
-def made(task: Task, tmp_path: Path) -> Record:
+def made(task: Task, tmp_path: Path) -> TaskRecord:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x-int4.gguf").write_bytes(b"1234")
     files = {"x-int4.gguf": {"bytes": 4, "sha256": "-"}}
     exported = {"inputs": records.export_inputs(task), "files": files, "bytes": 4, "bits_per_weight": 4.5, "seconds": 1}
     figures = {"kld": {"mean": 0.5}, "top1_agreement": 1.0, "seconds": 0.5}
     compared = {"inputs": records.compare_inputs(task), **figures}
-    return Record("/x", "gguf", "int4", "x/x-int4.gguf", exported, compared)
+    return TaskRecord("/x", "gguf", "int4", "x/x-int4.gguf", exported, compared)
 
 
 def test_done(task: Task, tmp_path: Path) -> None:
     found = made(task, tmp_path)
-    records.write(task, found)
-    assert records.read(task) == found
+    records.write_record(task, found)
+    assert records.read_record(task) == found
     assert records.done(task, found) == (True, True)
     assert records.done(task, replace(found, compared=None)) == (True, False)
     assert records.done(task, replace(found, exported=None)) == (False, False)
-    terms = task.terms
+    config = task.config
     for changed in (
         replace(task, fingerprint="g"),
-        replace(task, terms=replace(terms, version="0")),
-        replace(task, terms=replace(terms, ignore_config=("a",))),
+        replace(task, config=replace(config, version="0")),
+        replace(task, config=replace(config, ignore_config=("a",))),
         replace(task, scheme="int8"),
     ):
         assert records.done(changed, found) == (False, False)
     for changed in (
-        replace(terms, text="Twice"),
-        replace(terms, window=64),
-        replace(terms, max_windows=1),
+        replace(config, text="Twice"),
+        replace(config, window=64),
+        replace(config, max_windows=1),
     ):
-        assert records.done(replace(task, terms=changed), found) == (True, False)
-    other_place = replace(terms, force=True, mark="m", text=None)
-    assert records.done(replace(task, threads=9, terms=other_place), found) == (True, True)
+        assert records.done(replace(task, config=changed), found) == (True, False)
+    other_place = replace(config, force=True, mark="m", text=None)
+    assert records.done(replace(task, threads=9, config=other_place), found) == (True, True)
     (tmp_path / "x" / "x-int4.gguf").write_bytes(b"123")
     assert records.done(task, found) == (False, False)
     (tmp_path / "x" / "x-int4.gguf").unlink()
@@ -136,8 +136,8 @@ def test_done(task: Task, tmp_path: Path) -> None:
 def test_a_damaged_record_is_none(damage: str, task: Task) -> None:
     records.path_of(task).parent.mkdir(parents=True)
     records.path_of(task).write_text(damage)
-    found = records.read(task)
-    assert found == Record("/x", "gguf", "int4")
+    found = records.read_record(task)
+    assert found == TaskRecord("/x", "gguf", "int4")
     assert records.done(task, found) == (False, False)
 
 
@@ -151,7 +151,7 @@ def test_damaged_files_in_a_record_are_no_output(files: Any, task: Task, tmp_pat
 def test_what_does_not_hold_is_not_told(task: Task, tmp_path: Path) -> None:
     found = made(task, tmp_path)
     assert records.holding(task, found) == found
-    another = replace(task, terms=replace(task.terms, text="Twice"))
+    another = replace(task, config=replace(task.config, text="Twice"))
     assert records.holding(another, found) == replace(found, compared=None)
     assert records.holding(replace(task, fingerprint="g"), found) == replace(found, exported=None, compared=None)
 
@@ -159,7 +159,7 @@ def test_what_does_not_hold_is_not_told(task: Task, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("part", "name"), [("exported", "bytes"), ("exported", "seconds"), ("compared", "kld")])
 def test_a_record_without_a_figure_is_none(part: str, name: str, task: Task, tmp_path: Path) -> None:
     found = json.loads(records.dumped(made(task, tmp_path)))
-    assert records.parsed(json.dumps(found)) == Record(**found)
+    assert records.parsed(json.dumps(found)) == TaskRecord(**found)
     del found[part][name]
     with pytest.raises(ValueError, match="is no record"):
         records.parsed(json.dumps(found))

@@ -13,7 +13,7 @@ from smolexport import plugins
 from smolexport.conversion import pipeline
 from smolexport.conversion.pipeline import export
 from smolexport.sweep import record as records
-from smolexport.sweep.plan import Task, Terms
+from smolexport.sweep.plan import SweepConfig, Task
 from smolexport.sweep.task import attempt
 from smolexport.sweep.task_hash import Hashes, signature
 
@@ -27,11 +27,11 @@ def task(small: Path, tmp_path: Path) -> Task:
     (out / ".sweep").mkdir(parents=True)
     (out / ".sweep" / "mark-m").touch()
     mark = Hashes(tmp_path / "none").fingerprint(small)
-    return Task("small", "small", str(small), "gguf", "int8", Terms(str(out), mark="m"), mark, signature(small))
+    return Task("small", "small", str(small), "gguf", "int8", SweepConfig(str(out), mark="m"), mark, signature(small))
 
 
 def output(task: Task) -> Path:
-    return Path(task.terms.out) / "small" / "small-int8.gguf"
+    return Path(task.config.out) / "small" / "small-int8.gguf"
 
 
 @pytest.mark.parametrize("form", ["gguf", "mlx", "onnx"])
@@ -39,21 +39,21 @@ def test_an_output_is_what_an_export_makes(form: str, task: Task, small: Path, t
     given = replace(task, format=form)
     assert attempt(given).error == ""
     done = export(form, small, tmp_path / "alone", quant="int8", name="small")
-    found = records.read(given)
+    found = records.read_record(given)
     assert found.exported is not None
-    target = Path(task.terms.out) / found.target
+    target = Path(task.config.out) / found.target
     assert found.exported["bytes"] == sum(facts["bytes"] for facts in found.exported["files"].values())
     for file in done.files:
         own = target if done.path.is_file() else target / file.relative_to(done.path)
         assert own.read_bytes() == file.read_bytes(), file
-    assert not list((Path(task.terms.out) / ".sweep" / "work").rglob("*.*"))
+    assert not list((Path(task.config.out) / ".sweep" / "work").rglob("*.*"))
 
 
 def test_a_machine_that_sees_other_folders_is_refused(task: Task, tmp_path: Path) -> None:
     (tmp_path / "out" / ".sweep" / "mark-m").rename(tmp_path / "out" / ".sweep" / "mark-of-another-sweep")
     assert "must lie on storage that all machines share" in attempt(task).error
     assert not records.path_of(task).exists(), "what another sweep has recorded stays"
-    lost = replace(task, terms=replace(task.terms, out=str(tmp_path / "nowhere")))
+    lost = replace(task, config=replace(task.config, out=str(tmp_path / "nowhere")))
     assert f"{tmp_path}/nowhere: is not the same folder on" in attempt(lost).error
     assert not (tmp_path / "nowhere").exists()
 
@@ -61,7 +61,8 @@ def test_a_machine_that_sees_other_folders_is_refused(task: Task, tmp_path: Path
 def test_a_machine_without_the_checkpoint_or_with_another_version_is_refused(task: Task) -> None:
     assert "/nowhere: is not there on" in attempt(replace(task, folder="/nowhere")).error
     assert (
-        "and 0.0 where the sweep was started" in attempt(replace(task, terms=replace(task.terms, version="0.0"))).error
+        "and 0.0 where the sweep was started"
+        in attempt(replace(task, config=replace(task.config, version="0.0"))).error
     )
     assert not output(task).exists()
 
@@ -80,9 +81,9 @@ def test_a_checkpoint_that_changes_while_it_is_compared_is_not_recorded(
         return {}
 
     monkeypatch.setattr("smolexport.sweep.task._compare", changing)
-    given = replace(task, terms=replace(task.terms, text="x"))
+    given = replace(task, config=replace(task.config, text="x"))
     assert attempt(given).error.endswith("changed during the sweep; start it again")
-    found = records.read(given)
+    found = records.read_record(given)
     assert found.exported is not None, "that was done before"
     assert found.compared is None
 
@@ -92,7 +93,7 @@ def test_only_what_a_sweep_made_is_replaced(task: Task) -> None:
     output(task).write_text("mine")
     assert "exists already, not made by a sweep; remove it or pass --force" in attempt(task).error
     assert output(task).read_text() == "mine"
-    assert attempt(replace(task, terms=replace(task.terms, force=True))).error == ""
+    assert attempt(replace(task, config=replace(task.config, force=True))).error == ""
     assert output(task).read_bytes()[:4] == b"GGUF"
     before = output(task).stat().st_mtime_ns
     output(task).write_text("damaged")
@@ -111,14 +112,14 @@ def test_an_output_of_another_checkpoint_is_not_replaced(task: Task, other: Path
     assert attempt(stranger).error.startswith(said)
     assert output(task).read_bytes() == data
     assert attempt(given).error == ""
-    assert records.read(given).source == task.folder
-    assert attempt(replace(stranger, terms=replace(task.terms, force=True))).error == ""
+    assert records.read_record(given).source == task.folder
+    assert attempt(replace(stranger, config=replace(task.config, force=True))).error == ""
     assert output(task).read_bytes() != data
 
 
 def test_a_sweep_that_is_over_names_nothing(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that the driver has given up, and that is still writing when the next sweep begins."""
-    state = Path(task.terms.out) / ".sweep"
+    state = Path(task.config.out) / ".sweep"
     write = pipeline.write
 
     def slowly(*given: Any, **options: Any) -> Any:
@@ -129,17 +130,17 @@ def test_a_sweep_that_is_over_names_nothing(task: Task, monkeypatch: pytest.Monk
     monkeypatch.setattr(pipeline, "write", slowly)
     assert attempt(task).error
     assert not output(task).exists()
-    assert records.read(task).exported is None
+    assert records.read_record(task).exported is None
 
 
 def test_an_output_that_was_named_before_its_record_is_replaced(task: Task) -> None:
     """As after a kill between the two."""
     assert attempt(task).error == ""
-    found = records.read(task)
-    records.write(task, replace(found, exported=None))
+    found = records.read_record(task)
+    records.write_record(task, replace(found, exported=None))
     data = output(task).read_bytes()
     assert attempt(task).error == ""
-    again = records.read(task).exported
+    again = records.read_record(task).exported
     assert again is not None
     assert found.exported is not None
     assert again["files"] == found.exported["files"]
@@ -149,7 +150,7 @@ def test_an_output_that_was_named_before_its_record_is_replaced(task: Task) -> N
 def test_a_folder_is_replaced_whole(task: Task) -> None:
     given = replace(task, format="onnx")
     assert attempt(given).error == ""
-    folder = Path(task.terms.out) / records.read(given).target
+    folder = Path(task.config.out) / records.read_record(given).target
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     (folder / "config.json").unlink()
     assert attempt(given).error == ""
@@ -162,20 +163,20 @@ def test_an_export_outlives_its_comparison(task: Task) -> None:
     """The comparison fails, is done with another text, and with a third: one export."""
     if any(plugins.missing(name) for name in ("torch", "llamacpp")):
         pytest.skip("torch or llama.cpp is not installed")
-    short = replace(task, terms=replace(task.terms, text="x", window=64))
+    short = replace(task, config=replace(task.config, text="x", window=64))
     line = attempt(short).error
     assert line
     assert "\n" not in line
-    found = records.read(short)
+    found = records.read_record(short)
     assert found == replace(records.empty(short), target="small/small-int8.gguf", exported=found.exported, error=line)
     assert (found.error, found.compared) == (line, None)
     assert found.exported is not None
     date = output(task).stat().st_mtime_ns
     marks = []
     for text in (TEXT, TEXT.upper()):
-        given = replace(short, terms=replace(short.terms, text=text))
+        given = replace(short, config=replace(short.config, text=text))
         assert attempt(given).error == ""
-        again = records.read(given)
+        again = records.read_record(given)
         assert (again.error, again.exported) == ("", found.exported)
         assert again.compared is not None
         assert 0 < again.compared["kld"]["mean"] < 0.1
