@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from smolexport.sweep import task_hash
 from smolexport.sweep import record as records
+from smolexport.sweep import task_hash
 from smolexport.sweep.plan import SweepConfig, Task
 from smolexport.sweep.record import TaskRecord
 from smolexport.sweep.task_hash import Hashes, files_of, signature
