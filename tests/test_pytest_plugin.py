@@ -25,7 +25,7 @@ def test_own(smolexport_comparison, smolexport_parity):
     assert good.accuracy.kld.mean.value < bad.accuracy.kld.mean.value
     assert smolexport_parity("good.gguf") is good
     from smolexport import Thresholds
-    assert smolexport_parity("good.gguf", thresholds=Thresholds(max_kld=0.0)).misses
+    assert smolexport_parity("good.gguf", thresholds=Thresholds(max_kld=0.0)).missed
 """
 SHORT = "Some words of a text that is short enough to be scored at once, and long enough to say something. " * 6
 

@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 
 from smolexport.checkpoint import open_checkpoint
 from smolexport.face import read_back
+from smolexport.parity.metrics import Accumulator, read_predictions
 from smolexport.parity.results import Accuracy
-from smolexport.parity.statistics import Accumulator, read_predictions
 from smolexport.parity.windows import Window, block_rows, blocks, cut
 from smolexport.quant import FORMATS
 from smolexport.spec import Role
