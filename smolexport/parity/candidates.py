@@ -116,6 +116,6 @@ def _available_options(known: Mapping[str, Sequence[str]]) -> str:
     """The options of each runtime, for messages."""
     if len(known) == 1:
         [(owner, names)] = known.items()
-        return f"{owner} does not have this option; it has {', '.join(names) or 'none'}"
+        return f"{owner} has no such option; it has {', '.join(names) or 'none'}"
     each = "; ".join(f"{owner} has {', '.join(names) or 'none'}" for owner, names in known.items())
-    return f"no runtime has this option; {each}"
+    return f"no runtime has such an option; {each}"

@@ -109,7 +109,7 @@ def _open(
     candidate.load_seconds = time.perf_counter() - start
     if session.vocab_size != run.store.vocab_size:
         raise UsageError(
-            f"{model.path}: vocabulary of {session.vocab_size} words, {reference.path} has {run.store.vocab_size}: "
+            f"{model.path}: vocabulary of {session.vocab_size} tokens, {reference.path} has {run.store.vocab_size}: "
             "compare a file with the checkpoint that it was exported from"
         )
     if session.context < context:

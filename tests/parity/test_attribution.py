@@ -139,7 +139,7 @@ def test_the_blame_lands_on_the_exporter(
 @pytest.mark.parametrize(
     ("tensors", "told"),
     [
-        (("model.norm.weight",), "model.norm.weight: no rounding of the checkpoint's"),
+        (("model.norm.weight",), "model.norm.weight: not a rounded copy of the checkpoint's tensor"),
         (("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight"), "mlp.gate_proj.weight, model"),
     ],
 )

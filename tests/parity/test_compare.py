@@ -129,7 +129,7 @@ def test_another_tokenizer_is_told_and_does_not_disturb(make_model, text):
 
 
 def test_another_vocabulary_is_refused(make_model, text):
-    with pytest.raises(UsageError, match=r"other\.table: vocabulary of 97 words, .*bf16\.table has 96"):
+    with pytest.raises(UsageError, match=r"other\.table: vocabulary of 97 tokens, .*bf16\.table has 96"):
         compare(make_model("bf16.table"), [make_model("other.table", vocab=97)], text=text, settings=QUICK)
 
 
