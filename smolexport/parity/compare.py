@@ -72,8 +72,7 @@ def compare(
 ) -> Comparison:
     """Compare `candidates` with `reference` on `text`.
 
-    The reference's tokenizer encodes the text.  A candidate whose own tokenizer gives other tokens gets a note and is
-    scored on the reference's tokens.
+    The reference's tokenizer encodes the text; a candidate whose own tokenizer gives other tokens gets a note.
 
     Args:
         reference: the checkpoint with its runtime.

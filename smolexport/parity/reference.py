@@ -42,8 +42,8 @@ class ReferenceRun:
         windows: the scored windows.
         store: the logits of all scored positions, window after window.
         continuations: greedy continuations of the prompts.
-        greedy_tokens: most tokens per continuation.
         noise_floor: float32 arithmetic against the reference's; None if not measured or if the reference is float32.
+        greedy_tokens: most tokens per continuation.
         context: context length of the reference in tokens.
         load_seconds: None if the reference did not have to be opened.
     """
@@ -54,8 +54,8 @@ class ReferenceRun:
     windows: Sequence[Window]
     store: LogitStore
     continuations: Sequence[Continuation]
-    greedy_tokens: int
     noise_floor: Accuracy | None
+    greedy_tokens: int
     context: int
     load_seconds: float | None
 
@@ -88,7 +88,6 @@ def run_reference(
 
     Raises:
         OutputError: the disk has no room for the logits, or what was written cannot be read back.
-        SmolexportError: any error of the runtime.
     """
     with ExitStack() as stack:
         session = _LazySession(reference, settings, stack)
@@ -98,9 +97,7 @@ def run_reference(
         windows = cut(ids, min(settings.window, context), bos=bos, limit=settings.max_windows)
         if check:
             check(windows)
-        length = max(1, min(settings.prompt_tokens, context // 2))
-        count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
-        starts = prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []
+        starts, count = _starts(ids, context, settings, bos)
         tokens = [*(w.tokens for w in windows), *starts]
         key = digest(reference.path, _facts(reference, count, codec.stop_tokens, settings), tokens)
         measured = settings.attribution and _is_bf16(reference)
@@ -118,10 +115,16 @@ def run_reference(
             found = _stored(cache, key, windows, starts, with_floor=measured)
         if found is None:
             raise OutputError(f"{cache.path(key)}: the entry just written cannot be read back; check the disk")
-        store, continuations, floor = found
-        return ReferenceRun(
-            text, ids, codec, windows, store, continuations, count, floor, context, session.load_seconds
-        )
+        return ReferenceRun(text, ids, codec, windows, *found, count, context, session.load_seconds)
+
+
+def _starts(
+    ids: Sequence[int], context: int, settings: Settings, bos: int | None
+) -> tuple[list[NDArray[np.int64]], int]:
+    """The prompts, and the number of tokens to continue each of them by."""
+    length = max(1, min(settings.prompt_tokens, context // 2))
+    count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
+    return (prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []), count
 
 
 def _stored(

@@ -54,8 +54,8 @@ def test_the_table_names_every_file(files: list[Path]) -> None:
         (("nowhere.gguf",), "nowhere.gguf"),
         (("demo", "--repetitions", "0"), "at least one repetition"),
         (("demo", "--decode", "0"), "decode tokens: 0 is too few"),
-        (("demo", "--set", "dtype=f32"), "are for exported files"),
-        (("demo", "--runtime", "mlx"), "are for exported files"),
+        (("demo", "--set", "dtype=f32"), "apply to exported files"),
+        (("demo", "--runtime", "mlx"), "apply to exported files"),
     ],
 )
 def test_bad_requests_are_one_line(arguments: tuple[str, ...], said: str) -> None:
