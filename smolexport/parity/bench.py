@@ -39,7 +39,7 @@ def bench(models: Sequence[Candidate], settings: Settings, progress: Progress = 
     Args:
         models: files, or checkpoints on the reference's runtime.
         settings: lengths, repetitions, threads.
-        progress: told about each step.
+        progress: called at each step.
 
     Raises:
         UsageError: no model, or no repetition.

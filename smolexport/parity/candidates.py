@@ -70,9 +70,11 @@ def exported(
     """
     pairs = [(path, runtime) for path in paths for runtime in _runtimes_for(path, runtimes)]
     for name in runtimes:
-        player = plugins.adapter(plugins.find_runtime(name))
-        if player not in [runtime for _, runtime in pairs]:
-            raise UsageError(f"--runtime {name}: reads the format '{player.READS}', and none of the files has it")
+        runtime_asked = plugins.adapter(plugins.find_runtime(name))
+        if runtime_asked not in [runtime for _, runtime in pairs]:
+            raise UsageError(
+                f"--runtime {name}: reads the format '{runtime_asked.READS}', and none of the files has it"
+            )
     known = {runtime.NAME: plugins.known_options(runtime.open) for _, runtime in pairs}
     for key in options or {}:
         if not any(key in names for names in known.values()):

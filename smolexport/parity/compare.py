@@ -82,7 +82,7 @@ def compare(
         thresholds: what every candidate must meet; a `Gate` has rules per format and scheme.
         cache: folder for the reference's logits, see `logit_cache.usual_folder`; None keeps nothing.
         statistics: calibration statistics of the candidates, to detect scored tokens in the calibration text.
-        progress: told about each step.
+        progress: called at each step.
 
     Raises:
         UsageError: no candidate, a vocabulary that differs from the reference's, a text that is too short or that a

@@ -30,13 +30,13 @@ from smolexport.runtime import Session
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
 
-__all__ = ["main", "measure", "peak_rss"]
+__all__ = ["main", "measure_peak", "peak_rss"]
 
 _MODULE = "smolexport.parity.peak_memory"
 _TIMEOUT_S = 1800
 
 
-def measure(model: Candidate, *, threads: int | None = None, context: int | None = None) -> tuple[int | None, str]:
+def measure_peak(model: Candidate, *, threads: int | None = None, context: int | None = None) -> tuple[int | None, str]:
     """Return the peak resident bytes of a fresh process that runs `model`, or None and the reason."""
     module = getattr(model.runtime, "__name__", None)
     if not isinstance(module, str):

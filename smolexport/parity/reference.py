@@ -83,7 +83,7 @@ def run_reference(
         settings: what to measure.
         cache: where its logits are kept.
         limit: context length of the smallest candidate, if that is less than `settings` ask for.
-        progress: told about each step.
+        progress: called at each step.
         check: called with the windows before anything is run; may raise.
 
     Raises:

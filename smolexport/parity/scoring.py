@@ -75,7 +75,7 @@ def score_group(
         run: its output.
         models: the candidates.
         settings: what to measure.
-        progress: told about each window.
+        progress: called at each window.
         attribute: also run their decoded weights on the reference's runtime, in float32.
         mismatched: checkpoint names of tensors whose error rounding does not explain; among the decoded weights, the
             checkpoint's tensors replace them.

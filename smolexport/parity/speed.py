@@ -35,7 +35,7 @@ def speeds(
         ids: tokens to feed; None feeds random ones.
         context: tokens that every session holds.
         settings: lengths, repetitions, threads.
-        progress: told about each step.
+        progress: called at each step.
     """
     total = settings.repetitions * len(models)
     steps = iter(range(1, total + 1))
@@ -59,7 +59,7 @@ def peaks(
     found = []
     for done, model in enumerate(models):
         progress("memory", done, len(models))
-        found.append(peak_memory.measure(model, threads=settings.threads, context=context))
+        found.append(peak_memory.measure_peak(model, threads=settings.threads, context=context))
     progress("memory", len(models), len(models))
     return found
 

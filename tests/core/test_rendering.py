@@ -170,6 +170,6 @@ def test_peak_memory_imports_nothing_from_there_either(
 
     (tmp_path / "argparse.py").write_text("open('was-here', 'w')")
     monkeypatch.chdir(tmp_path)
-    found, reason = peak_memory.measure(Candidate(demo, "checkpoint", "bf16", plugins.runtime("torch"), 0, 16.0))
+    found, reason = peak_memory.measure_peak(Candidate(demo, "checkpoint", "bf16", plugins.runtime("torch"), 0, 16.0))
     assert found, reason
     assert not Path("was-here").exists()
