@@ -25,7 +25,7 @@ def test_own(smolexport_comparison, smolexport_parity):
     assert good.accuracy.kld.mean.value < bad.accuracy.kld.mean.value
     assert smolexport_parity("good.gguf") is good
     from smolexport import Thresholds
-    assert smolexport_parity("good.gguf", thresholds=Thresholds(max_kld=0.0)).misses
+    assert smolexport_parity("good.gguf", thresholds=Thresholds(max_kld=0.0)).missed
 """
 SHORT = "Some words of a text that is short enough to be scored at once, and long enough to say something. " * 6
 
@@ -126,7 +126,7 @@ def test_a_wrong_gate_fails_each_file_with_its_key(tmp_path: Path) -> None:
     (tmp_path / "parity.toml").write_text("[int8]\nmax_kdl = 1\n")
     done = pytest_in(tmp_path, "--smolexport-checkpoint=demo", "--smolexport-file=x.gguf")
     assert done.returncode == 1
-    assert "[int8] max_kdl: is no threshold; did you mean max_kld?" in done.stdout
+    assert "[int8] max_kdl: is not a threshold, did you mean max_kld?" in done.stdout
 
 
 def test_fixtures_without_what_they_need_fail_and_say_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`smolexport bench`: how fast exported files answer, each on its runtime."""
+"""`smolexport bench`: speed of exported files on their runtimes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("bench", short_help="Measure how fast files answer.")
+@click.command("bench", short_help="Measure the speed of files.")
 @click.argument(
     "files", nargs=-1, required=True, type=given_word,
-    help="Exported files or folders; a checkpoint folder or the word demo is played in bf16.",
+    help="Exported files or folders; a checkpoint folder or the word demo runs in bf16.",
 )  # fmt: skip
-@click.option("--prefill", default=512, help="Tokens of the prompt whose rate is taken.")
-@click.option("--decode", default=128, help="Tokens generated one by one.")
-@click.option("--repetitions", default=5, help="Rounds; one round takes every file once.")
+@click.option("--prefill", default=512, help="Tokens of the block for the prefill rate.")
+@click.option("--decode", default=128, help="Tokens generated one by one for the decode rate.")
+@click.option("--repetitions", default=5, help="Rounds; each round measures every file once.")
 @threads_option
 @click.option(
     "--runtime", "runtimes", metavar="NAME", multiple=True,
-    help="Take this runtime for what it plays; repeatable: each file on each of them.",
+    help="Run files on this runtime; repeatable: each file on each runtime that can run it.",
 )  # fmt: skip
 @runtime_options
 @json_option
@@ -54,25 +54,26 @@ def command(
 ) -> None:
     """Measure time to first token, prefill and decode rate, load time and peak memory.
 
-    Files are measured in turns, so that a slow moment of the machine meets every one, and are all open meanwhile; where
-    memory does not hold them, each is opened anew for its turns, and a note says so. The decode rate is also given as a
-    share of what the machine's memory bandwidth, measured in the same run, allows.
+    Rounds are interleaved, so that a slow moment of the machine affects all files, and all files stay open; if memory
+    cannot hold them, each file is reopened for its rounds, and a note says so. The decode rate is also given as a share
+    of what the machine's memory bandwidth, measured in the same run, allows.
     """
     from smolexport.parity.bench import bench
-    from smolexport.parity.inputs import Settings
+    from smolexport.parity.inputs import Settings, no_progress
+    from smolexport.parity.report import to_json
 
     amount = Settings(prefill_tokens=prefill, decode_tokens=decode, repetitions=repetitions, threads=threads)
     models = _models(files, parse_settings(settings), runtimes)
     with stages(json) as progress:
-        result = bench(models, amount, progress)
+        result = bench(models, amount, progress or no_progress)
     if json:
-        print_json(_as_json(result))
+        print_json(to_json(result))
     else:
         _show(result)
 
 
 def _models(files: tuple[str, ...], options: dict[str, Any], runtimes: tuple[str, ...]) -> list[Candidate]:
-    """What is to be played: checkpoints first."""
+    """The models to measure: checkpoints first."""
     from smolexport import plugins
     from smolexport.errors import UsageError
     from smolexport.model.checkpoint import find_checkpoint
@@ -81,52 +82,29 @@ def _models(files: tuple[str, ...], options: dict[str, Any], runtimes: tuple[str
     checkpoints = [word for word in files if word == "demo" or plugins.is_checkpoint(Path(word))]
     rest = [Path(word) for word in files if word not in checkpoints]
     if not rest and (options or runtimes):
-        raise UsageError("--set and --runtime are for exported files; a checkpoint is played by torch in bf16")
+        raise UsageError("--set and --runtime apply to exported files; a checkpoint always runs on torch in bf16")
     return [
         *(reference(find_checkpoint(word)) for word in checkpoints),
         *(exported(rest, options, runtimes) if rest else ()),
     ]
 
 
-def _as_json(result: Bench) -> dict[str, Any]:
-    """Plain JSON values: tokens per second, milliseconds, seconds, bytes."""
-    from smolexport.parity.report.sheet import model_json, speed_json
-
-    rows = [
-        {
-            **model_json(row.model, row.model.path.name),
-            "speed": speed_json(row.speed),
-            "bandwidth_share": row.bandwidth_share,
-            "load_seconds": row.load_seconds,
-            "peak_rss_bytes": row.peak_rss_bytes,
-            "notes": [row.note] if row.note else [],
-        }
-        for row in result.rows
-    ]
-    return {
-        "models": rows,
-        "bandwidth_bytes_per_second": result.bandwidth,
-        "environment": dict(result.environment),
-        "notes": [result.note] if result.note else [],
-    }
-
-
 def _show(result: Bench) -> None:
-    """A table on stdout, and what it was taken on."""
+    """Print a table and the machine on stdout."""
     from rich.table import Table
 
-    from smolexport.parity.report.names import two_lines
+    from smolexport.parity.report.names import described, two_lines
 
-    first = result.rows[0].speed
+    first = result.models[0].speed
     table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
     table.add_column("file", overflow="fold")
     prefill, decode = f"prefill {first.prefill_tokens}\ntok/s", f"decode {first.decode_tokens}\ntok/s"
     for column in ("size\nMB", "load\ns", "first token\nms", prefill, decode, "of the\nbandwidth", "peak RSS\nMB"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in result.rows:
+    for row in result.models:
         model, rate = row.model, row.speed
         table.add_row(
-            two_lines(model.path.name, f"{model.format} {model.kind}, {model.runtime.NAME}"),
+            two_lines(model.name, described(model)),
             f"{model.bytes / 1e6:,.1f}",
             f"{row.load_seconds:.2f}",
             *map(_cell, (rate.ttft_ms, rate.prefill_tok_s, rate.decode_tok_s)),
@@ -134,18 +112,18 @@ def _show(result: Bench) -> None:
             "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
         )
     console().print(table, crop=False)
-    if result.note:
-        click.echo(f"note: {printable(result.note)}")
-    for row in result.rows:
-        if row.note:
-            click.echo(f"note: {printable(f'{row.model.path.name}: {row.note}')}")
+    notes = [*result.notes, *(f"{row.model.name}: {note}" for row in result.models for note in row.notes)]
+    for note in notes:
+        click.echo(f"note: {printable(note)}")
     facts = result.environment
-    click.echo(f"{facts['processor']}, {facts['threads']} threads, {result.bandwidth / 1e9:.1f} GB/s read from memory")
+    click.echo(
+        f"{facts['processor']}, {facts['threads']} threads, {result.bandwidth_bytes_per_s / 1e9:.1f} GB/s of memory"
+    )
 
 
 def _cell(estimate: Estimate) -> str:
-    """A value with its standard error, where there is one, below it; three digits or all before the point."""
-    import math
+    """A rate with its standard error, if there is one, below it."""
+    from smolexport.parity.report.names import rate
 
-    value = f"{estimate.value:,.0f}" if estimate.value >= 100 else f"{estimate.value:.3g}"
-    return f"{value}\n[dim]±{estimate.error:.2g}[/dim]" if math.isfinite(estimate.error) else value
+    value, error = rate(estimate)
+    return f"{value}\n[dim]±{error}[/dim]" if error else value

@@ -1,4 +1,4 @@
-"""`smolexport compare`: exported files against their checkpoint."""
+"""`smolexport compare`: compare exported files with their checkpoint."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ from smolexport.cli.streams import console
 if TYPE_CHECKING:
     from smolexport.calibration.methods import Calibration
     from smolexport.calibration.statistics import Statistics
-    from smolexport.parity.compare import Progress
-    from smolexport.parity.inputs import Candidate, Settings
+    from smolexport.parity.inputs import Candidate, Progress, Settings
     from smolexport.parity.results import Comparison, Thresholds
 
 __all__ = ["command", "run", "show", "stages"]
@@ -40,50 +39,55 @@ LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
 SOURCE = ("ignore_config", "revision", "token")
 
 
-@click.command("compare", short_help="Hold exported files against their checkpoint.")
+@click.command("compare", short_help="Compare exported files with their checkpoint.")
 @checkpoint_argument
 @click.argument(
     "files", nargs=-1, type=given_path,
-    help="Exported files or folders of that checkpoint; without any, all formats are made for the occasion.",
+    help="Exported files or folders of that checkpoint; without any, temporary files are made in all formats.",
 )  # fmt: skip
 @click.option(
     "--quant", "-q", metavar="A,B", type=given_word,
-    help="Schemes to make where no files are named, each in all formats that have it, e.g. int8,int4,best4; "
-    "best4 is each format's own best of 4 bits; default: int4.",
+    help="Schemes of the temporary files, each in all formats that have it, e.g. int8,int4,best4; "
+    "best4 is each format's best 4-bit scheme; default: int4.",
 )  # fmt: skip
 @click.option(
     "--method", "methods", metavar="A,B", type=given_word,
-    help="How to round the files that are made, each scheme in every way, e.g. rtn,gptq,distil; default: rtn.",
+    help="Calibration methods of the temporary files, all for each scheme, e.g. rtn,gptq,distil; default: rtn.",
 )  # fmt: skip
 @click.option(
     "--stats", metavar="FOLDER", type=given_path,
-    help="What `smolexport calibrate` made: for methods but rtn, and to look for the scored text in its own.",
+    help="Output of `smolexport calibrate`: required by all methods except rtn; also used to detect scored text in it.",
 )  # fmt: skip
 @click.option("--text", metavar="PATH", type=given_path, help="UTF-8 text to score; default: the demo's held-out text.")
 @click.option("--max-kld", type=Number(min=0), help="Fail above this mean KLD.")
 @click.option("--min-top1", type=Number(min=0, max=1), help="Fail below this top-1 agreement (0 to 1).")
 @click.option("--max-ppl-ratio", type=Number(min=0), help="Fail above this perplexity ratio.")
-@click.option("--gate", metavar="FILE", type=given_path, help="Thresholds by format and scheme, TOML; flags override.")
+@click.option(
+    "--gate",
+    metavar="FILE",
+    type=given_path,
+    help="TOML file with thresholds per format and scheme; options override it.",
+)
 @click.option("--junit", metavar="FILE", type=given_path, help="Write the verdicts as JUnit XML, for CI.")
 @click.option("--dtype", default="bf16", help="Arithmetic of the reference: bf16 or f32.")
 @click.option("--window", default=512, help="Tokens per window; the second half is scored.")
-@click.option("--max-windows", type=Integer(min=1), help="Score at most so many.")
-@click.option("--greedy-tokens", default=64, help="Greedy tokens per prompt; 0: none.")
-@click.option("--repetitions", default=3, help="Speed measurements; 0: none.")
+@click.option("--max-windows", type=Integer(min=1), help="Score at most this many windows.")
+@click.option("--greedy-tokens", default=64, help="Greedy tokens per prompt; 0: skip.")
+@click.option("--repetitions", default=3, help="Speed measurements per file; 0: skip.")
 @click.option(
     "--attribution/--no-attribution", default=True,
-    help="Part every deviation into the weights' and the runtime's; plays the decoded weights once more.",
+    help="Split each deviation into quantization error and runtime error; also runs the decoded weights.",
 )  # fmt: skip
 @click.option("--cache/--no-cache", default=True, help="Keep the reference's logits for the next comparison.")
-@click.option("--chat/--no-chat", default=True, help="Compare tokenizers on hard texts, and chat templates.")
+@click.option("--chat/--no-chat", default=True, help="Compare tokenizers on difficult texts, and chat templates.")
 @threads_option
 @click.option(
     "--runtime", "runtimes", metavar="NAME", multiple=True,
-    help="Take this runtime for what it plays; repeatable: each file on each of them.",
+    help="Run files on this runtime; repeatable: each file on each runtime that can run it.",
 )  # fmt: skip
 @click.option(
     "--report", "reports", metavar="FILE", multiple=True, type=given_path,
-    help="Write a report too, by its name a page (.html), a table for a model card (.md) or .json; repeatable.",
+    help="Also write a report: a page (.html), tables for a model card (.md) or JSON (.json); repeatable.",
 )  # fmt: skip
 @click.option("--force", "-f", is_flag=True, help="Replace existing reports.")
 @runtime_options
@@ -109,15 +113,15 @@ def command(
 ) -> None:
     """Compare exported files with the checkpoint: accuracy, greedy agreement, speed, memory.
 
-    KLD is the divergence of the file's predictions from the reference's, in nats per token (0 = equal); top-1 the
-    share of positions with the same best token. Exits with 1 when a threshold is missed.
+    KLD is the divergence of the file's predictions from the reference's, in nats per token (0 = equal); top-1 is the
+    share of positions with the same most likely token. Exits with 1 if a threshold is missed.
     """
     from smolexport.parity.candidates import exported, reference
-    from smolexport.parity.gate import Thresholds, gate_from
+    from smolexport.parity.contamination import check_texts
     from smolexport.parity.inputs import Settings
-    from smolexport.parity.junit import check_junit, write_junit
-    from smolexport.parity.overlap import check_texts
     from smolexport.parity.report import check_reports, write_reports
+    from smolexport.parity.report.junit import check_junit, write_junit
+    from smolexport.parity.thresholds import Thresholds, gate_from
 
     ways = _calibrations(files, quant, methods, stats)
     check_reports(reports, force=force)
@@ -136,7 +140,7 @@ def command(
         result = run(base, candidates, words, cache=cache, quiet=json, **how)
         write_reports(reports, result, force=force)
         write_junit(result, junit)
-        show(result, json=json)  # last: whoever reads it may go away (`| head`)
+        show(result, json=json)  # last: the reader of stdout may close it (`| head`)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)
 
@@ -149,9 +153,9 @@ def _made(
     runtimes: tuple[str, ...],
     threads: int | None,
 ) -> Iterator[tuple[Sequence[Path], tuple[str, ...]]]:
-    """Files of `source` in every format that something here plays, for a while, and all runtimes that do.
+    """Temporary files of `source` in every format that an installed runtime reads, and all these runtimes.
 
-    Each scheme is made in all `ways` that change anything of it.
+    Each scheme is made with all methods of `ways` that affect it.
     """
     from smolexport import plugins
     from smolexport.cli.export import write_jobs
@@ -163,7 +167,9 @@ def _made(
     reads = {plugins.adapter(name).READS: name for name in players}
     formats = [name for name in plugins.converters() if plugins.converter(name).FORMAT in reads]
     if not formats:
-        raise MissingDependencyError("no runtime for exported files is installed; `smolexport list` tells how")
+        raise MissingDependencyError(
+            "no runtime for exported files is installed; `smolexport list` shows how to install one"
+        )
     wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
     with scratch_folder("smolexport-compare-") as scratch:
         passes = [
@@ -175,9 +181,9 @@ def _made(
 
 
 def _passes(formats: list[str], quant: str) -> list[tuple[str, list[str]]]:
-    """Each scheme of the list `quant` with the formats that have it and were not asked for it by another name.
+    """Each scheme of the list `quant` with the formats that have it, without formats listed under an alias of it.
 
-    A scheme that none has comes with all formats: making it is an error that says what there is.
+    A scheme that no format has comes with all formats: exporting it is an error that lists the available schemes.
     """
     from smolexport import plugins
     from smolexport.errors import UsageError
@@ -186,7 +192,7 @@ def _passes(formats: list[str], quant: str) -> list[tuple[str, list[str]]]:
     found = []
     for scheme in map(str.strip, quant.split(",")):
         if not scheme:
-            raise UsageError(f"--quant {quant}: names no scheme beside a comma")
+            raise UsageError(f"--quant {quant}: a scheme is missing next to a comma")
         known = {}
         for name in formats:
             with suppress(UsageError):
@@ -199,7 +205,7 @@ def _passes(formats: list[str], quant: str) -> list[tuple[str, list[str]]]:
 
 
 def _texts(path: Path | None) -> tuple[str, list[bytes]]:
-    """The text to score, and its bytes as they are and with plain line ends."""
+    """The text to score, and its bytes as they are and with normalized line ends."""
     from smolexport.demo import demo_text
 
     words = demo_text() if path is None else read_words(path)
@@ -209,7 +215,7 @@ def _texts(path: Path | None) -> tuple[str, list[bytes]]:
 def _calibrations(
     files: Sequence[Path], quant: str | None, methods: str | None, stats: Path | None
 ) -> list[Calibration]:
-    """Each method of the list with its statistics, once; none where files are given, which have theirs.
+    """Each method of the list with its statistics, once; none if files are given.
 
     Raises UsageError.
     """
@@ -219,21 +225,21 @@ def _calibrations(
     if files:
         for option, given, what in (("quant", quant, "schemes"), ("method", methods, "methods")):
             if given is not None:
-                raise UsageError(f"--{option} {given}: is for a comparison without files; these have their {what}")
+                raise UsageError(f"--{option} {given}: applies only without files; the given files have their {what}")
         return []
     methods = methods or "rtn"
     names = list(dict.fromkeys(map(str.strip, methods.split(","))))
     if not all(names):
-        raise UsageError(f"--method {methods}: names no method beside a comma")
+        raise UsageError(f"--method {methods}: a method is missing next to a comma")
     if names == ["rtn"]:
-        return [Calibration("rtn", stats)]  # which refuses statistics
+        return [Calibration("rtn", stats)]  # which rejects statistics
     return [Calibration(name, None if name == "rtn" else stats) for name in names]
 
 
 def _each_way(
     source: Mapping[str, Any], scheme: str, formats: list[str], ways: Sequence[Calibration]
 ) -> Iterator[tuple[Calibration, list[str]]]:
-    """Each way with the formats in which it changes anything of `scheme`; a plain file of each where none does."""
+    """Each method with the formats in which it affects `scheme`; plain rounding for formats in which none does."""
     from smolexport.calibration.methods import Calibration, reaches
     from smolexport.conversion import pipeline
 
@@ -245,7 +251,7 @@ def _each_way(
         unreached = [name for name, job in zip(formats, jobs, strict=True) if not reaches(job.plan)]
     if unreached:
         names = ", ".join(way.method for way in calibrated)
-        say(f"note: {scheme} in {', '.join(unreached)}: {names} can change nothing of it; made with rtn")
+        say(f"note: {scheme} in {', '.join(unreached)}: {names} cannot affect it; using rtn")
     if first := formats if plain else unreached:
         yield Calibration(), first
     if rest := [name for name in formats if name not in unreached]:
@@ -255,12 +261,12 @@ def _each_way(
 def _statistics(
     stats: Path | None, folder: Path, ignore_config: tuple[str, ...], texts: Sequence[bytes]
 ) -> Statistics | None:
-    """The statistics in `stats`, which have to be those of the checkpoint and not of any of `texts`; None without."""
+    """The statistics in `stats`; raises if they belong to another checkpoint or were collected on one of `texts`."""
     if stats is None:
         return None
     from smolexport.calibration.statistics import open_statistics
     from smolexport.model.checkpoint import open_checkpoint
-    from smolexport.parity.overlap import check_sources
+    from smolexport.parity.contamination import check_sources
 
     found = open_statistics(stats, open_checkpoint(folder, ignore_config=ignore_config))
     check_sources(found.manifest.sources, str(stats), *texts)
@@ -287,18 +293,18 @@ def run(
     """Compare with a progress bar on stderr; `cache`: keep the reference's logits.  Raises SmolexportError."""
     from smolexport.parity.compare import compare
 
-    shelf = _shelf() if cache else None
+    folder = _cache_folder() if cache else None
     with stages(quiet) as progress:
         return compare(
-            base, candidates, text=text, settings=settings, thresholds=thresholds, cache=shelf,
+            base, candidates, text=text, settings=settings, thresholds=thresholds, cache=folder,
             statistics=statistics, progress=progress,
         )  # fmt: skip
 
 
-def _shelf() -> Path | None:
-    """Where the reference's logits are kept; None, and a note, where nothing can be."""
+def _cache_folder() -> Path | None:
+    """The folder for the reference's logits; None, and a note, if it cannot be written."""
     from smolexport.errors import OutputError
-    from smolexport.parity.store import usual_folder
+    from smolexport.parity.logit_cache import usual_folder
 
     try:
         return usual_folder()
@@ -309,7 +315,7 @@ def _shelf() -> Path | None:
 
 @contextmanager
 def stages(quiet: bool) -> Iterator[Progress | None]:
-    """A bar per stage on stderr, when that is a terminal."""
+    """A progress bar per stage on stderr, if that is a terminal."""
     import sys
 
     if quiet or not sys.stderr.isatty():
@@ -322,16 +328,16 @@ def stages(quiet: bool) -> Iterator[Progress | None]:
     with Bars(console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def tick(stage: str, done: int, total: int) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        yield tick
+        yield progress
 
 
 def show(result: Comparison, *, json: bool) -> None:
-    """Tables, or JSON, on stdout."""
+    """Print tables, or JSON, on stdout."""
     from smolexport.parity.report import render, to_json
 
     if json:

@@ -128,10 +128,10 @@ def _too_far(result: Comparison) -> list[str]:
     for candidate in result.candidates:
         kld, top1 = LIMITS[candidate.model.scheme]
         found = candidate.accuracy
-        if found.kld.mean.value > kld or found.top1.value < top1:
+        if found.kld.mean.value > kld or found.top1_agreement.value < top1:
             lines.append(
                 f"{candidate.model.path.name}: KLD {found.kld.mean.value:.5f} (at most {kld}), "
-                f"top-1 {found.top1.value:.3f} (at least {top1})"
+                f"top-1 {found.top1_agreement.value:.3f} (at least {top1})"
             )
     return lines
 

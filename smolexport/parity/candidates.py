@@ -1,4 +1,4 @@
-"""From paths to things that can be compared: which runtime plays them, and what they are."""
+"""Candidates from paths: the runtime of each file and the facts about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smolexport import plugins
 from smolexport.errors import UsageError
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.model.source_files import refuse_changes
-from smolexport.parity.calibrated import read_record, read_steps
+from smolexport.parity.calibration_record import read_calibration_errors, read_record
 from smolexport.parity.inputs import Candidate, Origin
 from smolexport.run.session import Runtime, TextCodec
 
@@ -21,15 +21,15 @@ DTYPES = ("bf16", "f32")
 
 
 def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[str] = ()) -> Candidate:
-    """The checkpoint in `folder`, played by torch in `dtype`.
+    """The checkpoint in `folder`, run by torch in `dtype`.
 
     Raises:
-        UsageError: another dtype.
-        CheckpointError: the checkpoint is damaged or not understood.
+        UsageError: the dtype is not supported.
+        CheckpointError: the checkpoint is damaged or not supported.
         MissingDependencyError: torch or transformers is not installed.
     """
     if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: the reference runs in {' or '.join(DTYPES)}")
+        raise UsageError(f"--dtype {dtype}: not supported; use {' or '.join(DTYPES)}")
     checkpoint = open_checkpoint(folder, ignore_config=ignore_config)
     return Candidate(
         path=folder,
@@ -55,35 +55,37 @@ def _codec(folder: Path, vocab_size: int) -> TextCodec:
 def exported(
     paths: Sequence[Path], options: Mapping[str, Any] | None = None, runtimes: Sequence[str] = ()
 ) -> list[Candidate]:
-    """Exported files or folders, each with the runtime of its format, or with all of `runtimes` that play it.
+    """Exported files or folders, each with the runtime of its format, or with all of `runtimes` that can run it.
 
     Args:
-        paths: what to compare.
-        options: further options of the runtimes' `open`; each goes to those that know it.
-        runtimes: names of runtimes to take for what they play, instead of the first that is there.
+        paths: exported files or folders.
+        options: further options of the runtimes' `open`; each goes to the runtimes that have it.
+        runtimes: names of runtimes to use instead of the first installed one.
 
     Raises:
-        FileFormatError: no such file, damaged, a checkpoint, or of no known format.
-        UsageError: an option that none of the runtimes knows, or a value that it does not take; a name of a runtime
-            that does not exist or plays none of the files.
+        FileFormatError: the file does not exist, is damaged, is a checkpoint, or has an unknown format.
+        UsageError: no runtime has an option, or a value is not valid; a runtime does not exist or can run none of the
+            files.
         MissingDependencyError: a runtime is not installed.
     """
-    pairs = [(path, runtime) for path in paths for runtime in _players(path, runtimes)]
+    pairs = [(path, runtime) for path in paths for runtime in _runtimes_for(path, runtimes)]
     for name in runtimes:
-        player = plugins.adapter(plugins.find_runtime(name))
-        if player not in [runtime for _, runtime in pairs]:
-            raise UsageError(f"--runtime {name}: plays the format '{player.READS}', which none of the files has")
+        runtime_asked = plugins.adapter(plugins.find_runtime(name))
+        if runtime_asked not in [runtime for _, runtime in pairs]:
+            raise UsageError(
+                f"--runtime {name}: reads the format '{runtime_asked.READS}', and none of the files has it"
+            )
     known = {runtime.NAME: plugins.known_options(runtime.open) for _, runtime in pairs}
     for key in options or {}:
         if not any(key in names for names in known.values()):
-            raise UsageError(f"--set {key}: {_what_there_is(known)}")
+            raise UsageError(f"--set {key}: {_available_options(known)}")
     found = []
     for path, runtime in pairs:
         own = {key: value for key, value in (options or {}).items() if key in known[runtime.NAME]}
         converter = plugins.converter_for(path)
         about = converter.describe(path)
-        record, torn = read_record(about.metadata)
-        steps, damaged = read_steps(path, record) if record else ((), "")
+        record, unreadable = read_record(about.metadata)
+        errors, damaged = read_calibration_errors(path, record) if record else ((), "")
         found.append(
             Candidate(
                 path=path,
@@ -93,18 +95,18 @@ def exported(
                 bytes=about.bytes,
                 bits_per_weight=about.bits_per_weight,
                 options=plugins.checked_options(runtime.open, own, runtime.NAME),
-                # the weights that are read back are those of a folder's first model
+                # the weights read back are those of the folder's first model
                 weights=None if "graph" in own else partial(converter.weights, path),
                 calibration=record,
-                steps=steps,
-                notes=tuple(filter(None, (torn, damaged))),
+                calibration_errors=errors,
+                notes=tuple(filter(None, (unreadable, damaged))),
             )
         )
     return found
 
 
-def _players(path: Path, names: Sequence[str]) -> list[Runtime]:
-    """Those of the named runtimes that play `path`, each once; else the one that is taken without being asked."""
+def _runtimes_for(path: Path, names: Sequence[str]) -> list[Runtime]:
+    """The named runtimes that can run `path`, each once; without any, the default one."""
     kind = plugins.converter_for(path).FORMAT
     found = dict.fromkeys(plugins.find_runtime(name) for name in names)
     return [plugins.runtime(name) for name in found if kind == plugins.adapter(name).READS] or [
@@ -112,10 +114,10 @@ def _players(path: Path, names: Sequence[str]) -> list[Runtime]:
     ]
 
 
-def _what_there_is(known: Mapping[str, Sequence[str]]) -> str:
-    """Names of options, by runtime, in words."""
+def _available_options(known: Mapping[str, Sequence[str]]) -> str:
+    """The options of each runtime, for messages."""
     if len(known) == 1:
         [(owner, names)] = known.items()
         return f"{owner} has no such option; it has {', '.join(names) or 'none'}"
     each = "; ".join(f"{owner} has {', '.join(names) or 'none'}" for owner, names in known.items())
-    return f"none of the runtimes has such an option; {each}"
+    return f"no runtime has such an option; {each}"

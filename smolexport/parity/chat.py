@@ -1,16 +1,16 @@
-"""Whether every runtime reads a text and writes a prompt as the checkpoint does.
+"""Checks that each runtime tokenizes texts and renders prompts as the checkpoint does.
 
-The checkpoint's side is its tokenizer.json as the library `tokenizers` reads it, and its template in transformers'
-`apply_chat_template`.  A file's side is its runtime's own means, as far as there are any:
+The checkpoint's side is its tokenizer.json, read by the library `tokenizers`, and its template, rendered by
+transformers' `apply_chat_template`.  A file's side is what its runtime offers:
 
 | runtime | tokenizer | chat template |
 |---|---|---|
 | llama.cpp | llama.cpp's | the file's, in the Jinja of llama-cpp-python (the C library has none) |
 | mlx | mlx-lm's wrapper of transformers' | the same, with the wrapper's defaults |
-| onnxruntime-genai | the library's | the library's, which knows no switches such as enable_thinking |
+| onnxruntime-genai | the library's | the library's, which has no switches such as enable_thinking |
 | onnxruntime | none: the session's codec, from the folder's files | none: the folder's files in transformers |
 
-Templates run in processes of their own, see `smolexport.run.rendering`.
+Templates run in separate processes, see `smolexport.run.rendering`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from smolexport import plugins
 from smolexport.errors import MissingDependencyError, SmolexportError, TokenizerError
 from smolexport.model.checkpoint import read_json
 from smolexport.parity.conversations import TEXTS, conversations
+from smolexport.parity.results import ChatCheck
 from smolexport.run.rendering import Answer, Renderer
 from smolexport.run.session import Runtime, Session, TextCodec
 from smolexport.text import reason
@@ -33,37 +34,24 @@ from smolexport.text import reason
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
 
-__all__ = ["ChatCheck", "Expected", "ask", "check", "expect", "note"]
+__all__ = ["Expected", "ask", "check", "expect", "note"]
 
-_PATIENCE_ALL_S = 300.0
+_TIMEOUT_ALL_S = 300.0
 _PROMPT = "prompt"
-_MOST_ADDED = 64  # tokens that a text is made of
-_WIDTH, _LINES = 160, 12  # of a difference
-
-
-@dataclass(frozen=True)
-class ChatCheck:
-    """One text or conversation on one runtime.
-
-    Attributes:
-        name: `text …`, `chat …`, or `prompt`: what its own tools put around a text that they are to continue.
-        equal: whether text and ids are the checkpoint's; None where the runtime has no way to be asked.
-        difference: a short unified diff, or the first ids that differ, or why nothing was compared; empty if equal.
-        means: what answered, where it is not the runtime's own.
-    """
-
-    name: str
-    equal: bool | None
-    difference: str = ""
-    means: str = ""
+_MOST_ADDED = 64  # added tokens in the text of added tokens
+_WIDTH, _LINES = 160, 12  # limits of a difference
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What was asked of the checkpoint, and what it answered.
+    """The questions and the checkpoint's answers.
 
-    `checks` holds transformers' own tokenizer against tokenizer.json: for some tokenizer classes it builds another
-    one than stands there, and what builds on transformers follows it.  `special` are texts of special tokens.
+    Attributes:
+        questions: texts and conversations by name.
+        answers: the checkpoint's answers by name.
+        checks: transformers' own tokenizer against tokenizer.json: for some tokenizer classes transformers builds a
+            different tokenizer, and libraries based on transformers follow it.
+        special: texts of special tokens by id.
     """
 
     questions: Mapping[str, Mapping[str, Any]]
@@ -73,7 +61,7 @@ class Expected:
 
 
 def expect(folder: Path) -> Expected:
-    """Ask what the checkpoint in `folder` makes of hard texts and, with its template, of conversations.
+    """The checkpoint's answers on difficult texts and, if it has a chat template, on conversations.
 
     Raises:
         TokenizerError: the tokenizer cannot be read.
@@ -81,7 +69,7 @@ def expect(folder: Path) -> Expected:
     """
     from smolexport.tokenizer import open_tokenizer, read_tokenizer
 
-    size = read_json(folder / "config.json", "the folder is no checkpoint").get("vocab_size")
+    size = read_json(folder / "config.json", "the folder is not a checkpoint").get("vocab_size")
     spec = read_tokenizer(folder, size if isinstance(size, int) else 0)
     templates = [spec.chat_template or "", *spec.chat_templates.values()]
     questions: dict[str, Mapping[str, Any]] = {f"text {name}": {"text": text} for name, text in TEXTS.items()}
@@ -95,7 +83,7 @@ def expect(folder: Path) -> Expected:
     answers = {}
     for name, asked in questions.items():
         if "text" in asked and own[name].error:
-            raise TokenizerError(f"{folder}: transformers' tokenizer gives no answer: {own[name].error}")
+            raise TokenizerError(f"{folder}: transformers' tokenizer fails: {own[name].error}")
         answers[name] = own[name] if own[name].error else _encoded(codec, own[name].text, asked)
     special = {token.id: token.text for token in spec.added}
     checks = (_compare(name, answers[name], own[name], "", special) for name in questions if not own[name].error)
@@ -103,12 +91,12 @@ def expect(folder: Path) -> Expected:
 
 
 def check(reference: Path | Expected, candidate: Candidate, session: Session) -> tuple[ChatCheck, ...]:
-    """Hold a file's tokenizer and chat template against the checkpoint's.
+    """Compare a file's tokenizer and chat template with the checkpoint's.
 
     Args:
-        reference: the checkpoint's folder, or what `expect` made of it, which spares a second candidate the time.
+        reference: the checkpoint's folder, or the result of `expect`, which saves time for a second candidate.
         candidate: the file with its runtime.
-        session: the file's open session, for the codec of a runtime that brings no tokenizer.
+        session: the file's open session, for the codec of a runtime without a tokenizer.
 
     Raises:
         TokenizerError: the checkpoint's tokenizer cannot be read.
@@ -125,9 +113,9 @@ def check(reference: Path | Expected, candidate: Candidate, session: Session) ->
 
 
 def ask(folder: Path) -> tuple[Expected | None, str]:
-    """`expect`, and a note on the checkpoint itself, empty where there is nothing to say.
+    """`expect`, and a note on the checkpoint itself, empty if there is nothing to report.
 
-    What keeps the checkpoint from being asked is such a note too, and no error.
+    If `expect` fails, the note holds the reason.
     """
     try:
         expected = expect(folder)
@@ -135,28 +123,28 @@ def ask(folder: Path) -> tuple[Expected | None, str]:
         return None, f"tokenizers and chat templates were not compared: {error}"
     around, checks = _around(expected.checks)
     odd = [one.name for one in checks if not one.equal]
-    told = f"transformers itself reads tokenizer.json otherwise in {len(odd)} of {len(checks)} checks: "
-    parts = [told + ", ".join(odd)] * bool(odd) + [f"transformers {one.difference}" for one in around]
+    found = f"transformers itself tokenizes differently from tokenizer.json in {len(odd)} of {len(checks)} checks: "
+    parts = [found + ", ".join(odd)] * bool(odd) + [f"transformers {one.difference}" for one in around]
     return expected, "; ".join(parts)
 
 
 def note(checks: Sequence[ChatCheck]) -> str:
-    """One line on the checks that differ and on what could not be asked; empty where all is equal."""
+    """One line on the checks that differ or could not be made; empty if all are equal."""
     around, checks = _around(checks)
     apart, unasked = ([one for one in checks if one.equal is state] for state in (False, None))
-    parts = [f"its runtime {one.difference}" for one in around]
+    parts = [f"the runtime {one.difference}" for one in around]
     if apart:
         first = apart[0].difference.splitlines()
-        reason = first[0] if len(first) == 1 else "another prompt"
+        reason = first[0] if len(first) == 1 else "different prompt"
         names = ", ".join(one.name for one in apart)
         parts.append(f"{len(apart)} of {len(checks)} texts and chats differ from the checkpoint's: {names} ({reason})")
     if unasked:
-        parts.append(f"not asked: {', '.join(one.name for one in unasked)} ({unasked[0].difference})")
+        parts.append(f"not checked: {', '.join(one.name for one in unasked)} ({unasked[0].difference})")
     return "; ".join(parts)
 
 
 def _around(checks: Sequence[ChatCheck]) -> tuple[list[ChatCheck], list[ChatCheck]]:
-    """Checks of which all that is to be said is what stands around a prompt, and the others."""
+    """Checks whose only difference is in the tokens around a prompt, and the other checks."""
     around = [one for one in checks if one.name == _PROMPT and one.difference.startswith(("begins ", "ends "))]
     return around, [one for one in checks if one.name != _PROMPT or (one not in around and not one.equal)]
 
@@ -164,48 +152,48 @@ def _around(checks: Sequence[ChatCheck]) -> tuple[list[ChatCheck], list[ChatChec
 def _candidate_answers(
     candidate: Candidate, codec: TextCodec, questions: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Answer], str]:
-    """Answers of the runtime, or of its session's codec and transformers; what stood in for it in words."""
+    """Answers of the runtime, or of its session's codec and transformers, and the name of any substitute."""
     if hasattr(candidate.runtime, "open_chat"):
         return _ask(candidate.runtime, candidate.path, questions), ""
     texts = {name: _encoded(codec, asked["text"], asked) for name, asked in questions.items() if "text" in asked}
     chats = {name: asked for name, asked in questions.items() if name not in texts}
     if not chats:
         return texts, ""
-    try:  # what reads a checkpoint's tokenizer reads any folder's
+    try:  # transformers reads the tokenizer of any folder
         transformers = plugins.checkpoint_runtime("open_chat")
     except MissingDependencyError:
         transformers = None
     if transformers is None or not (candidate.path / "tokenizer_config.json").is_file():
-        nothing = Answer(error=f"{candidate.runtime.NAME} renders no chat templates", absent=True)
+        nothing = Answer(error=f"{candidate.runtime.NAME} does not render chat templates", absent=True)
         return texts | dict.fromkeys(chats, nothing), ""
     rendered = _ask(transformers, candidate.path, chats)
-    # the ids are those that the session would be fed
+    # the ids that the session would be fed
     own = {name: answer if answer.error else _encoded(codec, answer.text, {}) for name, answer in rendered.items()}
     return texts | own, "transformers on the folder's files"
 
 
 def _encoded(codec: TextCodec, text: str, asked: Mapping[str, Any]) -> Answer:
-    """`text` and its ids, without the ones that the codec puts before every text unless the question wants them."""
+    """`text` and its ids, without those that the codec puts before every text unless the question asks for them."""
     try:
         return Answer(text, tuple(codec.encode(text)[0 if asked.get("framed") else len(codec.encode("")) :]))
-    except Exception as error:  # whatever a library's tokenizer raises
+    except Exception as error:  # a library's tokenizer may raise anything
         return Answer(error=f"{type(error).__name__}: {reason(error)}")
 
 
 def _ask(runtime: Runtime, path: Path, questions: Mapping[str, Mapping[str, Any]]) -> dict[str, Answer]:
-    """Have a process of its own answer; a question that it did not come to gets the reason for an answer."""
+    """Answers from a separate process; questions that it did not reach get the reason as their error."""
     module = getattr(runtime, "__name__", None)
     if not isinstance(module, str):
-        return dict.fromkeys(questions, Answer(error="its runtime is not an importable module", absent=True))
+        return dict.fromkeys(questions, Answer(error="the runtime is not an importable module", absent=True))
     answers: dict[str, Answer] = {}
-    missed, end = "", time.monotonic() + _PATIENCE_ALL_S
+    missed, end = "", time.monotonic() + _TIMEOUT_ALL_S
     with Renderer(module, path) as renderer:
         for name, asked in questions.items():
             if time.monotonic() > end:
-                missed = missed or f"no answer within {_PATIENCE_ALL_S:g} seconds"
+                missed = missed or f"no answer within {_TIMEOUT_ALL_S:g} seconds"
             answers[name] = Answer(error=missed, lost=True) if missed else renderer.ask(asked)
             if answers[name].lost:
-                missed = missed or f"not asked after '{name}' got {answers[name].error}"
+                missed = missed or f"not asked because '{name}' failed: {answers[name].error}"
     return answers
 
 
@@ -215,11 +203,11 @@ def _compare(name: str, expected: Answer, found: Answer, means: str, special: Ma
     if expected.lost:
         return ChatCheck(name, None, f"the checkpoint's own: {expected.error}", means)
     if expected.error:
-        # a template that refuses a conversation should refuse it everywhere
+        # a template that rejects a conversation must reject it in every runtime
         refused = bool(found.error) and not found.lost
         here = found.error if found.lost else repr(found.text[:_WIDTH])
-        told = "" if refused else f"the checkpoint's own: {expected.error}; here: {here}"
-        return ChatCheck(name, refused, told, means)
+        difference = "" if refused else f"the checkpoint's own: {expected.error}; here: {here}"
+        return ChatCheck(name, refused, difference, means)
     if found.error:
         return ChatCheck(name, False, found.error, means)
     if found.text != expected.text:
@@ -230,12 +218,12 @@ def _compare(name: str, expected: Answer, found: Answer, means: str, special: Ma
 
 
 def _text_difference(ours: str, theirs: str) -> str:
-    """A few lines of a unified diff around the first difference, in which every character can be seen."""
+    """A few lines of a unified diff around the first difference, with all characters visible."""
     place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     start = ours.rfind("\n", 0, place) + 1
     one, two = ([repr(line)[1:-1] for line in side.splitlines(keepends=True)] for side in (ours, theirs))
     diff = list(difflib.unified_diff(one, two, "checkpoint", "file", lineterm="", n=1))
-    if max(map(len, diff), default=0) > _WIDTH:  # long lines: what stands around the place in them
+    if max(map(len, diff), default=0) > _WIDTH:  # long lines: only the part around the difference
         begin = max(start, place - 40)
         diff = [*diff[:2], *(f"{sign}…{side[begin : place + 80]!r}" for sign, side in (("-", ours), ("+", theirs)))]
     more = [f"… {len(diff) - _LINES} more lines"] if len(diff) > _LINES else []
@@ -243,7 +231,7 @@ def _text_difference(ours: str, theirs: str) -> str:
 
 
 def _frame_difference(ours: Sequence[int], theirs: Sequence[int], special: Mapping[int, str]) -> str:
-    """What stands around the same text; empty where it is not the same, or nothing stands there."""
+    """The tokens around the same text; empty if the text differs or nothing is around it."""
     inner = [one for one in ours if one not in special]
     places = (at for at in range(len(theirs) - len(inner) + 1) if list(theirs[at : at + len(inner)]) == inner)
     start = next(places, None)
@@ -264,4 +252,6 @@ def _id_difference(ours: Sequence[int], theirs: Sequence[int]) -> str:
         return ""
     place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     shown = [", ".join(map(str, side[place : place + 4])) or "the end" for side in (theirs, ours)]
-    return f"same text, other ids from token {place} on: {shown[0]} instead of {shown[1]} ({len(theirs)}, {len(ours)})"
+    return (
+        f"same text, different ids from token {place} on: {shown[0]} instead of {shown[1]} ({len(theirs)}, {len(ours)})"
+    )

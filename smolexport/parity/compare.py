@@ -1,14 +1,14 @@
-"""Plays a checkpoint and its exported files on the same text and lays the figures side by side.
+"""Comparison of exported files with their checkpoint: accuracy, speed and memory of all of them on the same text.
 
-1. The reference is played once, or what it gave is found in the cache; from here on its logits are read from disk.
-2. Files are scored in groups that hold the same weights, so that their runtimes can be told apart from their weights.
-3. Speed is measured in turns, with all models open at once where memory holds them.
-4. Peak memory is taken last, when the models are closed again, in a fresh process for each file.
+1. The reference runs once, or its output is read from the cache; from here on its logits are read from disk.
+2. Candidates with the same weights are scored together, which separates their runtimes' errors from the weights'.
+3. Speed is measured in interleaved rounds, with all models open at once if memory can hold them.
+4. Peak memory is measured last, when all models are closed, in a fresh process per model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,40 +18,41 @@ from smolexport.calibration.statistics import Statistics
 from smolexport.errors import UsageError
 from smolexport.model import weights
 from smolexport.parity import chat, machine
-from smolexport.parity.base import Base, play, reach
-from smolexport.parity.group import Member, TooSmall, decoded_bytes, play_group
-from smolexport.parity.inputs import Candidate, Settings
-from smolexport.parity.overlap import Overlap, check_runs, check_texts, note_on
-from smolexport.parity.rates import bandwidth_share, peaks, speeds
+from smolexport.parity.contamination import Overlap, check_runs, check_texts, note_on
+from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
+from smolexport.parity.logit_cache import LogitCache
+from smolexport.parity.method_table import side_by_side
+from smolexport.parity.metrics import by_position
+from smolexport.parity.reference import ReferenceRun, required_context, run_reference
+from smolexport.parity.report.names import model_infos, reference_name
 from smolexport.parity.results import (
     CandidateResult,
     Comparison,
+    ModelInfo,
     Pair,
     ReferenceResult,
     Speed,
-    TensorError,
-    TextFacts,
+    TextInfo,
     Thresholds,
+    WeightError,
 )
-from smolexport.parity.store import Shelf
-from smolexport.parity.tensors import tensor_errors
+from smolexport.parity.scoring import ContextTooSmall, ScoredCandidate, decoded_bytes, score_group
+from smolexport.parity.speed import bandwidth_share, peaks, speeds
+from smolexport.parity.weight_errors import tensor_errors
 from smolexport.parity.windows import Window
 
-__all__ = ["Progress", "compare"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the steps done and the steps in all."""
+__all__ = ["compare"]
 
 
 @dataclass
-class _Sheet:
-    """What the stages gave, in the order of the candidates; `speeds` and `peaks` begin with the reference."""
+class _Measured:
+    """Results of the stages, in the order of the candidates; `speeds` and `peaks` begin with the reference."""
 
-    base: Base
-    members: Sequence[Member]
+    run: ReferenceRun
+    scored: Sequence[ScoredCandidate]
     pairs: tuple[Pair, ...]
-    fingerprints: Sequence[str]
-    errors: Sequence[tuple[TensorError, ...]]
+    fingerprints: Sequence[str | None]
+    errors: Sequence[tuple[WeightError, ...]]
     notes: list[str]
     speeds: Sequence[Speed | None] = ()
     peaks: Sequence[tuple[int | None, str]] = ()
@@ -69,47 +70,45 @@ def compare(
     statistics: Statistics | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Hold `candidates` against `reference` on `text`.
+    """Compare `candidates` with `reference` on `text`.
 
-    The ids are the reference's tokenizer's; a candidate whose own tokenizer disagrees gets a note and is scored
-    on the reference's ids all the same.
+    The reference's tokenizer encodes the text; a candidate whose own tokenizer gives other tokens gets a note.
 
     Args:
-        reference: the checkpoint with the runtime that plays it.
+        reference: the checkpoint with its runtime.
         candidates: exported files of it with their runtimes.
-        text: what is scored; prompts are cut from it too.
-        settings: how much is measured.
-        thresholds: what every candidate must reach; a `Gate` asks each for its own.
-        cache: folder where the reference's logits are kept, see `store.usual_folder`; None keeps nothing.
-        statistics: what candidates were calibrated with; the scored tokens are looked for in their text.
-        progress: told about each step.
+        text: the text to score; prompts are cut from it too.
+        settings: what to measure.
+        thresholds: what every candidate must meet; a `Gate` has rules per format and scheme.
+        cache: folder for the reference's logits, see `logit_cache.usual_folder`; None keeps nothing.
+        statistics: calibration statistics of the candidates, to detect scored tokens in the calibration text.
+        progress: called at each step.
 
     Raises:
-        UsageError: no candidate, another vocabulary than the reference's, too short a text, or one that a candidate
-            was calibrated on.
+        UsageError: no candidate, a vocabulary that differs from the reference's, a text that is too short or that a
+            candidate was calibrated on.
         CalibrationError: the text of `statistics` cannot be read.
         OutputError: the disk has no room for the reference's logits.
-        SmolexportError: whatever a runtime raises while it opens or plays a file.
+        SmolexportError: any error of a runtime while it opens or runs a file.
     """
     settings, thresholds = settings or Settings(), thresholds or Thresholds()
-    settings = replace(settings, attribution=settings.attribution or thresholds.needs_attribution)
-    tick = progress or _silent
+    settings = replace(settings, attribution=settings.attribution or thresholds.needs_attribution())
+    progress = progress or no_progress
     if not candidates:
         raise UsageError("no file to compare with the checkpoint: name at least one")
     check_texts(candidates, text.encode("utf-8", "surrogatepass"))
-    with Shelf(cache) as shelf:
-        sheet = _accuracy(reference, candidates, text, settings, shelf, tick, statistics)
+    with LogitCache(cache) as logit_cache:
+        measured = _accuracy(reference, candidates, text, settings, logit_cache, progress, statistics)
     models = [reference, *candidates]
-    context = min(sheet.base.context, reach(settings))
-    sheet.speeds, told = speeds(models, np.array(sheet.base.ids, np.int64), context, settings, tick)
-    sheet.notes += [told] if told else []
-    sheet.bandwidth = machine.bandwidth(settings.threads) if settings.repetitions else None
-    sheet.peaks = peaks(models, context, settings, tick)  # each is a model's alone: all are closed by now
-    return _assemble(models, sheet, settings, thresholds)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
+    context = min(measured.run.context, required_context(settings))
+    measured.speeds = [None] * len(models)
+    if settings.repetitions:
+        found, note = speeds(models, np.array(measured.run.ids, np.int64), context, settings, progress)
+        measured.speeds = [speed for speed, _ in found]
+        measured.notes += [note] if note else []
+        measured.bandwidth = machine.bandwidth(settings.threads)
+    measured.peaks = peaks(models, context, settings, progress)
+    return _assemble(models, measured, settings, thresholds)
 
 
 def _accuracy(
@@ -117,85 +116,86 @@ def _accuracy(
     candidates: Sequence[Candidate],
     text: str,
     settings: Settings,
-    shelf: Shelf,
-    tick: Progress,
+    cache: LogitCache,
+    progress: Progress,
     statistics: Statistics | None,
-) -> _Sheet:
-    """Everything that is not time or memory; once more with shorter windows where a candidate holds too few tokens."""
+) -> _Measured:
+    """Score accuracy for all candidates.  If a candidate's context is shorter than the window, score again with windows
+    that fit."""
     limit = None
-    seen: list[Overlap] = []
+    overlap: list[Overlap] = []
     calibrated = statistics is not None and any(one.calibration for one in candidates)
 
-    def look(windows: Sequence[Window]) -> None:
+    def check(windows: Sequence[Window]) -> None:
         if statistics is not None and calibrated:
-            seen[:] = [check_runs(statistics, windows)]
+            overlap[:] = [check_runs(statistics, windows)]
 
-    groups, fingerprints = _groups(candidates, settings, tick)
+    groups, fingerprints = _groups(candidates, settings, progress)
     errors = _errors(reference, candidates, settings)
     while True:
-        base = play(reference, text, settings, shelf, limit, tick, look)
+        run = run_reference(reference, text, settings, cache, limit, progress, check)
         try:
-            members, pairs, notes = _play_groups(reference, base, candidates, groups, errors, settings, tick)
+            scored, pairs, notes = _score_groups(reference, run, candidates, groups, errors, settings, progress)
             break
-        except TooSmall as small:
+        except ContextTooSmall as small:
             limit = small.context
-    notes += shelf.notes
-    if statistics is not None and seen:
-        notes += note_on(statistics, candidates, seen[0])
-    return _Sheet(base, members, pairs, fingerprints, errors, notes)
+    notes += cache.notes
+    if statistics is not None and overlap:
+        notes += note_on(statistics, candidates, overlap[0])
+    return _Measured(run, scored, pairs, fingerprints, errors, notes)
 
 
 def _groups(
-    candidates: Sequence[Candidate], settings: Settings, tick: Progress
-) -> tuple[Sequence[Sequence[int]], Sequence[str]]:
-    """Places of the candidates that hold the same weights, and the fingerprint of each, empty where it is not known."""
+    candidates: Sequence[Candidate], settings: Settings, progress: Progress
+) -> tuple[Sequence[Sequence[int]], Sequence[str | None]]:
+    """Indices of the candidates of each group with the same weights, and the fingerprint of each candidate."""
     known: dict[Path, str] = {}
-    groups: dict[str, list[int]] = {}
-    marks = []
-    for place, candidate in enumerate(candidates):
-        tick("fingerprint", place, len(candidates))
+    groups: dict[str | int, list[int]] = {}
+    fingerprints = []
+    for index, candidate in enumerate(candidates):
+        progress("fingerprint", index, len(candidates))
         if candidate.weights is not None and candidate.path not in known:
             known[candidate.path] = weights.fingerprint(candidate.weights(), settings.threads or 1)
-        marks.append(known.get(candidate.path, ""))
-        groups.setdefault(marks[-1] or f"number {place}", []).append(place)
-    tick("fingerprint", len(candidates), len(candidates))
-    return list(groups.values()), marks
+        fingerprints.append(known.get(candidate.path))
+        groups.setdefault(fingerprints[-1] or index, []).append(index)
+    progress("fingerprint", len(candidates), len(candidates))
+    return list(groups.values()), fingerprints
 
 
-def _play_groups(
+def _score_groups(
     reference: Candidate,
-    base: Base,
+    run: ReferenceRun,
     candidates: Sequence[Candidate],
     groups: Sequence[Sequence[int]],
-    errors: Sequence[Sequence[TensorError]],
+    errors: Sequence[Sequence[WeightError]],
     settings: Settings,
-    tick: Progress,
-) -> tuple[list[Member], tuple[Pair, ...], list[str]]:
-    """Members in the order of the candidates, pairs, and notes."""
-    found: dict[int, Member] = {}
+    progress: Progress,
+) -> tuple[list[ScoredCandidate], tuple[Pair, ...], list[str]]:
+    """Scored candidates in their order, pairs, and notes."""
+    found: dict[int, ScoredCandidate] = {}
     pairs = []
     attribute, notes = _can_attribute(reference, candidates, settings)
-    conversations, told = chat.ask(reference.path) if settings.chat else (None, "")
-    notes += [told] if told else []
-    for number, places in enumerate(groups):
+    conversations, note = chat.ask(reference.path) if settings.chat else (None, "")
+    notes += [note] if note else []
+    for number, indices in enumerate(groups):
 
         def shifted(stage: str, done: int, total: int, number: int = number) -> None:
-            tick(stage, number * total + done, len(groups) * total)
+            progress(stage, number * total + done, len(groups) * total)
 
-        models = [candidates[place] for place in places]
-        known = attribute and models[0].weights is not None
-        members = play_group(
-            reference, base, models, settings, shifted,
-            attribute=known, foreign=_foreign(errors[places[0]]), conversations=conversations,
+        models = [candidates[index] for index in indices]
+        scored = score_group(
+            reference, run, models, settings, shifted,
+            attribute=attribute and models[0].weights is not None,
+            mismatched=_mismatched(errors[indices[0]]), conversations=conversations,
         )  # fmt: skip
-        for place, member in zip(places, members, strict=True):
-            found[place] = member
-            pairs += [Pair(place, places[other], accuracy) for other, accuracy in member.pairs.items()]
-    return [found[place] for place in range(len(candidates))], tuple(pairs), notes
+        for index, one in zip(indices, scored, strict=True):
+            found[index] = one
+            pairs += [Pair(index, indices[other], accuracy) for other, accuracy in one.pairs.items()]
+    return [found[index] for index in range(len(candidates))], tuple(pairs), notes
 
 
 def _can_attribute(reference: Candidate, candidates: Sequence[Candidate], settings: Settings) -> tuple[bool, list[str]]:
-    """Whether deviations can be parted, and why not where that was asked for."""
+    """Whether deviations can be split into two parts; if requested and impossible, a note with the reason."""
     if not settings.attribution or reference.origin is None:
         return False, []
     import psutil
@@ -204,92 +204,103 @@ def _can_attribute(reference: Candidate, candidates: Sequence[Candidate], settin
     free = psutil.virtual_memory().available
     if needed <= free:
         return True, []
-    lacking = f"{needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    return False, [f"deviations are not parted into the weights' and the runtime's: float32 weights need {lacking}"]
+    lacking = f"float32 weights need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    return False, [f"deviations are not split into quantization error and runtime error: {lacking}"]
 
 
-def _errors(reference: Candidate, candidates: Sequence[Candidate], settings: Settings) -> list[tuple[TensorError, ...]]:
-    """The error of each tensor of each candidate, none where a side cannot be read; a file is read once."""
-    known: dict[Path, tuple[TensorError, ...]] = {}
+def _errors(reference: Candidate, candidates: Sequence[Candidate], settings: Settings) -> list[tuple[WeightError, ...]]:
+    """The tensor errors of each candidate, none if its or the reference's weights cannot be read; reads a file once."""
+    known: dict[Path, tuple[WeightError, ...]] = {}
     for one in candidates:
         if settings.attribution and reference.weights and one.weights and one.path not in known:
             known[one.path] = tensor_errors(reference.weights(), one.weights(), one.path)
     return [known.get(one.path, ()) if one.weights else () for one in candidates]
 
 
-def _foreign(errors: Sequence[TensorError]) -> list[str]:
-    """Names of the tensors that no rounding makes of the checkpoint's."""
+def _mismatched(errors: Sequence[WeightError]) -> list[str]:
+    """Names of the tensors whose error rounding cannot explain."""
     return [error.source for error in errors if not error.rounded]
 
 
-def _foreign_note(errors: Sequence[TensorError]) -> str:
-    """A line on them; empty where there is none."""
-    names = _foreign(errors)
+def _mismatch_note(errors: Sequence[WeightError]) -> str:
+    """A note on these tensors; empty if there is none."""
+    names = _mismatched(errors)
     if not names:
         return ""
     more = f" and {len(names) - 3} others" if len(names) > 3 else ""
-    return (
-        f"{', '.join(names[:3])}{more}: no rounding of the checkpoint's, which the file should hold; "
-        "counted as the exporter's"
+    what = (
+        "a rounded copy of the checkpoint's tensor" if len(names) == 1 else "rounded copies of the checkpoint's tensors"
     )
+    return f"{', '.join(names[:3])}{more}: not {what}; the error is attributed to the exporter"
 
 
-def _assemble(models: Sequence[Candidate], sheet: _Sheet, settings: Settings, thresholds: Thresholds) -> Comparison:
-    base, results = sheet.base, []
-    for place, (model, member) in enumerate(zip(models[1:], sheet.members, strict=True)):
-        others = [pair.accuracy for pair in sheet.pairs if place in (pair.first, pair.second)]
-        peak, peak_note = sheet.peaks[place + 1]
-        rate = sheet.speeds[place + 1]
-        told = (
-            *model.notes,
-            _foreign_note(sheet.errors[place]),
-            member.tokenizer_note,
-            chat.note(member.chat),
-            peak_note,
-        )
-        results.append(
-            CandidateResult(
-                model=model,
-                accuracy=member.accuracy,
-                greedy=member.greedy,
-                speed=rate,
-                load_seconds=member.load_seconds,
-                peak_rss_bytes=peak,
-                tokenizer_equal=not member.tokenizer_note,
-                notes=tuple(filter(None, told)),
-                misses=thresholds.thresholds_for(model).misses(member.accuracy, member.attribution, others),
-                chat=member.chat,
-                fingerprint=sheet.fingerprints[place],
-                attribution=member.attribution,
-                tensor_errors=sheet.errors[place],
-                bandwidth_share=bandwidth_share(model, rate, sheet.bandwidth),
-            )
-        )
+def _assemble(
+    models: Sequence[Candidate], measured: _Measured, settings: Settings, thresholds: Thresholds
+) -> Comparison:
+    run, (peak, peak_note) = measured.run, measured.peaks[0]
+    window = run.windows[0]
+    text = TextInfo(len(run.ids), len(window.tokens), len(run.windows), window.scored)
+    infos = model_infos(models[1:])
+    results = tuple(
+        _result(measured, text, thresholds, *one) for one in zip(range(len(infos)), models[1:], infos, strict=True)
+    )
     reference = ReferenceResult(
-        model=models[0],
-        perplexity=results[0].accuracy.reference,
-        speed=sheet.speeds[0],
-        load_seconds=base.load_seconds,
-        peak_rss_bytes=sheet.peaks[0][0],
-        floor=base.floor,
-        bandwidth_share=bandwidth_share(models[0], sheet.speeds[0], sheet.bandwidth),
+        model=models[0].info(reference_name(models[0].path)),
+        perplexity=results[0].accuracy.reference_perplexity,
+        speed=measured.speeds[0],
+        load_seconds=run.load_seconds,
+        peak_rss_bytes=peak,
+        noise_floor=run.noise_floor,
+        bandwidth_share=bandwidth_share(models[0], measured.speeds[0], measured.bandwidth),
     )
-    window = base.windows[0]
-    facts = TextFacts(len(base.ids), len(window.tokens), len(base.windows), window.scored)
-    notes = (*models[0].notes, *_notes(facts, settings, base.context, sheet.peaks[0][1]), *sheet.notes)
-    runtimes = {model.runtime.NAME: model.runtime for model in models}
-    facts_of_machine = machine.environment(runtimes.values(), settings.threads)
     return Comparison(
-        facts, thresholds, reference, tuple(results), notes, sheet.pairs, facts_of_machine, sheet.bandwidth
+        text=text,
+        thresholds=thresholds,
+        reference=reference,
+        candidates=results,
+        notes=(*models[0].notes, *_notes(text, settings, run.context, peak_note), *measured.notes),
+        pairs=measured.pairs,
+        methods=side_by_side(results),
+        environment=machine.environment([model.runtime for model in models], settings.threads),
+        bandwidth_bytes_per_s=measured.bandwidth,
     )
 
 
-def _notes(facts: TextFacts, settings: Settings, context: int, peak_note: str) -> tuple[str, ...]:
-    """What a reader of the figures should know about how they were taken."""
+def _result(
+    measured: _Measured, text: TextInfo, thresholds: Thresholds, index: int, model: Candidate, info: ModelInfo
+) -> CandidateResult:
+    scored, errors, speed = measured.scored[index], measured.errors[index], measured.speeds[index + 1]
+    pairs = [pair.accuracy for pair in measured.pairs if index in (pair.first, pair.second)]
+    limits = thresholds.thresholds_for(info)
+    peak, peak_note = measured.peaks[index + 1]
+    notes = *model.notes, _mismatch_note(errors), scored.tokenizer_note, chat.note(scored.chat), peak_note
+    return CandidateResult(
+        model=info,
+        accuracy=scored.accuracy,
+        greedy=scored.greedy,
+        speed=speed,
+        load_seconds=scored.load_seconds,
+        peak_rss_bytes=peak,
+        tokenizer_equal=not scored.tokenizer_note,
+        notes=tuple(filter(None, notes)),
+        missed=limits.misses(scored.accuracy, scored.attribution, pairs),
+        thresholds=limits,
+        fingerprint=measured.fingerprints[index],
+        attribution=scored.attribution,
+        tensor_errors=errors,
+        calibration_errors=tuple(model.calibration_errors),
+        bandwidth_share=bandwidth_share(model, speed, measured.bandwidth),
+        by_position=by_position(scored.accuracy, text),
+        chat=scored.chat,
+    )
+
+
+def _notes(text: TextInfo, settings: Settings, context: int, peak_note: str) -> tuple[str, ...]:
+    """Notes on the conditions of the measurement."""
     notes = [f"reference: {peak_note}"] if peak_note else []
-    if facts.window < settings.window:
-        cause = "the whole text" if facts.window == facts.tokens else f"the context of {context} tokens"
-        notes.append(f"windows of {facts.window} tokens instead of {settings.window}: that is {cause}")
-    if facts.windows * facts.scored < 100:
-        notes.append(f"only {facts.windows * facts.scored} positions were scored: the far percentiles mean little")
+    if text.window < settings.window:
+        cause = "the whole text" if text.window == text.tokens else f"the context of {context} tokens"
+        notes.append(f"windows of {text.window} tokens instead of {settings.window}: that is {cause}")
+    if text.scored_positions < 100:
+        notes.append(f"only {text.scored_positions} positions were scored: the high percentiles are not meaningful")
     return tuple(notes)

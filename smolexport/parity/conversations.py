@@ -1,4 +1,4 @@
-"""What tokenizers and chat templates are asked: hard texts, and conversations of every kind.  Data."""
+"""Test data for tokenizers and chat templates: difficult texts and conversations of all kinds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How long a candidate's own greedy continuation stays with the reference's.
+"""Number of tokens for which a candidate's greedy continuation equals the reference's.
 
-Up to the first difference both are fed the same tokens, so the candidate is fed the reference's continuation one
-token at a time, as in a real generation, and stopped where it chooses otherwise.
+Up to the first difference both see the same tokens.  So the candidate is fed the reference's continuation one token at
+a time, as in real generation, until it chooses a different token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from smolexport.run.session import Session, TextCodec
 
 __all__ = ["Continuation", "agree", "continue_greedily", "text_of"]
 
-SHOWN = 24  # tokens of what stands before a divergence
+SHOWN = 24  # tokens shown before a divergence
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Continuation:
     Attributes:
         prompt: [p] int64.
         tokens: chosen tokens; the last one may be a stop token.
-        margins: for each, the gap between the largest and the second largest logit.
+        margins: for each token, the gap between the largest and the second largest logit.
     """
 
     prompt: NDArray[np.int64]
@@ -36,7 +36,7 @@ class Continuation:
 
 
 def continue_greedily(session: Session, prompt: NDArray[np.int64], count: int, stop: frozenset[int]) -> Continuation:
-    """Choose the likeliest token up to `count` times, until one of `stop` is chosen."""
+    """Choose the most likely token up to `count` times, or until a token of `stop` is chosen."""
     session.rewind(0)
     tokens: list[int] = []
     margins: list[float] = []
@@ -52,7 +52,7 @@ def continue_greedily(session: Session, prompt: NDArray[np.int64], count: int, s
 
 
 def agree(session: Session, reference: Continuation, codec: TextCodec) -> Divergence:
-    """Find where the session's greedy choice first differs from `reference`; `codec` shows the place as text."""
+    """Find where the session's greedy choice first differs from `reference`; `codec` decodes the tokens around it."""
     session.rewind(0)
     feed: NDArray[np.int64] | Sequence[int] = reference.prompt
     for position, expected in enumerate(reference.tokens):
@@ -67,13 +67,13 @@ def agree(session: Session, reference: Continuation, codec: TextCodec) -> Diverg
 
 
 def text_of(codec: TextCodec, tokens: Iterable[int]) -> str:
-    """The text of `tokens`; what is no whole character shows as the codec shows it."""
+    """The text of `tokens`; incomplete characters appear as the codec decodes them."""
     decoder = codec.decoder()
     return "".join([*(decoder.push(token) for token in tokens), decoder.flush()])
 
 
 def _margin(row: NDArray[np.float32]) -> float:
-    """Gap between the two largest values of `row` [v]; equal values have none."""
+    """Gap between the two largest values of `row` [v]; infinite for one value."""
     if len(row) == 1:
         return float("inf")
     second, first = np.partition(row, len(row) - 2)[-2:]

@@ -1,4 +1,4 @@
-"""What goes into a comparison: the models, and how much is measured."""
+"""Inputs of a comparison: the models and the settings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from pathlib import Path
 from smolexport.errors import UsageError
 from smolexport.model.spec import ModelSpec
 from smolexport.model.weights import Weights
-from smolexport.parity.calibrated import Record, Step
+from smolexport.parity.calibration_record import CalibrationEffect, Record
+from smolexport.parity.results import ModelInfo
 from smolexport.run.session import Runtime, TextCodec
 
-__all__ = ["Candidate", "Origin", "Settings"]
+__all__ = ["Candidate", "Origin", "Progress", "Settings", "no_progress"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the stage, the steps done and the steps in total."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a checkpoint without playing it; `codec` reads its tokenizer."""
+    """What is known of a checkpoint without running it; `codec` reads its tokenizer."""
 
     spec: ModelSpec
     codec: Callable[[], TextCodec]
@@ -25,22 +33,22 @@ class Origin:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be played: an exported file, or the checkpoint as the reference.
+    """A model to run: an exported file, or the checkpoint as the reference.
 
     Attributes:
         path: the file or folder that `runtime` opens.
         format: `gguf`, `onnx`, `mlx`, `checkpoint`.
         scheme: the quantization in the format's own words, e.g. `q4_k_m`, `bf16`.
-        runtime: the module that plays it.
+        runtime: the module that runs it.
         bytes: size on disk.
         bits_per_weight: mean over all weights.
         options: further keyword arguments for the runtime's `open`, plain JSON values.
-        origin: of the reference; None where only playing it tells.
-        weights: reads its tensors back; None where that is not possible.
-        calibration: how it was calibrated, as it says itself; None for plain rounding, and where it does not say.
-        steps: the errors of its matrices before and after calibration, where a report beside it tells.
-        notes: what could not be read of these; of the reference, what was taken where its folder leaves a choice.
-        unchanged: raises CheckpointError where the reference's files changed since they were opened.
+        origin: model spec and tokenizer of the reference; None if only running it tells.
+        weights: reads its tensors back; None if that is not possible.
+        calibration: the calibration record in the file; None for plain rounding or without a record.
+        calibration_errors: errors of its matrices before and after calibration, from the report beside it.
+        notes: what could not be read of these; for the reference, which file was used where its folder leaves a choice.
+        unchanged: raises CheckpointError if the reference's files changed since they were opened.
     """
 
     path: Path
@@ -53,40 +61,42 @@ class Candidate:
     origin: Origin | None = field(default=None, repr=False, compare=False)
     weights: Callable[[], Weights] | None = field(default=None, repr=False, compare=False)
     calibration: Record | None = None
-    steps: Sequence[Step] = field(default=(), repr=False)
+    calibration_errors: Sequence[CalibrationEffect] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     unchanged: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def method(self) -> str | None:
-        """Of calibration, e.g. `gptq`; None for a plain file."""
+        """Calibration method, e.g. `gptq`; None for plain rounding."""
         return self.calibration.method if self.calibration else None
 
-    @property
-    def kind(self) -> str:
-        """Scheme, and method where there is one: `int4 gptq`."""
-        return f"{self.scheme} {self.method}" if self.method else self.scheme
+    def info(self, name: str) -> ModelInfo:
+        """The plain facts, under the `name` that reports use."""
+        return ModelInfo(
+            name, self.path, self.format, self.scheme, self.method, self.runtime.NAME, dict(self.options), self.bytes,
+            self.bits_per_weight,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured.  Counts are tokens where nothing else is said.
+    """What is measured.  Counts are tokens unless stated otherwise.
 
     Attributes:
-        window: tokens per window; the first half is context, predictions of the second half are scored.
-        max_windows: stop after so many windows; None takes the whole text.
-        greedy_tokens: length of each greedy continuation; 0 leaves that part out.
-        greedy_prompts: prompts, cut from the text at even distances.
-        prompt_tokens: length of a prompt, for the greedy continuations and for the time to first token.
-        prefill_tokens: length of the block whose prefill rate is taken.
+        window: tokens per window; the first half is context, the predictions of the second half are scored.
+        max_windows: most windows to score; None scores the whole text.
+        greedy_tokens: length of each greedy continuation; 0 skips greedy decoding.
+        greedy_prompts: number of prompts, cut from the text at even distances.
+        prompt_tokens: length of a prompt, for greedy continuations and time to first token.
+        prefill_tokens: length of the block for the prefill rate.
         decode_tokens: tokens generated one by one for the decode rate.
-        repetitions: speed measurements per model, interleaved; 0 leaves speed out.
+        repetitions: speed measurements per model, interleaved; 0 skips speed.
         threads: for every session; None lets the runtime choose.
         memory: measure each file's peak memory in a fresh process.
-        attribution: part every deviation into the weights' and the runtime's, and find the noise floor; plays every
-            file's decoded weights once more, in float32.
-        chat: compare tokenizers on hard texts, and chat templates; takes some ten seconds, libraries are loaded anew.
-        block_bytes: most float32 logits of one session held at a time.
+        attribution: split each deviation into quantization error and runtime error, and measure the noise floor; runs
+            every file's decoded weights in float32 as well.
+        chat: compare tokenizers on difficult texts, and chat templates; takes about ten seconds.
+        block_bytes: most bytes of float32 logits of one session held at a time.
     """
 
     window: int = 512
@@ -106,7 +116,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
-                raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is too few, at least {least}")
+                raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is too few, use at least {least}")
 
 
 _LEAST = {

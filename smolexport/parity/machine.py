@@ -1,4 +1,4 @@
-"""What the figures were taken on: the machine, its memory's bandwidth, the versions of what played."""
+"""The machine: its description, its memory bandwidth, the versions of the runtimes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from smolexport.run.session import Runtime, choose_threads
 
 __all__ = ["bandwidth", "environment"]
 
-READ = 256 << 20  # bytes, more than a processor's caches hold
+READ = 256 << 20  # bytes, more than the processor's caches hold
 TIMES = 5
 
 
 def bandwidth(threads: int | None = None) -> float:
-    """Bytes per second that `threads` together read from memory, the best of a few times; None: one per core."""
+    """Memory read bandwidth of `threads` together, bytes per second, best of several runs; None: one per core."""
     parts = np.array_split(np.ones(READ // 4, np.float32), choose_threads(threads))
     rates = []
     for _ in range(TIMES):
@@ -35,7 +35,7 @@ def bandwidth(threads: int | None = None) -> float:
 
 
 def environment(runtimes: Iterable[Runtime], threads: int | None) -> dict[str, str]:
-    """System, processor, cores, threads, memory, and the versions of `runtimes`, in words."""
+    """System, processor, cores, threads, memory, and the versions of `runtimes`, as text."""
     import psutil
 
     from smolexport.conversion.model_card import installed_version
@@ -53,7 +53,7 @@ def environment(runtimes: Iterable[Runtime], threads: int | None) -> dict[str, s
 
 
 def _processor() -> str:
-    """Its name where the system tells, else the kind."""
+    """Its model name if the system reports one, and its architecture."""
     found = None
     if Path("/proc/cpuinfo").exists():
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)

@@ -1,9 +1,8 @@
-"""The text's ids cut into windows, and a session's logits over one window in blocks of bounded size.
+"""Windows of the text's tokens, and a session's logits over one window in blocks of bounded size.
 
-Windows follow llama-perplexity: no overlap, an incomplete last one is dropped, a model that wants BOS gets it in
-place of each window's first token, and only predictions made at positions w/2 … w-2 are scored, so that every
-scored token has at least half a window before it.  A text that is shorter than one window is one window of its
-own length, under the same rule of halves.
+Windows are as in llama-perplexity: no overlap; an incomplete last window is dropped; if the model uses BOS, it replaces
+the first token of each window; only the predictions at positions w/2 … w-2 are scored, so every scored token has at
+least half a window before it.  A text shorter than a window is one window of its own length.
 
 Notation: w = tokens in a window, n = rows of a block, v = vocab_size.
 """
@@ -45,16 +44,16 @@ class Window:
 def cut(ids: Sequence[int], length: int, *, bos: int | None = None, limit: int | None = None) -> list[Window]:
     """Cut `ids` into windows of `length` tokens, at most `limit` of them.
 
-    A text shorter than `length` gives one window of its own length.  Raises UsageError where the text or the
-    window has fewer than four tokens, or `limit` is below 1.
+    A text shorter than `length` gives one window of its own length.  Raises UsageError if the text or the window has
+    fewer than four tokens, or `limit` is below 1.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"{limit} windows to score: at least 1 is needed")
+        raise UsageError(f"{limit} windows to score: use at least 1")
     if len(ids) < SHORTEST_TEXT:
-        raise UsageError(f"the text has {len(ids)} tokens, too few to score: give at least {SHORTEST_TEXT} tokens")
+        raise UsageError(f"the text has {len(ids)} tokens, too few to score: use at least {SHORTEST_TEXT} tokens")
     length = min(length, len(ids))
     if length < SHORTEST_TEXT:
-        raise UsageError(f"a window of {length} tokens has nothing to score: give at least {SHORTEST_TEXT} tokens")
+        raise UsageError(f"a window of {length} tokens has nothing to score: use at least {SHORTEST_TEXT} tokens")
     count = len(ids) // length
     windows = []
     for start in range(0, (count if limit is None else min(count, limit)) * length, length):
@@ -63,7 +62,7 @@ def cut(ids: Sequence[int], length: int, *, bos: int | None = None, limit: int |
 
 
 def prompts(ids: Sequence[int], length: int, count: int, *, bos: int | None = None) -> list[NDArray[np.int64]]:
-    """At most `count` prompts of `length` tokens from `ids` at even distances; fewer and shorter in a short text."""
+    """At most `count` prompts of `length` tokens from `ids` at even distances; fewer and shorter for a short text."""
     length = min(length, len(ids))
     count = min(count, len(ids) // length) if length else 0
     if not count:
@@ -73,7 +72,7 @@ def prompts(ids: Sequence[int], length: int, count: int, *, bos: int | None = No
 
 
 def block_rows(vocab_size: int, block_bytes: int) -> int:
-    """Rows of float32 logits that fit into `block_bytes`, at least one."""
+    """Number of rows of float32 logits that fit into `block_bytes`, at least one."""
     return max(1, block_bytes // (4 * vocab_size))
 
 
@@ -81,22 +80,22 @@ def blocks(session: Session, window: Window, rows: int) -> Iterator[NDArray[np.f
     """The session's logits at the scored positions of `window`, in order, in blocks of at most `rows` rows.
 
     The session is rewound to 0 first and then fed the window; nothing else may use it until the last block.
-    Raises SessionError where a block has the wrong shape.
+    Raises SessionError if a block has the wrong shape.
     """
     session.rewind(0)
     if window.first:
         session.append(window.tokens[: window.first], last_only=True)
     parts = -(-window.scored // rows)
-    # even parts instead of full ones and a remainder: a block of one row runs through other kernels
+    # even parts instead of full ones and a remainder: a block of one row uses other kernels
     for part in np.array_split(window.tokens[window.first : -1], parts):
-        # no local name for the block: a suspended generator would keep it alive beside the next one
+        # no local variable for the block: the suspended generator would keep it alive while the next one is made
         yield _checked(session.append(part), (len(part), session.vocab_size))
 
 
 def _checked(logits: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     if logits.shape != shape:
         raise SessionError(
-            f"the runtime adapter breaks its contract: {shape[0]} tokens gave logits {logits.shape}, not {shape}"
+            f"the runtime returned logits of shape {logits.shape} for {shape[0]} tokens, expected {shape}"
         )
     return logits
 

@@ -183,9 +183,9 @@ def _compare(task: Task, path: Path) -> dict[str, Any]:
         threads=task.threads, memory=False, attribution=False,
     )  # fmt: skip
     base = reference(Path(task.folder), ignore_config=task.config.ignore_config)
-    shelf = _shelf()
-    notes = _play_once(base, text, settings, shelf, task) if shelf else []
-    sheet = to_json(compare(base, exported([path]), text=text, settings=settings, cache=shelf))
+    folder = _cache_folder()
+    notes = _run_once(base, text, settings, folder, task) if folder else []
+    sheet = to_json(compare(base, exported([path]), text=text, settings=settings, cache=folder))
     [candidate] = sheet["candidates"]
     return {
         "inputs": records.compare_inputs(task),
@@ -197,24 +197,24 @@ def _compare(task: Task, path: Path) -> dict[str, Any]:
     }
 
 
-def _shelf() -> Path | None:
+def _cache_folder() -> Path | None:
     """Where the reference's logits are kept; None where nothing can be."""
-    from smolexport.parity.store import usual_folder
+    from smolexport.parity.logit_cache import usual_folder
 
     with suppress(OutputError):
         return usual_folder()
     return None
 
 
-def _play_once(base: Candidate, text: str, settings: Settings, folder: Path, task: Task) -> list[str]:
+def _run_once(base: Candidate, text: str, settings: Settings, folder: Path, task: Task) -> list[str]:
     """Leave the reference's logits in `folder`: of several tasks of a checkpoint the first one, the others wait.
 
     Returns notes.
     """
-    from smolexport.parity.base import play
-    from smolexport.parity.store import Shelf
+    from smolexport.parity.logit_cache import LogitCache
+    from smolexport.parity.reference import run_reference
 
     lock = held(folder / f".playing-{task.fingerprint[:2]}") if os.access(folder, os.W_OK) else nullcontext()
-    with lock, Shelf(folder) as shelf:
-        play(base, text, settings, shelf, None, lambda *_: None)
-    return shelf.notes
+    with lock, LogitCache(folder) as cache:
+        run_reference(base, text, settings, cache)
+    return cache.notes

@@ -156,7 +156,7 @@ class _Lab:
         """Figures of `files`: accuracy alone, unless `settings` say otherwise."""
         import smolexport
         from smolexport.cli.options import read_words
-        from smolexport.parity.gate import read_gate
+        from smolexport.parity.thresholds import read_gate
 
         try:
             if text is None and self._text is not None:
@@ -214,14 +214,14 @@ class _File(pytest.Item):
         accuracy = found.accuracy
         figures = {
             "kld": accuracy.kld.mean.value,
-            "top1": accuracy.top1.value,
-            "ppl_ratio": accuracy.ratio.value,
+            "top1": accuracy.top1_agreement.value,
+            "ppl_ratio": accuracy.perplexity_ratio.value,
             "positions": accuracy.positions,
         }
         self.user_properties.extend(figures.items())
-        if found.misses:
+        if found.missed:
             shown = ", ".join(f"{name} {value:.6g}" for name, value in figures.items())
-            lines = (*found.misses, *(f"note: {printable(note)}" for note in found.notes), f"figures: {shown}")
+            lines = (*found.missed, *(f"note: {printable(note)}" for note in found.notes), f"figures: {shown}")
             raise _MissedError("\n".join(lines))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

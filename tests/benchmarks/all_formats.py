@@ -43,7 +43,7 @@ for name in sorted(p for p in pathlib.Path(sys.argv[1]).rglob("*") if p.is_file(
 START = "import sys, time\nstarted = time.perf_counter()\n"
 REPORT = """
 import json, os
-from smolexport.parity.footprint import peak_rss
+from smolexport.parity.peak_memory import peak_rss
 t = os.times()
 wall = time.perf_counter() - started
 print(json.dumps({"wall": wall, "user": t.user, "system": t.system, "peak_rss": peak_rss()}))

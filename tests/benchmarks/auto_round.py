@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from smolexport.api import read_back
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.model.spec import Role
+from smolexport.parity.metrics import Accumulator, read_predictions
 from smolexport.parity.results import Accuracy
-from smolexport.parity.statistics import Accumulator, read_predictions
 from smolexport.parity.windows import Window, block_rows, blocks, cut
 from smolexport.quant import FORMATS
 from smolexport_to_gguf.container import read_gguf

@@ -26,7 +26,7 @@ __all__ = ["OURS", "child", "command_line", "measure"]
 START = "import sys, time\nstarted = time.perf_counter()\n"
 REPORT = """
 import json, os, time
-from smolexport.parity.footprint import peak_rss
+from smolexport.parity.peak_memory import peak_rss
 t = os.times()
 cpu = t.user + t.system + t.children_user + t.children_system
 print(json.dumps({"rss": peak_rss(), "cpu": cpu, "wall": time.perf_counter() - started}))

@@ -28,7 +28,7 @@ from tests.core.published_configs import PUBLISHED
 CHILD = """
 import json, sys, time
 from smolexport.cli import main
-from smolexport.parity.footprint import peak_rss
+from smolexport.parity.peak_memory import peak_rss
 started, cpu = time.perf_counter(), time.process_time()
 try:
     main(sys.argv[1:])

@@ -264,7 +264,7 @@ import sys
 from pathlib import Path
 from smolexport.calibration.collect import collect, prepare
 from smolexport.model.checkpoint import open_checkpoint
-from smolexport.parity.footprint import peak_rss
+from smolexport.parity.peak_memory import peak_rss
 import torch, numpy.random
 from smolexport_on_torch import _collect
 before = peak_rss()

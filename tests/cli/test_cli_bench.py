@@ -34,7 +34,7 @@ def test_files_and_a_checkpoint_are_measured_in_one_run(files: list[Path]) -> No
         assert min(speed[key] for key in ("ttft_ms", "prefill_tok_s", "decode_tok_s")) > 0
         assert 0 < row["bandwidth_share"] < 2
         assert row["peak_rss_bytes"] > row["bytes"]
-    assert 1e8 < sheet["bandwidth_bytes_per_second"] < 1e13
+    assert 1e8 < sheet["bandwidth_bytes_per_s"] < 1e13
     assert sheet["environment"]["threads"] == "1"
 
 
@@ -45,7 +45,7 @@ def test_the_table_names_every_file(files: list[Path]) -> None:
     once = run("bench", str(files[0]), *SHORT[:-4], "--repetitions", "1")
     assert (once.code, "±" in once.out) == (0, False)  # one observation has no error
     assert "demo.gguf" in outcome.out
-    assert "GB/s read from memory" in outcome.out
+    assert "GB/s of memory" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_the_table_names_every_file(files: list[Path]) -> None:
         (("nowhere.gguf",), "nowhere.gguf"),
         (("demo", "--repetitions", "0"), "at least one repetition"),
         (("demo", "--decode", "0"), "decode tokens: 0 is too few"),
-        (("demo", "--set", "dtype=f32"), "are for exported files"),
-        (("demo", "--runtime", "mlx"), "are for exported files"),
+        (("demo", "--set", "dtype=f32"), "apply to exported files"),
+        (("demo", "--runtime", "mlx"), "apply to exported files"),
     ],
 )
 def test_bad_requests_are_one_line(arguments: tuple[str, ...], said: str) -> None:
@@ -103,7 +103,7 @@ def test_a_scheme_is_for_files_that_are_made(files: list[Path]) -> None:
     outcome = run("compare", "demo", str(files[0]), "-q", "int8")
     assert outcome.code == 2
     assert "without files" in outcome.err
-    for quant, said in (("int5", "int5"), ("int4,", "names no scheme beside a comma")):
+    for quant, said in (("int5", "int5"), ("int4,", "a scheme is missing next to a comma")):
         outcome = run("compare", "demo", "-q", quant)
         assert outcome.code == 2
         assert said in outcome.err

@@ -37,14 +37,14 @@ def test_a_gate_judges_and_a_flag_overrides_it(tiny: Path, exported: Path, folde
     assert failed == {(f"parity.{exported.name}", "max_kld")}
     outcome = call(*ask, "--max-kld", "5")
     assert outcome.code == 0, outcome.err
-    assert "PASSED: every file is within the thresholds" in outcome.out
+    assert "PASSED: every file meets its thresholds" in outcome.out
     names = [case.get("name") for case in ElementTree.parse(report).iter("testcase")]
     assert names == ["finite", "max_kld", "min_top1"] * 2
 
 
 def test_refusals_come_before_any_work(tiny: Path, exported: Path, gate: Path, tmp_path: Path) -> None:
     gate.write_text("[gguf.q8_0]\nmax_kdl = 1\n")
-    assert_refused(call("compare", tiny, exported, "--gate", gate), gate, "[gguf.q8_0] max_kdl: is no threshold")
+    assert_refused(call("compare", tiny, exported, "--gate", gate), gate, "[gguf.q8_0] max_kdl: is not a threshold")
     assert_refused(call("compare", tiny, exported, "--gate", tmp_path / "none.toml"), "none.toml: No such file")
     assert_refused(call("compare", tiny, exported, "--junit", tmp_path), "is a folder", "--junit")
     assert_refused(call("compare", tiny, exported, "--junit", tmp_path / "none" / "x.xml"), "none: no such folder")

@@ -36,7 +36,7 @@ def test_every_scheme_is_made_in_every_way(demo_statistics: Path) -> None:
     formats = ("gguf", "mlx", "onnx")
     ways = (("int4", ""), ("int4", "gptq"), ("int8", ""))
     assert made == {(name, *way) for name in formats for way in ways}
-    assert "gptq can change nothing of it; made with rtn" in outcome.err
+    assert "gptq cannot affect it; using rtn" in outcome.err
     for row in sheet["methods"]:
         assert row["scheme"] == "int4"
         ratios = {file["method"]: file["ratio"] for file in row["files"]}
@@ -55,15 +55,15 @@ def test_a_scheme_that_no_method_reaches_is_made_all_the_same(demo_statistics: P
     assert {(one["format"], one["method"]) for one in json.loads(outcome.out)["candidates"]} == {
         ("gguf", None), ("mlx", None), ("onnx", None),
     }  # fmt: skip
-    assert "gptq can change nothing of it; made with rtn" in outcome.err
+    assert "gptq cannot affect it; using rtn" in outcome.err
 
 
 def test_refusals_come_before_any_work(tiny: Path, exported: Path, demo_statistics: Path) -> None:
     assert_refused(call("compare", tiny, "--method", "rtn,gptq"), "--method gptq: needs statistics", "--stats STATS")
     assert_refused(call("compare", tiny, "--method", "magic"), "--method magic: should be one of rtn")
-    assert_refused(call("compare", tiny, "--method", "rtn,"), "--method rtn,: names no method beside a comma")
+    assert_refused(call("compare", tiny, "--method", "rtn,"), "--method rtn,: a method is missing next to a comma")
     assert_refused(call("compare", tiny, "--stats", demo_statistics), "rtn uses no statistics")
-    assert_refused(call("compare", tiny, exported, "--method", "gptq"), "is for a comparison without files")
+    assert_refused(call("compare", tiny, exported, "--method", "gptq"), "applies only without files")
     ask = ("compare", tiny, "--method", "gptq", "--stats", demo_statistics)
     assert_refused(call(*ask), "holds statistics of another checkpoint", tiny)
 
@@ -97,9 +97,9 @@ def test_text_that_calibration_has_seen_is_refused(demo: Path, tmp_path: Path) -
     assert_refused(call("compare", "demo", *made, "--text", text), stats, "very text to be scored (seen.txt)")
     done = export("gguf", demo, tmp_path, quant="int4", calibration=Calibration("gptq", stats))
     outcome = call("compare", "demo", done.path, "--text", text, *FAST)
-    assert_refused(outcome, done.path, "was calibrated on the very text to be scored (seen.txt)")
+    assert_refused(outcome, done.path, "was calibrated on the text to be scored (seen.txt)")
     outcome = call("compare", "demo", done.path, "--text", rest, "--stats", stats, *FAST)
-    assert_refused(outcome, stats, "scored tokens stand in the calibration text too, more than 1%", "--text")
+    assert_refused(outcome, stats, "scored tokens also occur in the calibration text, more than 1%", "--text")
     # without the statistics nobody can know
     outcome = call("compare", "demo", done.path, "--text", rest, *FAST)
     assert outcome.code == 0, outcome.err

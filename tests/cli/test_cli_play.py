@@ -150,7 +150,7 @@ def test_settings_that_only_python_can_give(tiny: Path) -> None:
 def test_a_setting_that_no_runtime_has(tiny: Path, exported: Path, folder: Path) -> None:
     two = call("compare", tiny, exported, folder, "--set", "nothere=1")
     each = "llama.cpp has kv_type, flash_attention, batch, gpu_layers; mlx has dtype"
-    assert_refused(two, f"--set nothere: none of the runtimes has such an option; {each}")
+    assert_refused(two, f"--set nothere: no runtime has such an option; {each}")
     one = call("compare", tiny, folder, folder, "--set", "nothere=1")
     assert_refused(one, "--set nothere: mlx has no such option; it has dtype")
 

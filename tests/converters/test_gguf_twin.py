@@ -38,14 +38,14 @@ def sheet(folder: Path, scheme: str, source: Path, dtype: str = "bf16", **option
 def test_f32_computes_the_same(twin: Path) -> None:
     accuracy = sheet(twin, "f32", twin, "f32", **EXACT).candidates[0].accuracy
     assert accuracy.kld.mean.value < 1e-8
-    assert accuracy.top1.value == 1.0
+    assert accuracy.top1_agreement.value == 1.0
 
 
 @pytest.mark.parametrize(("scheme", "kld", "top1"), [("q8_0", 0.0005, 0.98), ("q4_k", 0.01, 0.93)])
 def test_quantized_files_stay_near_bf16(scheme: str, kld: float, top1: float, twin: Path) -> None:
     accuracy = sheet(twin, scheme, twin).candidates[0].accuracy
     assert accuracy.kld.mean.value <= kld
-    assert accuracy.top1.value >= top1
+    assert accuracy.top1_agreement.value >= top1
 
 
 def test_rotary_on_the_layer_without_it_shows(twin: Path) -> None:
@@ -58,4 +58,4 @@ def test_rotary_on_the_layer_without_it_shows(twin: Path) -> None:
     (other / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     accuracy = sheet(twin, "f32", other, "f32", **EXACT).candidates[0].accuracy
     assert accuracy.kld.mean.value > 0.001
-    assert accuracy.candidate.value > accuracy.reference.value
+    assert accuracy.perplexity.value > accuracy.reference_perplexity.value

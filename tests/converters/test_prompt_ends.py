@@ -106,9 +106,9 @@ def test_the_browser_example_goes_on_with_the_prompt(outputs: dict[str, Any]) ->
     ("kind", "runtime", "note"),
     [
         ("gguf", "llamacpp", ""),
-        ("mlx", "mlx", "its runtime ends a prompt with '<|im_end|>'"),
+        ("mlx", "mlx", "the runtime ends a prompt with '<|im_end|>'"),
         ("onnx", "onnxruntime", ""),
-        ("onnx", "onnxruntime_genai", "its runtime begins a prompt with nothing instead of '<|im_start|>'"),
+        ("onnx", "onnxruntime_genai", "the runtime begins a prompt with nothing instead of '<|im_start|>'"),
     ],
 )
 def test_compare_says_what_stands_around_a_prompt(

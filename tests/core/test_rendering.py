@@ -165,11 +165,11 @@ def test_peak_memory_imports_nothing_from_there_either(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from smolexport import plugins
-    from smolexport.parity import memory
+    from smolexport.parity import peak_memory
     from smolexport.parity.inputs import Candidate
 
     (tmp_path / "argparse.py").write_text("open('was-here', 'w')")
     monkeypatch.chdir(tmp_path)
-    found, reason = memory.measure(Candidate(demo, "checkpoint", "bf16", plugins.runtime("torch"), 0, 16.0))
+    found, reason = peak_memory.measure_peak(Candidate(demo, "checkpoint", "bf16", plugins.runtime("torch"), 0, 16.0))
     assert found, reason
     assert not Path("was-here").exists()

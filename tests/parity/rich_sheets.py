@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smolexport.parity.metrics import histogram, percentile
 from smolexport.parity.report import json_schema
+from smolexport.parity.report.names import short_names
 from smolexport.parity.results import (
     Accuracy,
     Attribution,
+    CandidateResult,
     Comparison,
     Divergence,
     Estimate,
     Greedy,
     Pair,
-    TensorError,
     Thresholds,
+    WeightError,
 )
-from smolexport.parity.statistics import percentile
 
-__all__ = ["enriched", "keeps_to_schema", "scaled"]
+__all__ = ["enriched", "judged_by", "keeps_to_schema", "moved", "named", "scaled"]
 
 ENVIRONMENT = {
     "system": "Linux 6.8 x86_64", "processor": "AMD EPYC 7B13", "cores": "2", "threads": "2", "python": "3.11.9",
@@ -35,7 +37,7 @@ def scaled(accuracy: Accuracy, factor: float) -> Accuracy:
     """The same positions with `factor` times the divergence, every figure of it to match."""
     values = accuracy.divergences * factor
     ordered, spread = np.sort(values), accuracy.kld
-    shares = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999, "maximum": 1.0}
+    shares = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999, "max": 1.0}
     kld = dataclasses.replace(
         spread,
         mean=Estimate(spread.mean.value * factor, spread.mean.error * factor),
@@ -43,20 +45,43 @@ def scaled(accuracy: Accuracy, factor: float) -> Accuracy:
     )
     # of the positions that differ, so many differ still
     same = accuracy.same_top | (np.arange(len(values)) % 100 >= 100 * min(1.0, factor**0.5))
-    top1 = Estimate(float(same.mean()), accuracy.top1.error)
-    return dataclasses.replace(accuracy, kld=kld, divergences=values, same_top=same, top1=top1)
+    top1 = Estimate(float(same.mean()), accuracy.top1_agreement.error)
+    return dataclasses.replace(
+        accuracy, kld=kld, divergences=values, same_top=same, top1_agreement=top1, kld_histogram=histogram(values)
+    )
 
 
-def errors(layers: int, size: float) -> tuple[TensorError, ...]:
+def moved(result: CandidateResult, **facts: Any) -> CandidateResult:
+    """The same figures of another file: `path`, `runtime` or other facts of `ModelInfo`."""
+    return dataclasses.replace(result, model=dataclasses.replace(result.model, **facts))
+
+
+def named(comparison: Comparison, *results: CandidateResult) -> Comparison:
+    """`comparison` of `results`, which get the names that `compare` would give them."""
+    names = short_names([(one.model.path, one.model.runtime) for one in results])
+    return dataclasses.replace(
+        comparison, candidates=tuple(moved(one, name=name) for one, name in zip(results, names, strict=True))
+    )
+
+
+def judged_by(comparison: Comparison, thresholds: Thresholds) -> Comparison:
+    """`comparison` with other thresholds, as each candidate gets them."""
+    candidates = tuple(
+        dataclasses.replace(one, thresholds=thresholds.thresholds_for(one.model)) for one in comparison.candidates
+    )
+    return dataclasses.replace(comparison, candidates=candidates, thresholds=thresholds)
+
+
+def errors(layers: int, size: float) -> tuple[WeightError, ...]:
     """As many layers' relative errors, about `size`, with the embedding and the norms outside of them."""
     inside = [
-        TensorError(f"model.layers.{layer}.{name}.weight", layer, 65536, size * (1 + 0.06 * layer + 0.1 * place))
+        WeightError(f"model.layers.{layer}.{name}.weight", layer, 65536, size * (1 + 0.06 * layer + 0.1 * place))
         for layer in range(layers)
         for place, name in enumerate(("self_attn.q_proj", "mlp.down_proj"))
     ]
-    embedding = TensorError("model.embed_tokens.weight", None, 1 << 20, size / 12)
-    head = TensorError("lm_head.weight", None, 1 << 20, size / 9)
-    return embedding, *inside, TensorError("model.norm.weight", None, 256, 0.0), head
+    embedding = WeightError("model.embed_tokens.weight", None, 1 << 20, size / 12)
+    head = WeightError("lm_head.weight", None, 1 << 20, size / 9)
+    return embedding, *inside, WeightError("model.norm.weight", None, 256, 0.0), head
 
 
 def enriched(comparison: Comparison) -> Comparison:
@@ -86,20 +111,20 @@ def enriched(comparison: Comparison) -> Comparison:
         ),
     )
     candidates[0] = dataclasses.replace(candidates[0], greedy=greedy)
-    reference = dataclasses.replace(comparison.reference, floor=scaled(accuracy, 0.01), bandwidth_share=0.31)
-    return dataclasses.replace(
+    reference = dataclasses.replace(comparison.reference, noise_floor=scaled(accuracy, 0.01), bandwidth_share=0.31)
+    whole = dataclasses.replace(
         comparison,
         candidates=tuple(candidates),
         reference=reference,
-        thresholds=Thresholds(max_kld=0.5, min_top1=0.5),
         pairs=(Pair(0, len(candidates) - 1, scaled(accuracy, 0.02)),) if len(candidates) > 1 else (),
         environment=ENVIRONMENT,
-        bandwidth=BANDWIDTH,
+        bandwidth_bytes_per_s=BANDWIDTH,
     )
+    return judged_by(whole, Thresholds(max_kld=0.5, min_top1=0.5))
 
 
 def keeps_to_schema(sheet: dict[str, Any]) -> None:
-    """Fail where `sheet` is not what the committed schema says."""
+    """Fail if `sheet` is not what the generated schema says."""
     jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.parity.base import play
-from smolexport.parity.footprint import peak_rss
-from smolexport.parity.group import play_group
 from smolexport.parity.inputs import Candidate, Settings
-from smolexport.parity.store import Shelf
+from smolexport.parity.logit_cache import LogitCache
+from smolexport.parity.peak_memory import peak_rss
+from smolexport.parity.reference import run_reference
+from smolexport.parity.scoring import score_group
 
 VOCABULARY = 128_256
 
@@ -74,9 +74,9 @@ def main(positions: int = 4096, files: int = 3) -> None:
     )
     before = peak_rss()
     reference, *others = (candidate(number, positions) for number in range(files + 1))
-    with Shelf(None) as shelf:
-        base = play(reference, "x" * positions, settings, shelf, None, lambda *step: None)
-        members = play_group(reference, base, others, settings, lambda *step: None)
+    with LogitCache(None) as cache:
+        base = run_reference(reference, "x" * positions, settings, cache, None, lambda *step: None)
+        members = score_group(reference, base, others, settings, lambda *step: None)
     assert all(member.accuracy.positions == positions - 1 - positions // 2 for member in members)
     print((peak_rss() - before) // 1_000_000)
 

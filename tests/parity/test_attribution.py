@@ -19,7 +19,7 @@ from smolexport.parity.candidates import exported, reference
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import CandidateResult, Comparison
-from smolexport.parity.tensors import MATRIX, tensor_errors
+from smolexport.parity.weight_errors import MATRIX, tensor_errors
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.onnx_for_tests import onnxruntime
 from tests.runtimes.onnx_edits import edited
@@ -52,7 +52,7 @@ def test_one_weights_three_runtimes(demo: Path, tmp_path: Path) -> None:
     files = [export(kind, demo, tmp_path / f"demo.{kind}", quant="int4").path for kind in ("gguf", "mlx", "onnx")]
     result = held(demo, *files, dtype="bf16")
     assert len({candidate.fingerprint for candidate in result.candidates}) == 1
-    floor = result.reference.floor
+    floor = result.reference.noise_floor
     assert floor is not None
     assert 1e-6 < floor.kld.mean.value < 1e-3
     quantization = {parts(candidate)[0] for candidate in result.candidates}
@@ -139,7 +139,7 @@ def test_the_blame_lands_on_the_exporter(
 @pytest.mark.parametrize(
     ("tensors", "told"),
     [
-        (("model.norm.weight",), "model.norm.weight: no rounding of the checkpoint's"),
+        (("model.norm.weight",), "model.norm.weight: not a rounded copy of the checkpoint's tensor"),
         (("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight"), "mlp.gate_proj.weight, model"),
     ],
 )
@@ -206,4 +206,4 @@ def test_another_graph_of_a_folder_is_not_judged_by_the_first_ones_weights(demo:
     result = compare(reference(demo, "f32"), several, text=demo_text(), settings=QUICK)
     [found] = result.candidates
     assert found.accuracy.kld.mean.value < 0.002
-    assert (found.attribution, found.fingerprint, found.tensor_errors) == (None, "", ())
+    assert (found.attribution, found.fingerprint, found.tensor_errors) == (None, None, ())

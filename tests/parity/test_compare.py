@@ -14,14 +14,14 @@ import pytest
 import smolexport_on_table as table
 
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.parity import memory
-from smolexport.parity.base import play
+from smolexport.parity import peak_memory
 from smolexport.parity.compare import compare
-from smolexport.parity.group import play_group
 from smolexport.parity.inputs import Settings
+from smolexport.parity.logit_cache import LogitCache
+from smolexport.parity.metrics import Accumulator, read_predictions
+from smolexport.parity.reference import run_reference
 from smolexport.parity.results import Thresholds
-from smolexport.parity.statistics import Accumulator, read_predictions
-from smolexport.parity.store import Shelf
+from smolexport.parity.scoring import score_group
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Settings(window=64, repetitions=2, prefill_tokens=32, decode_tokens=4, memory=False)
@@ -54,8 +54,10 @@ def test_figures_are_those_of_whole_windows(make_model, text, facts, block_bytes
     accuracy = result.candidates[0].accuracy
     assert accuracy.positions == expected.positions == result.text.windows * 31
     assert accuracy.divergences == pytest.approx(expected.divergences, rel=1e-12)
-    assert (accuracy.top1, accuracy.candidate.value) == pytest.approx((expected.top1, expected.candidate.value))
-    assert result.reference.perplexity.value == pytest.approx(expected.reference.value)
+    assert (accuracy.top1_agreement, accuracy.perplexity.value) == pytest.approx(
+        (expected.top1_agreement, expected.perplexity.value)
+    )
+    assert result.reference.perplexity.value == pytest.approx(expected.reference_perplexity.value)
     assert (result.candidates[0].greedy, result.candidates[0].speed) == (None, None)
 
 
@@ -63,24 +65,24 @@ def test_more_damage_shows_in_every_figure(make_model, text):
     models = [make_model(f"n{n}.table", noise=n / 100) for n in (0, 5, 20, 60)]
     result = compare(make_model("bf16.table"), models, text=text, settings=QUICK)
     zero, *rest = [candidate.accuracy for candidate in result.candidates]
-    assert (zero.kld.maximum, zero.top1.value, zero.top5, zero.ratio.value) == (0, 1, 1, 1)
-    assert result.candidates[0].greedy.first is None
+    assert (zero.kld.max, zero.top1_agreement.value, zero.top5_overlap, zero.perplexity_ratio.value) == (0, 1, 1, 1)
+    assert result.candidates[0].greedy.first_divergence is None
     for one, two in zip([zero, *rest], rest, strict=False):
         assert one.kld.mean.value < two.kld.mean.value
         assert one.kld.p99 < two.kld.p99
-        assert one.top1.value > two.top1.value
-        assert one.top5 > two.top5
-        assert one.delta_p_rms.value < two.delta_p_rms.value
-    agreed = [candidate.greedy.mean_agreed for candidate in result.candidates]
+        assert one.top1_agreement.value > two.top1_agreement.value
+        assert one.top5_overlap > two.top5_overlap
+        assert one.delta_p.rms.value < two.delta_p.rms.value
+    agreed = [candidate.greedy.mean_agreed_tokens for candidate in result.candidates]
     assert agreed[0] == 64 > agreed[-1]
-    assert result.candidates[-1].greedy.first.margin >= 0
+    assert result.candidates[-1].greedy.margin >= 0
 
 
 def test_an_offset_of_all_logits_changes_nothing(make_model, text):
     result = compare(make_model("bf16.table"), [make_model("b.table", shift=5.0)], text=text, settings=QUICK)
     accuracy = result.candidates[0].accuracy
-    assert accuracy.kld.maximum < 1e-11
-    assert accuracy.top1.value == 1
+    assert accuracy.kld.max < 1e-11
+    assert accuracy.top1_agreement.value == 1
 
 
 def test_thresholds_decide_per_candidate(make_model, text):
@@ -88,7 +90,7 @@ def test_thresholds_decide_per_candidate(make_model, text):
 
     def judged(**limits):
         found = compare(make_model("r.table"), models, text=text, settings=QUICK, thresholds=Thresholds(**limits))
-        return found.passed, [candidate.passed for candidate in found.candidates], found.candidates[1].misses
+        return found.passed, [candidate.passed for candidate in found.candidates], found.candidates[1].missed
 
     assert judged() == (True, [True, True], ())
     passed, each, misses = judged(max_kld=0.01, min_top1=0.9, max_ppl_ratio=1.02)
@@ -101,14 +103,14 @@ def test_thresholds_decide_per_candidate(make_model, text):
 def test_logits_that_are_not_finite_never_pass(make_model, text):
     result = compare(make_model("r.table"), [make_model("x.table", poison=4)], text=text, settings=QUICK)
     assert not result.passed
-    assert "not all finite" in result.candidates[0].misses[0]
+    assert "not all finite" in result.candidates[0].missed[0]
     assert np.isnan(result.candidates[0].accuracy.kld.mean.value)
 
 
 def test_a_threshold_met_exactly_is_met(make_model, text):
     model = make_model("x.table", noise=0.1)
     accuracy = compare(make_model("r.table"), [model], text=text, settings=QUICK).candidates[0].accuracy
-    exact = Thresholds(accuracy.kld.mean.value, accuracy.top1.value, accuracy.ratio.value)
+    exact = Thresholds(accuracy.kld.mean.value, accuracy.top1_agreement.value, accuracy.perplexity_ratio.value)
     assert exact.misses(accuracy) == ()
 
 
@@ -118,7 +120,7 @@ def test_another_tokenizer_is_told_and_does_not_disturb(make_model, text):
     pairs, broken, longer = compare(make_model("r.table"), models, text=text, settings=QUICK).candidates
     for candidate in (pairs, broken, longer):
         assert not candidate.tokenizer_equal
-        assert candidate.accuracy.kld.maximum == 0
+        assert candidate.accuracy.kld.max == 0
     first, second = (ord(c) for c in text[:2])
     assert f"from token 0 on: {(first + second) % 96} instead of {first % 96}" in pairs.notes[0]
     assert "KeyError" in broken.notes[0]
@@ -127,7 +129,7 @@ def test_another_tokenizer_is_told_and_does_not_disturb(make_model, text):
 
 
 def test_another_vocabulary_is_refused(make_model, text):
-    with pytest.raises(UsageError, match=r"other\.table: vocabulary of 97 words, .*bf16\.table has 96"):
+    with pytest.raises(UsageError, match=r"other\.table: vocabulary of 97 tokens, .*bf16\.table has 96"):
         compare(make_model("bf16.table"), [make_model("other.table", vocab=97)], text=text, settings=QUICK)
 
 
@@ -180,7 +182,7 @@ def test_open_is_asked_for_what_is_needed(make_model, text):
 def test_a_short_text_and_a_small_context_are_noted(make_model, text):
     reference, same = make_model("r.table"), make_model("a.table")
     short = compare(reference, [same], text=text[:50], settings=Settings(repetitions=0, memory=False))
-    assert (short.text.tokens, short.text.window, short.text.windows, short.text.scored) == (50, 50, 1, 24)
+    assert (short.text.tokens, short.text.window, short.text.windows, short.text.scored_per_window) == (50, 50, 1, 24)
     assert short.notes[0] == "windows of 50 tokens instead of 512: that is the whole text"
     assert "only 24 positions" in short.notes[1]
     small = make_model("s.table", context=40)
@@ -232,9 +234,9 @@ def test_memory_is_bounded_by_the_block_not_by_the_text(make_model, text, monkey
     quiet = lambda *step: None  # noqa: E731
     tracemalloc.start()
     try:
-        with Shelf(None) as shelf:
-            base = play(reference, text, settings, shelf, None, quiet)
-            members = play_group(reference, base, models, settings, quiet)
+        with LogitCache(None) as cache:
+            base = run_reference(reference, text, settings, cache, None, quiet)
+            members = score_group(reference, base, models, settings, quiet)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -273,20 +275,20 @@ def test_peak_memory_is_the_fresh_processes_own(make_model):
     # more than the child can need: a counter that it inherits would show it
     ballast = np.ones(60_000_000)
     model = make_model("a.table", options={"scale": 2.0})
-    peak, note = memory.measure(model, threads=1, context=128)
+    peak, note = peak_memory.measure_peak(model, threads=1, context=128)
     assert note == ""
     assert 10e6 < peak < ballast.nbytes * 0.6
     large = make_model("b.table", vocab=2000)  # tables of 2 x 32 MB float64 while they are made
-    assert memory.measure(large)[0] > peak + 60e6
+    assert peak_memory.measure_peak(large)[0] > peak + 60e6
 
 
 def test_peak_memory_that_cannot_be_taken_is_told(make_model):
     broken = make_model("b.table")
     broken.path.write_text("no json")
-    peak, note = memory.measure(broken)
+    peak, note = peak_memory.measure_peak(broken)
     assert peak is None
     assert "not a table file" in note
-    peak, note = memory.measure(make_model("c.table", options={"colour": 1}))
+    peak, note = peak_memory.measure_peak(make_model("c.table", options={"colour": 1}))
     assert peak is None
     assert "colour" in note
 
@@ -294,7 +296,7 @@ def test_peak_memory_that_cannot_be_taken_is_told(make_model):
 def test_footprint_is_a_command(make_model):
     path = make_model("a.table").path
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "smolexport.parity.footprint", "smolexport_on_table", str(path), "--tokens", "9"]
+    command = [sys.executable, "-m", "smolexport.parity.peak_memory", "smolexport_on_table", str(path), "--tokens", "9"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     facts = json.loads(done.stdout)
     assert (facts["runtime"], facts["path"], facts["tokens"]) == ("smolexport_on_table", str(path), 10)

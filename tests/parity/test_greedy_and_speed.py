@@ -9,9 +9,9 @@ import smolexport_on_table as table
 from smolexport.parity import speed
 from smolexport.parity.greedy import agree, continue_greedily
 from smolexport.parity.inputs import Settings
-from smolexport.parity.rates import speeds
+from smolexport.parity.interleave import lack_of_memory
 from smolexport.parity.results import Divergence, Greedy
-from smolexport.parity.turns import lack_of_room
+from smolexport.parity.speed import speeds
 
 PROMPT = np.array([5, 9, 17])
 
@@ -67,13 +67,15 @@ def test_a_model_never_leaves_itself(make_model):
 
 def test_summary_over_prompts():
     greedy = Greedy(20, (Divergence(20, 7, 0.5), Divergence(20), Divergence(11, 3, 0.0), Divergence(20, 12, 1.0)))
-    assert greedy.first == Divergence(11, 3, 0.0)
-    assert greedy.mean_agreed == (7 + 20 + 3 + 12) / 4
-    assert greedy.never == 0.25
+    assert (greedy.first_divergence, greedy.margin) == (3, 0.0)
+    assert greedy.mean_agreed_tokens == (7 + 20 + 3 + 12) / 4
+    assert greedy.median_agreed_tokens == (7 + 12) / 2
+    assert greedy.share_never_diverging == 0.25
     assert greedy.near_ties == 1
-    assert Greedy(20, (Divergence(20), Divergence(20))).first is None
-    at_once = Divergence(20, 0, 0.1)
-    assert Greedy(20, (Divergence(20, 2, 0.5), at_once)).first == at_once
+    equal = Greedy(20, (Divergence(20), Divergence(20)))
+    assert (equal.first_divergence, equal.margin, equal.mean_agreed_tokens) == (None, None, 20)
+    at_once = Greedy(20, (Divergence(20, 2, 0.5), Divergence(20, 0, 0.1)))
+    assert (at_once.first_divergence, at_once.margin) == (0, 0.1)
 
 
 class Clocked:
@@ -167,8 +169,8 @@ def test_without_room_for_all_at_most_one_is_open(make_model, monkeypatch):
     models = [make_model("a.table"), make_model("b.table"), make_model("c.table")]
     settings = Settings(prefill_tokens=20, decode_tokens=4, repetitions=2)
     found, note = speeds(models, np.arange(40), 64, settings, lambda *_: None)
-    assert [one.decode_tok_s.value > 0 for one in found] == [True] * 3
-    assert "opened anew" in note
+    assert [one.decode_tok_s.value > 0 for one, _ in found] == [True] * 3
+    assert "was reopened" in note
     assert (most[0], open_now[0]) == (1, 0)
     # for their contexts, for the round that does not count, and in turns
     assert "".join(name[0] for name in opened) == "abc" + "abc" + "abc" + "bca"
@@ -176,7 +178,7 @@ def test_without_room_for_all_at_most_one_is_open(make_model, monkeypatch):
 
 def test_one_model_and_small_models_are_kept_open(make_model, monkeypatch):
     models = [make_model("a.table"), make_model("b.table")]
-    assert lack_of_room(models) == ""
+    assert lack_of_memory(models) == ""
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5))
-    assert lack_of_room(models[:1]) == ""
-    assert "GB" in lack_of_room(models)
+    assert lack_of_memory(models[:1]) == ""
+    assert "GB" in lack_of_memory(models)

@@ -9,7 +9,7 @@ import pytest
 
 from smolexport.conversion.pipeline import export
 from smolexport.demo import demo_text
-from smolexport.parity.statistics import Accumulator, read_predictions
+from smolexport.parity.metrics import Accumulator, read_predictions
 from smolexport.parity.windows import blocks, cut
 from tests.parity.llama_logits import read, write
 
@@ -42,11 +42,11 @@ def test_figures_by_way_of_llama_cpps_file(demo: Path, tmp_path: Path) -> None:
     assert own.kld.mean.value > 0.004
     assert by_file.kld.mean.value == pytest.approx(own.kld.mean.value, rel=0.01)
     assert by_file.kld.p99 == pytest.approx(own.kld.p99, rel=0.01)
-    assert by_file.top1.value == pytest.approx(own.top1.value, abs=0.005)  # 16 bits make ties
-    assert by_file.reference.value == pytest.approx(own.reference.value, rel=1e-4)
-    assert by_file.ln_ratio.value == pytest.approx(own.ln_ratio.value, abs=1e-4)
-    assert by_file.ln_ratio.error == pytest.approx(own.ln_ratio.error, rel=0.01)
-    assert by_file.delta_p_rms.value == pytest.approx(own.delta_p_rms.value, rel=0.01)
+    assert by_file.top1_agreement.value == pytest.approx(own.top1_agreement.value, abs=0.005)  # 16 bits make ties
+    assert by_file.reference_perplexity.value == pytest.approx(own.reference_perplexity.value, rel=1e-4)
+    assert by_file.ln_perplexity_ratio.value == pytest.approx(own.ln_perplexity_ratio.value, abs=1e-4)
+    assert by_file.ln_perplexity_ratio.error == pytest.approx(own.ln_perplexity_ratio.error, rel=0.01)
+    assert by_file.delta_p.rms.value == pytest.approx(own.delta_p.rms.value, rel=0.01)
     # what the file's own steps do is far below what is measured
     alone = Accumulator()
     alone.add(read_predictions(reference, following), read_predictions(stored, following))

@@ -7,18 +7,19 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from smolexport.errors import MissingDependencyError, OutputError, UsageError
-from smolexport.parity.gate import Gate, Rule
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import check_reports, render_html, render_markdown, to_json, write_reports
-from smolexport.parity.report.looks import looks_of
-from smolexport.parity.results import Divergence, Greedy, Thresholds
+from smolexport.parity.report.styles import styles_of
+from smolexport.parity.results import Divergence, Greedy, ModelInfo, Thresholds
+from smolexport.parity.thresholds import Gate, Rule
 from tests.children import python
 from tests.cli.commands import assert_refused, call
-from tests.parity.rich_sheets import keeps_to_schema
+from tests.parity.rich_sheets import judged_by, keeps_to_schema, moved, named
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}$x^2$|`*_\x1b[2J\n\u202e\x9b.gguf"
 
@@ -51,14 +52,14 @@ class Page(HTMLParser):
 def hostile(comparison):
     """Everything that a stranger can name has markup in its name."""
     first = comparison.candidates[0]
-    model = dataclasses.replace(
-        first.model, path=first.model.path.with_name(HOSTILE), scheme="</style><script>alert(2)</script>", format="<b>x"
-    )
     greedy = Greedy(8, (Divergence(8, 3, 0.5, 1, 2, "</td><script>alert(3)</script>", "<i>", "\n</svg>"),))
-    odd = dataclasses.replace(first, model=model, greedy=greedy, notes=("<script>alert(4)</script>",))
+    odd = moved(
+        dataclasses.replace(first, greedy=greedy, notes=("<script>alert(4)</script>",)),
+        path=first.model.path.with_name(HOSTILE), scheme="</style><script>alert(2)</script>", format="<b>x",
+    )  # fmt: skip
     environment = {"<script>": "</dd><script>alert(5)</script>"}
     return dataclasses.replace(
-        comparison, candidates=(odd, *comparison.candidates[1:]), environment=environment, notes=("<iframe src=//x>",)
+        named(comparison, odd, *comparison.candidates[1:]), environment=environment, notes=("<iframe src=//x>",)
     )
 
 
@@ -162,14 +163,14 @@ def test_markdown_is_the_sheet(rich):
     command = "smolexport compare demo demo-q8_0.gguf demo-int4-onnx --dtype bf16 --window 128 --max-windows 4 "
     assert f"`{command}--max-kld 0.5" in text
     assert "processor: AMD EPYC 7B13" in text
-    assert "passed: every file is within the thresholds" in text
+    assert "passed: every file meets its thresholds" in text
 
 
 def test_a_gate_of_exceptions_alone_is_told(rich):
     """Nothing under [default]: what is asked stands in the rules, and no report may say that nothing was."""
     kind, scheme = rich.candidates[1].model.format, rich.candidates[1].model.scheme
     gate = Gate(rules=(Rule(kind, scheme, Thresholds(max_exporter_kld=0.5)),))
-    judged = dataclasses.replace(rich, thresholds=gate)
+    judged = judged_by(rich, gate)
     sheet = to_json(judged)
     keeps_to_schema(sheet)
     assert [file["thresholds"]["max_exporter_kld"] for file in sheet["candidates"]][:2] == [None, 0.5]
@@ -178,36 +179,34 @@ def test_a_gate_of_exceptions_alone_is_told(rich):
     assert "No thresholds" not in page.text
     assert f"{rich.candidates[1].model.path.name}: mean KLD by exporter at most 0.5" in page.text
     text = render_markdown(judged)
-    assert "passed: every file is within the thresholds" in text
+    assert "passed: every file meets its thresholds" in text
     assert "--gate parity.toml" in text
     assert "--max-kld" not in text
 
 
 def test_two_schemes_of_a_format_look_different():
     """Also where they take the same bits per weight, and two methods of one; one file on two runtimes is one look."""
-    sheet = {
-        "candidates": [
-            {"name": scheme, "format": "onnx", "scheme": scheme, "bits_per_weight": bits, "method": method}
-            for scheme, bits, method in (
-                ("int8", 9.3, None),
-                ("int4", 6.2, None),
-                ("int4-asym", 6.2, None),
-                ("int4", 6.2, None),
-                ("int4", 6.2, "gptq"),
-                ("int4", 6.2, "distil"),
-            )
-        ]
-    }
-    looks = [(look.dashes, look.mark) for look in looks_of(sheet)]
-    assert len(set(looks)) == 5
-    assert looks[1] == looks[3]
+    models = [
+        ModelInfo(scheme, Path(scheme), "onnx", scheme, method, "onnxruntime", {}, 0, bits)
+        for scheme, bits, method in (
+            ("int8", 9.3, None),
+            ("int4", 6.2, None),
+            ("int4-asym", 6.2, None),
+            ("int4", 6.2, None),
+            ("int4", 6.2, "gptq"),
+            ("int4", 6.2, "distil"),
+        )
+    ]
+    styles = [(style.dashes, style.marker) for style in styles_of(models)]
+    assert len(set(styles)) == 5
+    assert styles[1] == styles[3]
 
 
 def test_as_little_as_there_can_be(plain):
     page = Page(render_html(plain))
     assert set(page.charts) <= {"positions", "distribution", "size"}
     assert "No thresholds" in page.text
-    assert "Where greedy text parts" not in page.text
+    assert "Where greedy decoding diverges" not in page.text
     text = render_markdown(plain)
     assert "prefill" not in text
     assert "exporter" not in text
@@ -245,7 +244,7 @@ def test_nothing_is_replaced_unless_asked_to(rich, tmp_path):
 
 
 def test_what_cannot_be_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"should end in one of .html, .json, .md"):
+    with pytest.raises(UsageError, match=r"must end in one of .html, .json, .md"):
         check_reports([tmp_path / "r.pdf"])
     with pytest.raises(UsageError, match="named twice"):
         check_reports([tmp_path / "r.md", tmp_path / "x" / ".." / "r.md"][:1] * 2)
@@ -258,8 +257,7 @@ def test_what_cannot_be_is_refused(tmp_path):
 
 def test_a_surrogate_in_a_name_can_be_written(rich, tmp_path):
     first = rich.candidates[0]
-    model = dataclasses.replace(first.model, path=first.model.path.with_name("a\udcff.gguf"))
-    odd = dataclasses.replace(rich, candidates=(dataclasses.replace(first, model=model), *rich.candidates[1:]))
+    odd = named(rich, moved(first, path=first.model.path.with_name("a\udcff.gguf")), *rich.candidates[1:])
     paths = [tmp_path / name for name in ("r.html", "r.md", "r.json")]
     write_reports(paths, odd)
     assert json.loads(paths[2].read_text(encoding="utf-8"))["candidates"][0]["path"].endswith("a\udcff.gguf")

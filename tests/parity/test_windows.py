@@ -89,5 +89,5 @@ def test_an_adapter_with_too_few_rows_is_named(make_model):
     session = table.open(make_model("a.table").path)
     whole = session.append
     session.append = lambda tokens, last_only=False: whole(tokens, last_only=True)
-    with pytest.raises(SessionError, match=r"5 tokens gave logits \(1, 96\), not \(5, 96\)"):
+    with pytest.raises(SessionError, match=r"shape \(1, 96\) for 5 tokens, expected \(5, 96\)"):
         list(blocks(session, cut(list(range(32)), 32)[0], 5))

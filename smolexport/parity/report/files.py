@@ -1,4 +1,4 @@
-"""Reports as files: the kind by the name's ending, checked before the work and written whole or not at all."""
+"""Reports as files: the format follows from the file name; written completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smolexport.errors import UsageError
 from smolexport.files import atomic_file, check_target
-from smolexport.parity.report import html, markdown, sheet
+from smolexport.parity.report import html, markdown, schema
 from smolexport.parity.results import Comparison
 
 __all__ = ["KINDS", "check_reports", "write_reports"]
@@ -16,7 +16,7 @@ __all__ = ["KINDS", "check_reports", "write_reports"]
 def _json(comparison: Comparison) -> str:
     import json
 
-    return json.dumps(sheet.to_json(comparison), indent=2, allow_nan=False) + "\n"
+    return json.dumps(schema.to_json(comparison), indent=2, allow_nan=False) + "\n"
 
 
 KINDS: dict[str, Callable[[Comparison], str]] = {
@@ -24,24 +24,24 @@ KINDS: dict[str, Callable[[Comparison], str]] = {
     ".json": _json,
     ".md": markdown.render_markdown,
 }
-"""What makes the text of a report, by the ending of its name."""
+"""Function that makes the text of a report, by the suffix of its name."""
 
 
 def check_reports(paths: Sequence[Path], *, force: bool = False) -> None:
-    """Refuse, before any work, reports that could not be written.
+    """Raise, before any work, if a report cannot be written.
 
     Args:
-        paths: the files to be.
+        paths: the files to write.
         force: existing files may be replaced.
 
     Raises:
-        UsageError: an ending that is none of `KINDS`, or one file twice.
+        UsageError: a suffix that is not in `KINDS`, or one file twice.
         OutputError: the file exists, or its folder does not.
-        MissingDependencyError: what draws the page is not installed.
+        MissingDependencyError: a library for the page is not installed.
     """
     for path in paths:
         if path.suffix.lower() not in KINDS:
-            raise UsageError(f"--report {path}: the name should end in one of {', '.join(KINDS)}")
+            raise UsageError(f"--report {path}: the name must end in one of {', '.join(KINDS)}")
         check_target(path, 0, force=force, option="--report")
         if path.suffix.lower() == ".html":
             html.need_libraries()
@@ -50,7 +50,7 @@ def check_reports(paths: Sequence[Path], *, force: bool = False) -> None:
 
 
 def write_reports(paths: Sequence[Path], comparison: Comparison, *, force: bool = False) -> None:
-    """Write each report; raises what `check_reports` raises, and OutputError where the disk refuses."""
+    """Write each report; raises what `check_reports` raises, and OutputError if the file cannot be written."""
     check_reports(paths, force=force)
     for path in paths:
         text = KINDS[path.suffix.lower()](comparison)

@@ -1,19 +1,18 @@
-"""A comparison as one page that needs nothing but itself: no network, no scripts, charts as SVG within it."""
+"""A comparison as one self-contained page: no network access, no scripts, charts as inline SVG."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smolexport.errors import MissingDependencyError
-from smolexport.parity.methods import PLAIN, columns
+from smolexport.parity.method_table import PLAIN, columns
 from smolexport.parity.report.markdown import command_line
-from smolexport.parity.report.names import ABSENT, estimate, number, short_power
-from smolexport.parity.report.sheet import to_json
+from smolexport.parity.report.names import ABSENT, described, figure, number, percent, rate, short_power
 from smolexport.parity.report.svg import need_matplotlib
-from smolexport.parity.results import NEAR_TIE, Comparison
+from smolexport.parity.results import NEAR_TIE, CandidateResult, Comparison, Divergence, Estimate, Greedy, Thresholds
 from smolexport.text import printable
 
 if TYPE_CHECKING:
@@ -21,12 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["need_libraries", "render_html"]
 
-Sheet = Mapping[str, Any]
-_PROMPTS = 3  # diverging prompts shown of each file; the JSON has all
+_PROMPTS = 3  # diverging prompts shown per file; the JSON has all
 
 
 def need_libraries() -> None:
-    """Raise MissingDependencyError, with the line that installs them, where jinja2 or matplotlib is missing."""
+    """Raise MissingDependencyError, with the command that installs them, if jinja2 or matplotlib is missing."""
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
@@ -37,26 +35,30 @@ def need_libraries() -> None:
 
 
 def render_html(comparison: Comparison) -> str:
-    """The page as text; raises MissingDependencyError without jinja2 and matplotlib."""
+    """The page as text; raises MissingDependencyError without jinja2 or matplotlib."""
     need_libraries()
     from smolexport.parity.report.charts import charts
 
-    sheet = to_json(comparison)
-    page = _environment().get_template("page.html.j2").render(
-        sheet=sheet,
-        reference=sheet["reference"],
-        files=sheet["candidates"],
-        charts={chart.key: chart for chart in charts(sheet)},
-        command=command_line(sheet),
-        limits=_asked(sheet),
-        near_tie=NEAR_TIE,
-        methods=columns(file["method"] for row in sheet["methods"] for file in row["files"]),
-        plain=PLAIN,
-        missed=[(file["name"], miss) for file in sheet["candidates"] for miss in file["missed"]],
-        attributed=any(file["attribution"] for file in sheet["candidates"]),
-        shares=sheet["bandwidth_bytes_per_s"] is not None,
-        diverging=[(file["name"], *_diverging(file["greedy"])) for file in sheet["candidates"] if file["greedy"]],
-    )  # fmt: skip
+    files = comparison.candidates
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            comparison=comparison,
+            reference=comparison.reference,
+            files=list(files),
+            charts={chart.key: chart for chart in charts(comparison)},
+            command=command_line(comparison),
+            limits=_stated(files),
+            near_tie=NEAR_TIE,
+            methods=columns(file.method for row in comparison.methods for file in row.files),
+            plain=PLAIN,
+            missed=[(file.model.name, miss) for file in files for miss in file.missed],
+            attributed=any(file.attribution for file in files),
+            shares=comparison.bandwidth_bytes_per_s is not None,
+            diverging=[(file.model.name, file.greedy, *_diverging(file.greedy)) for file in files if file.greedy],
+        )
+    )
     return re.sub(r"\n\s*\n+", "\n", page) + "\n"
 
 
@@ -72,62 +74,56 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"fig": number, "printable": printable, "visible": _visible, "small": _small}
-    environment.globals |= {"pm": _with_error, "percent": _percent, "absent": ABSENT}
+    environment.globals |= {
+        "figure": _figure,
+        "percent": percent,
+        "rate": rate,
+        "described": described,
+        "absent": ABSENT,
+    }
     return environment
 
 
-def _asked(sheet: Sheet) -> list[str]:
-    """What was asked for, in words: once where it is the same for all files, else with their names."""
+def _stated(files: Sequence[CandidateResult]) -> list[str]:
+    """The thresholds in words: once if they are the same for all files, else per file."""
     names: dict[tuple[str, ...], list[str]] = {}
-    for file in sheet["candidates"]:
-        names.setdefault(tuple(filter(None, _limits(file["thresholds"]))), []).append(file["name"])
+    for file in files:
+        names.setdefault(tuple(_limits(file.thresholds)), []).append(file.model.name)
     if len(names) == 1:
         return list(next(iter(names)))
-    return [f"{', '.join(files)}: {', '.join(words) or 'nothing asked'}" for words, files in names.items()]
+    return [f"{', '.join(files)}: {', '.join(words) or 'no thresholds'}" for words, files in names.items()]
 
 
-def _limits(limits: Sheet) -> list[str]:
-    """Thresholds in words; empty where there is none."""
-    kld, top1, ratio = limits["max_kld"], limits["min_top1"], limits["max_ppl_ratio"]
-    exporter, pair = limits["max_exporter_kld"], limits["max_pair_kld"]
-    return [
-        "" if kld is None else f"mean KLD at most {kld:g}",
-        "" if top1 is None else f"top-1 agreement at least {100 * top1:g} %",
-        "" if ratio is None else f"perplexity ratio at most {ratio:g}",
-        "" if exporter is None else f"mean KLD by exporter at most {exporter:g}",
-        "" if pair is None else f"mean KLD between files of the same weights at most {pair:g}",
-    ]
+def _limits(thresholds: Thresholds) -> list[str]:
+    words = {
+        "max_kld": "mean KLD at most {:g}",
+        "min_top1": "top-1 agreement at least {:g}",
+        "max_ppl_ratio": "perplexity ratio at most {:g}",
+        "max_exporter_kld": "mean KLD by exporter at most {:g}",
+        "max_pair_kld": "mean KLD between files with the same weights at most {:g}",
+    }
+    return [words[name].format(limit) for name, limit in thresholds.values().items()]
 
 
-def _diverging(greedy: Sheet) -> tuple[Sheet, list[Sheet], int]:
-    """A file's continuations, its earliest divergences, and how many there are."""
-    apart = [prompt for prompt in greedy["prompts"] if prompt["first_divergence"] is not None]
-    apart.sort(key=lambda prompt: prompt["first_divergence"])
-    return greedy, apart[:_PROMPTS], len(apart)
+def _diverging(greedy: Greedy) -> tuple[list[Divergence], int]:
+    """The earliest divergences, and the number of all."""
+    found = sorted((one for one in greedy.prompts if one.position is not None), key=lambda one: one.agreed_tokens)
+    return found[:_PROMPTS], len(found)
 
 
-def _with_error(part: Sheet, key: str, form: str = "{:.3g}", scale: float = 1.0) -> dict[str, str]:
-    """Value and error of `key` as two texts."""
-    value, error = part[key], part[f"{key}_error"]
-    value, error = (None if figure is None else scale * figure for figure in (value, error))
-    if value is not None and form == "rate":
-        form = "{:,.0f}" if value >= 100 else "{:.3g}"
-    text, _, tail = short_power(estimate(value, error, form)).partition(" ± ")
-    return {"value": text, "error": tail}
-
-
-def _percent(part: Sheet, key: str) -> dict[str, str]:
-    return _with_error(part, key, "{:.2f}", 100.0)
+def _figure(estimate: Estimate, form: str = "{:.3g}") -> tuple[str, str]:
+    value, error = figure(estimate, form)
+    return short_power(value), short_power(error)
 
 
 def _visible(text: str) -> str:
-    """A token's text with its spaces and line ends to be seen."""
+    """A token's text with visible spaces and line ends."""
     shown = text.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
     if not shown.strip(" "):
         shown = "␣" * len(shown) or "∅"
     return printable(shown)
 
 
-def _small(value: float | None) -> str:
+def _small(value: float) -> str:
     """A divergence in three significant digits."""
-    return short_power(number(value, "{:.3g}"))
+    return short_power(f"{value:.3g}")

@@ -1,4 +1,4 @@
-"""What a file is called on a sheet with others, and figures as text."""
+"""Names of models in a report, and figures as text."""
 
 from __future__ import annotations
 
@@ -7,36 +7,60 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from smolexport.parity.results import Estimate, ModelInfo
 from smolexport.text import printable
 
-__all__ = ["ABSENT", "error_text", "estimate", "number", "reference_name", "short_names", "short_power", "two_lines"]
+if TYPE_CHECKING:
+    from smolexport.parity.inputs import Candidate
+
+__all__ = [
+    "ABSENT",
+    "described",
+    "figure",
+    "model_infos",
+    "number",
+    "percent",
+    "rate",
+    "reference_name",
+    "short_names",
+    "short_power",
+    "two_lines",
+]
 
 ABSENT = "-"
 
 
-def short_names(models: Sequence[tuple[Path, str]]) -> list[str]:
-    """A short name for each (path, runtime), no two alike: the file's own, with more around it only where it must.
+def model_infos(models: Sequence[Candidate]) -> list[ModelInfo]:
+    """The facts about `models`, each under a name of its own."""
+    names = short_names([(model.path, model.runtime.NAME) for model in models])
+    return [model.info(name) for model, name in zip(models, names, strict=True)]
 
-    Two files of one name get their folder, or where that does not tell them apart the whole path; one file on two
-    runtimes gets the runtime.
+
+def short_names(models: Sequence[tuple[Path, str]]) -> list[str]:
+    """A unique short name for each (path, runtime): the file name, extended only where necessary.
+
+    Files of equal names get their folder, then the whole path; one file on several runtimes gets the runtime; the same
+    file on the same runtime gets a number.
     """
     found = [path.name or str(path) for path, _ in models]
     longer = [f"{path.absolute().parent.name}/{path.name}" for path, _ in models], [str(path) for path, _ in models]
     for names in longer:
-        places: dict[str, set[Path]] = {}
+        paths: dict[str, set[Path]] = {}
         for name, (path, _) in zip(found, models, strict=True):
-            places.setdefault(name, set()).add(path)
-        found = [more if len(places[name]) > 1 else name for name, more in zip(found, names, strict=True)]
-    counts = Counter(found)
-    return [
-        printable(f"{name} on {runtime}" if counts[name] > 1 else name)
-        for name, (_, runtime) in zip(found, models, strict=True)
-    ]
+            paths.setdefault(name, set()).add(path)
+        found = [more if len(paths[name]) > 1 else name for name, more in zip(found, names, strict=True)]
+    on_runtimes = [f"{name} on {runtime}" for name, (_, runtime) in zip(found, models, strict=True)]
+    numbered = [f"{name} #{place}" for place, name in enumerate(on_runtimes, 1)]
+    for names in (on_runtimes, numbered):
+        counts = Counter(found)
+        found = [more if counts[name] > 1 else name for name, more in zip(found, names, strict=True)]
+    return [printable(name) for name in found]
 
 
 def reference_name(path: Path) -> str:
-    """What the checkpoint in `path` is called: `demo`, the hub's `owner/name`, else the folder's own name."""
+    """Name of the checkpoint in `path`: `demo`, the hub's `owner/name`, or the folder's name."""
     from smolexport.demo import demo_checkpoint
 
     path = path.absolute()
@@ -48,8 +72,14 @@ def reference_name(path: Path) -> str:
     return printable(path.name or str(path))
 
 
+def described(model: ModelInfo, kind: str = "") -> str:
+    """What a model is: `gguf int4 gptq, llama.cpp`; `kind` replaces the format."""
+    method = f" {model.method}" if model.method else ""
+    return f"{kind or model.format} {model.scheme}{method}, {model.runtime}"
+
+
 def two_lines(first: str, second: str, *, dim: bool = True) -> str:
-    """Two lines of a cell of a rich table, the second one dim; strangers' names mean nothing in them."""
+    """Two lines of a cell of a rich table, the second one dim; markup in names is escaped."""
     from rich.markup import escape
 
     first, second = escape(printable(first)), escape(printable(second))
@@ -61,16 +91,24 @@ def number(value: float | None, form: str) -> str:
     return ABSENT if value is None else form.format(value)
 
 
-def error_text(error: float) -> str:
-    """A standard error: two significant digits, or all before the point."""
-    return f"{error:,.0f}" if error >= 10 or error == 0 else f"{error:.2g}"
+def figure(estimate: Estimate | None, form: str) -> tuple[str, str]:
+    """Text of a value and of its standard error, which is empty if unknown."""
+    if estimate is None:
+        return ABSENT, ""
+    error = estimate.error
+    # two significant digits, or all before the decimal point
+    shown = f"{error:,.0f}" if error >= 10 or error == 0 else f"{error:.2g}"
+    return form.format(estimate.value), shown if math.isfinite(error) else ""
 
 
-def estimate(value: float | None, error: float | None, form: str) -> str:
-    """`value ± error` on one line; the error alone may be absent."""
-    if value is None or error is None or not math.isfinite(error):
-        return number(value, form)
-    return f"{form.format(value)} ± {error_text(error)}"
+def rate(estimate: Estimate | None) -> tuple[str, str]:
+    """`figure` of a rate: three digits, or all before the decimal point."""
+    return figure(estimate, "{:,.0f}" if estimate and estimate.value >= 100 else "{:.3g}")
+
+
+def percent(share: Estimate) -> tuple[str, str]:
+    """`figure` of a share, in percent."""
+    return figure(Estimate(100 * share.value, 100 * share.error), "{:.2f}")
 
 
 def short_power(text: str) -> str:

@@ -1,6 +1,6 @@
-"""Figures of matplotlib as SVG that lives in a page: its colours follow the page's scheme, its texts stay text.
+"""Matplotlib figures as inline SVG: colours follow the colour scheme of the page, text stays text.
 
-A drawing uses the colours of `INKS`, which stand for the page's own (CSS variables) and are replaced at the end.
+Drawings use the colours of `INKS`, placeholders that are replaced by the page's CSS variables at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["INKS", "SERIES", "Chart", "draw", "log_scale", "need_matplotlib"]
 
 SERIES = 6
-# no colour that matplotlib would use by itself
+# colours that matplotlib does not use by itself
 INKS = {
     name: f"#0a0b{place + 16:02x}"
     for place, name in enumerate(
@@ -33,9 +33,9 @@ INKS = {
 _SETTINGS = {
     "svg.fonttype": "none",
     "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; wider than what a page will use
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; wider than the page's own font
     "font.size": 8.5,
-    "text.parse_math": False,  # a dollar sign in a file's name is one
+    "text.parse_math": False,  # a dollar sign in a file name is not mathematics
     "text.usetex": False,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -76,9 +76,9 @@ class Chart:
 
     Attributes:
         key: its name among the page's charts.
-        title: its heading.
-        caption: how to read it.
-        svg: the element `svg`, with its alternative text.
+        title: heading.
+        caption: how to read the chart.
+        svg: the element `svg`, with an alternative text.
     """
 
     key: str
@@ -88,7 +88,7 @@ class Chart:
 
 
 def need_matplotlib() -> None:
-    """Raise MissingDependencyError where matplotlib cannot be imported."""
+    """Raise MissingDependencyError if matplotlib cannot be imported."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -100,14 +100,14 @@ def need_matplotlib() -> None:
 def draw(
     key: str, title: str, caption: str, alt: str, size: tuple[float, float], paint: Callable[[Figure], None]
 ) -> Chart:
-    """Let `paint` fill a figure of `size` inches, and take it as SVG.
+    """Draw a figure of `size` inches with `paint` and return it as SVG.
 
     Args:
-        key: the chart's name, before every id in the SVG: no two charts of a page share one.
-        title: its heading.
-        caption: how to read it.
-        alt: what a reader who does not see it should know.
-        size: width and height; a page's width is 9.6.
+        key: the chart's name, unique on the page; the prefix of all ids in the SVG.
+        title: heading.
+        caption: how to read the chart.
+        alt: alternative text.
+        size: width and height; the page is 9.6 wide.
         paint: draws into the figure.
 
     Raises:
@@ -125,7 +125,7 @@ def draw(
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Give the axis a log scale whose labels are plain text: `0.01`, `1`, and powers of ten where those are long."""
+    """Give the axis a log scale with plain text labels: `0.01`, `1`, and powers of ten for long ones."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
@@ -153,10 +153,10 @@ def _settings(key: str) -> Iterator[None]:
 
 
 def _inline(document: str, key: str, alt: str) -> str:
-    """The drawing's element alone, its ids made the page's own, its colours the page's."""
+    """The element `svg` alone, with unique ids and the page's colours."""
     body = document[document.index("<svg") :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)
-    # within tags alone: a file's name that looks like an attribute is text and stays as it is
+    # only within tags: a file name that looks like an attribute is text and must not change
     body = re.sub(r"<[^<>]*>", lambda tag: _own_tag(tag[0], key), body)
     opening = f'<svg role="img" aria-label="{escape(alt)}" '
     return re.sub(r"^<svg ", lambda _: opening, body).strip()
@@ -171,7 +171,7 @@ def _own_tag(tag: str, key: str) -> str:
 
 
 def _font(found: re.Match[str]) -> str:
-    """Size and weight as drawn; the family is the page's."""
+    """Size and weight as drawn; the font family comes from the page."""
     weight = re.search(r"\b(bold|[1-9]00)\b", found[0].partition(f"{found[1]}px")[0])
     return f"font-size: {found[1]}px" + (f"; font-weight: {weight[1]}" if weight else "")
 

@@ -1,4 +1,4 @@
-"""Names beside points, so that none lies on another."""
+"""Labels beside points, without overlaps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 __all__ = ["place_labels"]
 
-_GAP = 7.0  # points between a mark's middle and its name
+_GAP = 7.0  # points between the centre of a marker and its label
 
 
 def place_labels(
     figure: Figure, axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], colours: Sequence[str]
 ) -> None:
-    """Write each name beside its point, at the first spot that is free; a thin line leads to one that is far.
+    """Write each name beside its point at the first free position; a thin line leads to a distant one.
 
-    Call it last: it settles the layout.  Where no spot is free the name stands right of its point all the same.
+    Call it last, because it finalizes the layout.  If no position is free, the name is written right of its point.
     """
     figure.draw_without_rendering()
     scale = figure.dpi / 72
@@ -51,7 +51,7 @@ def place_labels(
 
 
 def _spots() -> Iterator[tuple[float, float, Literal["left", "right"]]]:
-    """Offsets in points and the text's alignment: beside, then higher and lower, ever farther."""
+    """Offsets in points and text alignment: beside the point, then above and below, farther and farther."""
     yield _GAP, 0.0, "left"
     yield -_GAP, 0.0, "right"
     for step in range(1, 14):

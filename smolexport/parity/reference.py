@@ -1,4 +1,4 @@
-"""The reference, played once or found in the cache: windows, logits, greedy continuations, noise floor.
+"""The reference, run once or read from the cache: windows, logits, greedy continuations, noise floor.
 
 Notation: v = vocab_size.
 """
@@ -18,35 +18,34 @@ from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError
 from smolexport.parity.greedy import Continuation, continue_greedily
-from smolexport.parity.inputs import Candidate, Settings
+from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
+from smolexport.parity.logit_cache import LOGITS, LogitCache, LogitStore, Recorder, digest
+from smolexport.parity.metrics import Accumulator, read_predictions
 from smolexport.parity.results import Accuracy
-from smolexport.parity.statistics import Accumulator, read_predictions
-from smolexport.parity.store import LOGITS, LogitStore, Recorder, Shelf, digest
 from smolexport.parity.windows import Window, block_rows, blocks, cut, prompts
 from smolexport.run.session import DEFAULT_CONTEXT, Session, TextCodec, choose_context
 
-__all__ = ["Base", "Tick", "play", "reach", "reference_blocks"]
+__all__ = ["ReferenceRun", "reference_blocks", "required_context", "run_reference"]
 
-Tick = Callable[[str, int, int], None]
 FLOOR = "floor.f64"
-FORM = 2  # of entries; one of another form has another key
+FORM = 2  # version of the entries' contents; it is part of their keys
 
 
 @dataclass(frozen=True)
-class Base:
-    """What the candidates are held against.
+class ReferenceRun:
+    """Output of the reference that the candidates are compared with.
 
     Attributes:
-        text: what is scored.
+        text: the scored text.
         ids: the whole text in the reference's tokens.
-        codec: its tokenizer.
-        windows: what is scored.
+        codec: the reference's tokenizer.
+        windows: the scored windows.
         store: the logits of all scored positions, window after window.
-        continuations: of the prompts.
-        greedy_tokens: most tokens of each.
-        floor: float32 arithmetic against the reference's; None where it was not asked for, or is the same.
-        context: most tokens that the reference holds.
-        load_seconds: None where it did not have to be opened.
+        continuations: greedy continuations of the prompts.
+        noise_floor: float32 arithmetic against the reference's; None if not measured or if the reference is float32.
+        greedy_tokens: most tokens per continuation.
+        context: context length of the reference in tokens.
+        load_seconds: None if the reference did not have to be opened.
     """
 
     text: str
@@ -55,75 +54,84 @@ class Base:
     windows: Sequence[Window]
     store: LogitStore
     continuations: Sequence[Continuation]
+    noise_floor: Accuracy | None
     greedy_tokens: int
-    floor: Accuracy | None
     context: int
     load_seconds: float | None
 
 
-def reach(settings: Settings) -> int:
-    """Most tokens that a session has to hold for all that is measured."""
+def required_context(settings: Settings) -> int:
+    """Context length that a session needs for everything that `settings` measure."""
     single = max(settings.greedy_tokens, settings.decode_tokens if settings.repetitions else 0)
     return max(settings.window, settings.prompt_tokens + single, settings.prefill_tokens if settings.repetitions else 0)
 
 
-def play(
+def run_reference(
     reference: Candidate,
     text: str,
     settings: Settings,
-    shelf: Shelf,
-    limit: int | None,
-    tick: Tick,
-    look: Callable[[Sequence[Window]], None] | None = None,
-) -> Base:
-    """Play the reference on `text`, or find what it gave before on `shelf`.
+    cache: LogitCache,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+    check: Callable[[Sequence[Window]], None] | None = None,
+) -> ReferenceRun:
+    """Run the reference on `text`, or read its output from `cache`.
 
     Args:
         reference: the checkpoint with its runtime.
-        text: what is scored.
-        settings: how much.
-        shelf: where its logits are kept.
-        limit: context of the smallest candidate, where that is below what `settings` ask for.
-        tick: told about each step.
-        look: shown the windows before anything is played; may refuse them.
+        text: the text to score.
+        settings: what to measure.
+        cache: where its logits are kept.
+        limit: context length of the smallest candidate, if that is less than `settings` ask for.
+        progress: called at each step.
+        check: called with the windows before anything is run; may raise.
+
+    Raises:
+        OutputError: the disk has no room for the logits, or what was written cannot be read back.
     """
     with ExitStack() as stack:
-        player = _Player(reference, settings, stack)
-        codec = player.codec
+        session = _LazySession(reference, settings, stack)
+        codec = session.codec
         ids = codec.encode(text)
-        context, bos = min(player.context, limit or player.context), next(iter(codec.encode("")), None)
+        context, bos = min(session.context, limit or session.context), next(iter(codec.encode("")), None)
         windows = cut(ids, min(settings.window, context), bos=bos, limit=settings.max_windows)
-        if look:
-            look(windows)
-        length = max(1, min(settings.prompt_tokens, context // 2))
-        count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
-        starts = prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []
+        if check:
+            check(windows)
+        starts, count = _starts(ids, context, settings, bos)
         tokens = [*(w.tokens for w in windows), *starts]
         key = digest(reference.path, _facts(reference, count, codec.stop_tokens, settings), tokens)
         measured = settings.attribution and _is_bf16(reference)
-        found = _stored(shelf, key, windows, starts, floor=measured)
+        found = _stored(cache, key, windows, starts, with_floor=measured)
         if found is None:
             facts: dict[str, Any] = {}
-            with shelf.making(key, facts) as folder:
-                _record(player.session, windows, settings, folder / LOGITS, tick, bf16=_is_bf16(reference))
-                given = _continuations(player.session, starts, count, codec.stop_tokens, tick)
+            with cache.making(key, facts) as folder:
+                _record(session.opened, windows, settings, folder / LOGITS, progress, bf16=_is_bf16(reference))
+                given = _continuations(session.opened, starts, count, codec.stop_tokens, progress)
                 facts["greedy"] = [_as_json(one) for one in given]
-                player.close()
+                session.close()
                 if measured:
-                    _measure_floor(reference, windows, settings, folder, tick)
+                    _measure_floor(reference, windows, settings, folder, progress)
                 reference.unchanged()
-            found = _stored(shelf, key, windows, starts, floor=measured)
+            found = _stored(cache, key, windows, starts, with_floor=measured)
         if found is None:
-            raise OutputError(f"{shelf.path(key)}: what was just written there cannot be read back")
-        store, continuations, floor = found
-        return Base(text, ids, codec, windows, store, continuations, count, floor, context, player.load_seconds)
+            raise OutputError(f"{cache.path(key)}: the entry just written cannot be read back; check the disk")
+        return ReferenceRun(text, ids, codec, windows, *found, count, context, session.load_seconds)
+
+
+def _starts(
+    ids: Sequence[int], context: int, settings: Settings, bos: int | None
+) -> tuple[list[NDArray[np.int64]], int]:
+    """The prompts, and the number of tokens to continue each of them by."""
+    length = max(1, min(settings.prompt_tokens, context // 2))
+    count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
+    return (prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []), count
 
 
 def _stored(
-    shelf: Shelf, key: str, windows: Sequence[Window], starts: Sequence[NDArray[np.int64]], *, floor: bool
+    cache: LogitCache, key: str, windows: Sequence[Window], starts: Sequence[NDArray[np.int64]], *, with_floor: bool
 ) -> tuple[LogitStore, list[Continuation], Accuracy | None] | None:
-    """What the entry `key` holds; None where there is none, or a damaged one, which is removed."""
-    found = shelf.find(key)
+    """The content of the entry `key`; None if it is missing, or damaged and therefore removed."""
+    found = cache.find(key)
     if found is None:
         return None
     entry, facts = found
@@ -131,17 +139,17 @@ def _stored(
         store, rows = LogitStore(entry / LOGITS), sum(window.scored for window in windows)
         greedy = zip(starts, facts["greedy"], strict=True)
         continuations = [_from_json(start, one, store.vocab_size) for start, one in greedy]
-        apart = Accumulator.load(entry / FLOOR).result() if floor else None
-        if store.rows == rows and (apart is None or apart.positions == rows):
-            return store, continuations, apart
+        floor = Accumulator.load(entry / FLOOR).result() if with_floor else None
+        if store.rows == rows and (floor is None or floor.positions == rows):
+            return store, continuations, floor
     except (LookupError, TypeError, ValueError, OverflowError, FileFormatError):
         pass
-    shelf.remove(key)
+    cache.remove(key)
     return None
 
 
-class _Player:
-    """The reference's session, opened when something asks for it."""
+class _LazySession:
+    """The reference's session, opened on first use."""
 
     def __init__(self, reference: Candidate, settings: Settings, stack: ExitStack) -> None:
         self._reference, self._settings, self._stack = reference, settings, stack
@@ -149,10 +157,10 @@ class _Player:
         self.load_seconds: float | None = None
 
     @property
-    def session(self) -> Session:
+    def opened(self) -> Session:
         if self._session is None:
             start = time.perf_counter()
-            needed = reach(self._settings)
+            needed = required_context(self._settings)
             context = needed if needed > DEFAULT_CONTEXT else None
             model = self._reference
             open_session: Callable[..., Session] = model.runtime.open
@@ -164,13 +172,13 @@ class _Player:
     @property
     def codec(self) -> TextCodec:
         origin = self._reference.origin
-        return self.session.codec if origin is None else origin.codec()
+        return self.opened.codec if origin is None else origin.codec()
 
     @property
     def context(self) -> int:
-        origin, needed = self._reference.origin, reach(self._settings)
+        origin, needed = self._reference.origin, required_context(self._settings)
         if origin is None:
-            return self.session.context
+            return self.opened.context
         return choose_context(needed if needed > DEFAULT_CONTEXT else None, origin.spec.context_length)
 
     def close(self) -> None:
@@ -183,7 +191,7 @@ def _is_bf16(reference: Candidate) -> bool:
 
 
 def _facts(reference: Candidate, count: int, stop: frozenset[int], settings: Settings) -> dict[str, object]:
-    """What the entry depends on besides weights and tokens."""
+    """What the entry depends on, besides weights and tokens."""
     runtime = reference.runtime
     return {
         "runtime": [runtime.NAME, runtime.version()],
@@ -196,24 +204,24 @@ def _facts(reference: Candidate, count: int, stop: frozenset[int], settings: Set
 
 
 def _record(
-    session: Session, windows: Sequence[Window], settings: Settings, path: Path, tick: Tick, *, bf16: bool
+    session: Session, windows: Sequence[Window], settings: Settings, path: Path, progress: Progress, *, bf16: bool
 ) -> None:
     rows = block_rows(session.vocab_size, settings.block_bytes)
     with Recorder(path, sum(w.scored for w in windows), session.vocab_size, bf16=bf16) as recorder:
         for done, window in enumerate(windows):
-            tick("reference", done, len(windows))
+            progress("reference", done, len(windows))
             for logits in blocks(session, window, rows):
                 recorder.add(logits)
-    tick("reference", len(windows), len(windows))
+    progress("reference", len(windows), len(windows))
 
 
 def _continuations(
-    session: Session, starts: Sequence[NDArray[np.int64]], count: int, stop: frozenset[int], tick: Tick
+    session: Session, starts: Sequence[NDArray[np.int64]], count: int, stop: frozenset[int], progress: Progress
 ) -> Iterator[Continuation]:
     for done, prompt in enumerate(starts):
-        tick("continue", done, len(starts))
+        progress("continue", done, len(starts))
         yield continue_greedily(session, prompt, count, stop)
-    tick("continue", len(starts), len(starts))
+    progress("continue", len(starts), len(starts))
 
 
 def _as_json(one: Continuation) -> dict[str, list[float]]:
@@ -228,9 +236,9 @@ def _from_json(prompt: NDArray[np.int64], one: Mapping[str, Any], vocab_size: in
 
 
 def _measure_floor(
-    reference: Candidate, windows: Sequence[Window], settings: Settings, folder: Path, tick: Tick
+    reference: Candidate, windows: Sequence[Window], settings: Settings, folder: Path, progress: Progress
 ) -> None:
-    """Play the reference in float32 against what is in `folder`, and leave the figures there."""
+    """Run the reference in float32, compare it with the logits in `folder`, and write the figures there."""
     open_session: Callable[..., Session] = reference.runtime.open
     options = {**reference.options, "dtype": "f32"}
     total = Accumulator()
@@ -238,11 +246,11 @@ def _measure_floor(
         for done, (window, parts) in enumerate(
             reference_blocks(LogitStore(folder / LOGITS), windows, settings.block_bytes)
         ):
-            tick("floor", done, len(windows))
+            progress("floor", done, len(windows))
             feed = blocks(session, window, block_rows(session.vocab_size, settings.block_bytes))
             for logits, following in parts:
                 total.add(read_predictions(logits, following), read_predictions(next(feed), following))
-    tick("floor", len(windows), len(windows))
+    progress("floor", len(windows), len(windows))
     total.save(folder / FLOOR)
 
 
@@ -251,7 +259,7 @@ def reference_blocks(
 ) -> Iterator[tuple[Window, Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]]]:
     """Each window with the stored logits [.., v] of its scored positions and their true next tokens, block by block.
 
-    The blocks are cut as `windows.blocks` cuts a session's.
+    The blocks have the sizes of those that `windows.blocks` yields.
     """
     rows, first = block_rows(store.vocab_size, block_bytes), 0
     for window in windows:

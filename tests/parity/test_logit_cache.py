@@ -14,11 +14,11 @@ import smolexport_on_table as table
 
 from smolexport.demo import demo_checkpoint, demo_text
 from smolexport.errors import FileFormatError, OutputError, SessionError
-from smolexport.parity import candidates, store
+from smolexport.parity import candidates, logit_cache
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
-from smolexport.parity.statistics import Accumulator
-from smolexport.parity.store import LogitStore, Recorder, Shelf, digest
+from smolexport.parity.logit_cache import LogitCache, LogitStore, Recorder, digest
+from smolexport.parity.metrics import Accumulator
 from tests.children import python
 from tests.mutations import changed_bytes, read_or_refused
 
@@ -60,7 +60,7 @@ def test_logits_come_back_to_the_bit(tmp_path: Path, bf16: bool) -> None:
 
 
 def test_what_is_no_bfloat16_is_not_cut(tmp_path: Path) -> None:
-    with Recorder(tmp_path / "l.npy", 1, 2, bf16=True) as recorder, pytest.raises(SessionError, match="no bfloat16"):
+    with Recorder(tmp_path / "l.npy", 1, 2, bf16=True) as recorder, pytest.raises(SessionError, match="not bfloat16"):
         recorder.add(np.array([[1.0, 1.001]], np.float32))
 
 
@@ -69,7 +69,7 @@ def test_damage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     stored = write(path, np.zeros((4, 5), np.float32), bf16=False)
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    with pytest.raises(FileFormatError, match="ends early"):
+    with pytest.raises(FileFormatError, match="is truncated"):
         list(stored.blocks(0, 4, 4))
     for content in (data[:-1], data[:5], b"", b"no array"):
         path.write_bytes(content)
@@ -152,8 +152,8 @@ def test_a_noise_floor_that_is_not_there_is_measured_again(
             candidates.reference(demo_checkpoint()), candidates.exported(demo_files[:1]),
             text=demo_text(), settings=settings, cache=tmp_path / "c",
         )  # fmt: skip
-        assert played.reference.floor is not None
-        return played.reference.floor.kld.mean.value
+        assert played.reference.noise_floor is not None
+        return played.reference.noise_floor.kld.mean.value
 
     first = floor()
     [entry] = (tmp_path / "c").iterdir()
@@ -162,17 +162,17 @@ def test_a_noise_floor_that_is_not_there_is_measured_again(
 
 
 def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "ROOM", 800)
-    shelf = Shelf(tmp_path)
+    monkeypatch.setattr(logit_cache, "ROOM", 800)
+    cache = LogitCache(tmp_path)
     for number in range(4):
-        with shelf.making(f"k{number}", {}) as folder:
+        with cache.making(f"k{number}", {}) as folder:
             write(folder / "logits.npy", np.zeros((4, 5), np.float32), bf16=False)
-        shelf.find("k0")
+        cache.find("k0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k0", "k2", "k3"]
 
 
 def test_nothing_is_left_of_an_entry_that_fails(tmp_path: Path) -> None:
-    making = Shelf(tmp_path).making("k", {})
+    making = LogitCache(tmp_path).making("k", {})
     (making.__enter__() / "logits.npy").write_bytes(b"x")
     assert list(tmp_path.iterdir())
     assert not making.__exit__(RuntimeError, RuntimeError(), None)
@@ -181,7 +181,7 @@ def test_nothing_is_left_of_an_entry_that_fails(tmp_path: Path) -> None:
 
 def test_the_cache_goes_where_the_hubs_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path))
-    said = python("from smolexport.parity.store import usual_folder; print(usual_folder())")
+    said = python("from smolexport.parity.logit_cache import usual_folder; print(usual_folder())")
     assert tmp_path in Path(said.strip()).parents
 
 
@@ -191,15 +191,15 @@ def test_a_digest_reads_a_file_once_and_again_when_it_changed(tmp_path: Path, mo
     file.write_bytes(b"abcd")
     os.utime(file, (ago, ago))
     read = list[Path]()
-    plain = store.hashlib.file_digest
-    monkeypatch.setattr(store.hashlib, "file_digest", lambda f, kind: read.append(Path(f.name)) or plain(f, kind))
+    plain = logit_cache.hashlib.file_digest
+    monkeypatch.setattr(logit_cache.hashlib, "file_digest", lambda f, kind: read.append(Path(f.name)) or plain(f, kind))
 
     def mark() -> str:
         return digest(tmp_path, {"a": 1}, [])
 
     assert mark() == mark()
     assert read == [file, file], "a second write could leave it the same date"
-    monkeypatch.setattr(store, "SETTLED", -1)
+    monkeypatch.setattr(logit_cache, "SETTLED", -1)
     first = mark()
     assert first == mark()
     assert len(read) == 3

@@ -13,15 +13,16 @@ from rich.console import Console
 
 from smolexport.calibration.methods import sidecar_of
 from smolexport.conversion.source_model import CALIBRATION_KEY
-from smolexport.parity.calibrated import Record, Step, read_record, read_steps
+from smolexport.parity.calibration_record import CalibrationEffect, Record, read_calibration_errors, read_record
 from smolexport.parity.compare import compare
-from smolexport.parity.gate import Gate, Rule, Thresholds
 from smolexport.parity.inputs import Settings
-from smolexport.parity.junit import to_junit
-from smolexport.parity.methods import columns, side_by_side
+from smolexport.parity.method_table import columns, side_by_side
 from smolexport.parity.report import render, render_html, render_markdown, to_json
+from smolexport.parity.report.junit import to_junit
+from smolexport.parity.report.names import described
+from smolexport.parity.thresholds import Gate, Rule, Thresholds
 from tests.browser.chromium_for_tests import needs_chromium_alone, opened
-from tests.parity.rich_sheets import keeps_to_schema
+from tests.parity.rich_sheets import keeps_to_schema, moved
 
 QUICK = Settings(window=64, repetitions=0, greedy_tokens=0, memory=False)
 RECORD = {
@@ -35,9 +36,11 @@ ERRORS = {
 } | {"model.embed_tokens.weight": {"before": 0.002, "after": 0.001}}
 
 
-def steps_of(errors):
+def effects_of(errors):
     return tuple(
-        Step(source, None if "embed" in source else int(source.split(".")[2]), source.split(".")[-2], **one)
+        CalibrationEffect(
+            source, None if "embed" in source else int(source.split(".")[2]), source.split(".")[-2], **one
+        )
         for source, one in errors.items()
     )
 
@@ -50,9 +53,11 @@ def comparison(make_model, text):
         for place, method in enumerate(methods):
             model = make_model(f"{scheme}.{method}.table", noise=noise / (1 + place))
             record = Record(method) if method else None
-            steps = steps_of(ERRORS) if method == "gptq" else ()
+            effects = effects_of(ERRORS) if method == "gptq" else ()
             size = {"q4": 4_000_000, "q5": 5_000_000}[scheme]
-            models.append(dataclasses.replace(model, calibration=record, steps=steps, bytes=size + place))
+            models.append(
+                dataclasses.replace(model, calibration=record, calibration_errors=effects, bytes=size + place)
+            )
     return compare(make_model("bf16.table"), models, text=text, settings=QUICK)
 
 
@@ -81,30 +86,29 @@ def test_every_report_names_the_method(comparison):
 
 def test_methods_stand_side_by_side(comparison):
     rows = side_by_side(comparison.candidates)
-    assert [(row.scheme, [cell.method for cell in row.cells]) for row in rows] == [
+    assert [(row.scheme, [file.method for file in row.files]) for row in rows] == [
         ("q4", ["rtn", "gptq", "distil"]),
         ("q5", ["rtn", "distil"]),
     ]
     plain, solved = (comparison.candidates[place].accuracy.kld.mean.value for place in (0, 1))
-    assert rows[0].cells[1].ratio == solved / plain
+    assert comparison.methods == rows
+    assert rows[0].files[1].ratio == solved / plain
     assert 0 < solved < plain
     terminal, markdown = printed(comparison), render_markdown(comparison)
-    assert "Methods at equal bytes, mean KLD" in terminal
+    assert "Methods at equal size, mean KLD" in terminal
     assert f"{solved / plain:.2f} x rtn" in terminal
     assert "| format | rtn | gptq | distil |" in markdown
     assert f"({solved / plain:.2f}) |" in markdown
     assert next(line for line in markdown.splitlines() if line.startswith("| table q5, table")).split(" | ")[2] == "-"
     page = render_html(comparison)
-    assert "Methods side by side at equal bytes" in page
+    assert "Calibration methods at equal size" in page
     assert f"{solved / plain:.2f} × rtn" in page
 
 
 def test_other_sizes_and_single_methods_are_no_row(comparison):
     results = comparison.candidates
     assert side_by_side(results[1:2] + results[3:4]) == ()
-    wider = dataclasses.replace(
-        results[1], model=dataclasses.replace(results[1].model, bits_per_weight=results[0].model.bits_per_weight + 1)
-    )
+    wider = moved(results[1], bits_per_weight=results[0].model.bits_per_weight + 1)
     assert side_by_side((results[0], wider)) == ()
     # a second file of one method is not dropped: it opens a row, which then has to find its like
     assert len(side_by_side((*results[:2], *results[:2]))) == 2
@@ -124,12 +128,12 @@ def test_curves_join_the_sizes_of_a_method(comparison):
 
 def test_errors_before_and_after_are_drawn_where_a_report_has_them(comparison):
     page = render_html(comparison)
-    assert 'id="steps"' in page
-    steps = page[page.index('id="steps"') : page.index("</figure>", page.index('id="steps"'))]
-    for label in ("q_proj", "down_proj", "embed_tokens", "rounded to the nearest"):
-        assert f">{label}<" in steps
-    bare = [dataclasses.replace(one, model=dataclasses.replace(one.model, steps=())) for one in comparison.candidates]
-    assert 'id="steps"' not in render_html(dataclasses.replace(comparison, candidates=tuple(bare)))
+    assert 'id="calibration"' in page
+    chart = page[page.index('id="calibration"') : page.index("</figure>", page.index('id="calibration"'))]
+    for label in ("q_proj", "down_proj", "embed_tokens", "rounded to nearest"):
+        assert f">{label}<" in chart
+    bare = [dataclasses.replace(one, calibration_errors=()) for one in comparison.candidates]
+    assert 'id="calibration"' not in render_html(dataclasses.replace(comparison, candidates=tuple(bare)))
 
 
 def test_hostile_methods_are_text(make_model, text):
@@ -144,9 +148,9 @@ def test_hostile_methods_are_text(make_model, text):
 
 def test_a_gate_matches_the_scheme_of_a_calibrated_file(make_model):
     model = dataclasses.replace(make_model("int4.table"), calibration=Record("gptq"))
-    assert model.kind == "int4 gptq"
+    assert described(model.info("int4.table")) == "table int4 gptq, table"
     gate = Gate(rules=(Rule("table", "int4", Thresholds(max_kld=0.5)),))
-    assert gate.thresholds_for(model).max_kld == 0.5
+    assert gate.thresholds_for(model.info("int4.table")).max_kld == 0.5
 
 
 def test_a_record_is_read():
@@ -176,9 +180,9 @@ def test_a_damaged_record_is_a_note(value):
 
 def test_the_report_beside_a_file_is_read(tmp_path):
     path, record = tmp_path / "x.gguf", read_record({CALIBRATION_KEY: json.dumps(RECORD)})[0]
-    assert read_steps(path, record) == ((), "")
+    assert read_calibration_errors(path, record) == ((), "")
     sidecar_of(path).write_text(json.dumps(RECORD | {"tensors": ERRORS}))
-    assert read_steps(path, record) == (steps_of(ERRORS), "")
+    assert read_calibration_errors(path, record) == (effects_of(ERRORS), "")
 
 
 @pytest.mark.parametrize(
@@ -198,8 +202,8 @@ def test_the_report_beside_a_file_is_read(tmp_path):
 def test_a_damaged_report_beside_a_file_is_a_note(content, tmp_path):
     path, record = tmp_path / "x.gguf", read_record({CALIBRATION_KEY: json.dumps(RECORD)})[0]
     sidecar_of(path).write_bytes(content)
-    steps, note = read_steps(path, record)
-    assert steps == ()
+    effects, note = read_calibration_errors(path, record)
+    assert effects == ()
     assert note.startswith("x.gguf.calibration.json: cannot be read (")
     assert "\n" not in note
     assert len(note) < 200
@@ -209,7 +213,7 @@ def test_a_damaged_report_beside_a_file_is_a_note(content, tmp_path):
 def test_a_folder_or_pipe_in_its_place_is_a_note(make, tmp_path):
     path = tmp_path / "x.gguf"
     make(sidecar_of(path))
-    assert "cannot be read" in read_steps(path, Record("gptq"))[1]
+    assert "cannot be read" in read_calibration_errors(path, Record("gptq"))[1]
 
 
 def test_notes_of_a_candidate_stand_on_the_sheet(make_model, text):

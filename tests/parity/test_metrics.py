@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smolexport.errors import UsageError
-from smolexport.parity.statistics import Accumulator, percentile, read_predictions
+from smolexport.parity.metrics import Accumulator, percentile, read_predictions
 
 
 def log_softmax(row):
@@ -52,10 +53,10 @@ def test_two_words_worked_out_on_paper():
     reference = np.log(np.array([[3.0, 1.0]])).astype(np.float32)
     result = run(reference, np.zeros((1, 2), np.float32), np.array([0]))
     assert result.kld.mean.value == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7)
-    assert result.reference.value == pytest.approx(4 / 3, rel=1e-7)
-    assert result.candidate.value == pytest.approx(2, rel=1e-7)
-    assert result.ratio.value == pytest.approx(1.5, rel=1e-7)
-    assert result.delta_p.value == pytest.approx(-0.25, abs=1e-7)
+    assert result.reference_perplexity.value == pytest.approx(4 / 3, rel=1e-7)
+    assert result.perplexity.value == pytest.approx(2, rel=1e-7)
+    assert result.perplexity_ratio.value == pytest.approx(1.5, rel=1e-7)
+    assert result.delta_p.mean.value == pytest.approx(-0.25, abs=1e-7)
     assert math.isnan(result.kld.mean.error)
 
 
@@ -74,28 +75,32 @@ def test_all_figures_against_the_definitions(seed):
     assert result.kld.mean.value == pytest.approx(kld.mean(), rel=1e-12)
     assert result.kld.mean.error == pytest.approx(error(kld), rel=1e-9)
     assert result.kld.median == pytest.approx(np.median(kld), rel=1e-12)
-    assert result.kld.maximum == pytest.approx(kld.max(), rel=1e-12)
-    assert result.top1.value == same.mean()
-    assert result.top1.error == pytest.approx(math.sqrt(same.mean() * (1 - same.mean()) / (n - 1)), rel=1e-12)
-    assert result.reference.value == pytest.approx(math.exp(b.mean()), rel=1e-12)
-    assert result.reference.error == pytest.approx(error(b) * math.exp(b.mean()), rel=1e-9)
-    assert result.candidate.value == pytest.approx(math.exp(q.mean()), rel=1e-12)
-    assert result.candidate.error == pytest.approx(error(q) * math.exp(q.mean()), rel=1e-9)
+    assert result.kld.max == pytest.approx(kld.max(), rel=1e-12)
+    assert result.top1_agreement.value == same.mean()
+    assert result.top1_agreement.error == pytest.approx(math.sqrt(same.mean() * (1 - same.mean()) / (n - 1)), rel=1e-12)
+    assert result.reference_perplexity.value == pytest.approx(math.exp(b.mean()), rel=1e-12)
+    assert result.reference_perplexity.error == pytest.approx(error(b) * math.exp(b.mean()), rel=1e-9)
+    assert result.perplexity.value == pytest.approx(math.exp(q.mean()), rel=1e-12)
+    assert result.perplexity.error == pytest.approx(error(q) * math.exp(q.mean()), rel=1e-9)
     covariance = (np.mean(b * q) - b.mean() * q.mean()) / (n - 1)
-    assert result.ln_ratio.value == pytest.approx(q.mean() - b.mean(), abs=1e-13)
-    assert result.ln_ratio.error == pytest.approx(math.sqrt(error(q) ** 2 + error(b) ** 2 - 2 * covariance), rel=1e-8)
-    assert result.ratio.value == pytest.approx(math.exp(q.mean()) / math.exp(b.mean()), rel=1e-12)
-    assert result.ratio.error == pytest.approx(result.ratio.value * result.ln_ratio.error, rel=1e-12)
-    assert result.delta_p.value == pytest.approx(delta.mean(), rel=1e-9)
-    assert result.delta_p.error == pytest.approx(error(delta), rel=1e-9)
+    assert result.ln_perplexity_ratio.value == pytest.approx(q.mean() - b.mean(), abs=1e-13)
+    assert result.ln_perplexity_ratio.error == pytest.approx(
+        math.sqrt(error(q) ** 2 + error(b) ** 2 - 2 * covariance), rel=1e-8
+    )
+    assert result.perplexity_ratio.value == pytest.approx(math.exp(q.mean()) / math.exp(b.mean()), rel=1e-12)
+    assert result.perplexity_ratio.error == pytest.approx(
+        result.perplexity_ratio.value * result.ln_perplexity_ratio.error, rel=1e-12
+    )
+    assert result.delta_p.mean.value == pytest.approx(delta.mean(), rel=1e-9)
+    assert result.delta_p.mean.error == pytest.approx(error(delta), rel=1e-9)
     rms = math.sqrt(np.mean(delta**2))
-    assert result.delta_p_rms.value == pytest.approx(rms, rel=1e-12)
-    assert result.delta_p_rms.error == pytest.approx(0.5 / rms * error(delta**2), rel=1e-8)
+    assert result.delta_p.rms.value == pytest.approx(rms, rel=1e-12)
+    assert result.delta_p.rms.error == pytest.approx(0.5 / rms * error(delta**2), rel=1e-8)
 
 
 def test_error_of_the_ratio_is_far_below_the_errors_of_its_parts():
     result = run(*logits(5, n=400, noise=0.05))
-    assert result.ln_ratio.error < 0.1 * result.candidate.error / result.candidate.value
+    assert result.ln_perplexity_ratio.error < 0.1 * result.perplexity.error / result.perplexity.value
 
 
 def test_top_five_overlap_by_sets():
@@ -104,13 +109,13 @@ def test_top_five_overlap_by_sets():
         len({*np.argsort(-r)[:5]} & {*np.argsort(-c)[:5]}) / 5 for r, c in zip(reference, candidate, strict=True)
     ]
     assert 0 < np.mean(expected) < 1
-    assert run(reference, candidate, following).top5 == pytest.approx(np.mean(expected), rel=1e-12)
+    assert run(reference, candidate, following).top5_overlap == pytest.approx(np.mean(expected), rel=1e-12)
 
 
 def test_first_of_equal_maxima_counts_as_the_top_word():
     tied = np.array([[1, 5, 5, 0], [5, 0, 0, 5]], np.float32)
     clear = np.array([[1, 5, 4, 0], [4, 0, 0, 5]], np.float32)
-    assert run(tied, clear, np.array([0, 0])).top1.value == 0.5
+    assert run(tied, clear, np.array([0, 0])).top1_agreement.value == 0.5
     assert read_predictions(tied, np.array([0, 0])).top.tolist() == [[1, 2, 0, 3], [0, 3, 1, 2]]
 
 
@@ -122,7 +127,7 @@ def test_words_below_the_floor_are_left_out_of_the_divergence_only():
     cut = by_hand(reference, candidate, [3])
     assert result.kld.mean.value == pytest.approx(cut[0][0], rel=1e-13)
     assert 0 < abs(full[0][0] - cut[0][0]) < 16 * math.exp(-16)
-    assert result.reference.value == pytest.approx(math.exp(cut[1][0]), rel=1e-10)
+    assert result.reference_perplexity.value == pytest.approx(math.exp(cut[1][0]), rel=1e-10)
 
 
 @settings(max_examples=60, deadline=None)
@@ -136,12 +141,19 @@ def test_blocks_give_what_the_whole_gives(seed, n, v, cuts):
     reference, candidate, following = logits(seed, n, v)
     whole, streamed = run(reference, candidate, following), run(reference, candidate, following, sorted(cuts))
     assert streamed.divergences == pytest.approx(whole.divergences, rel=1e-11, abs=1e-15)
-    assert streamed.kld.p999 == pytest.approx(whole.kld.p999, rel=1e-11, abs=1e-15)
+    assert streamed.kld.p99_9 == pytest.approx(whole.kld.p99_9, rel=1e-11, abs=1e-15)
     assert streamed.kld.mean.error == pytest.approx(whole.kld.mean.error, rel=1e-7, abs=1e-13, nan_ok=True)
-    assert streamed.top1 == whole.top1 or n == 1
-    assert streamed.top5 == pytest.approx(whole.top5, rel=1e-12)
-    for name in ("reference", "candidate", "ln_ratio", "ratio", "delta_p", "delta_p_rms"):
-        one, other = getattr(whole, name), getattr(streamed, name)
+    assert streamed.top1_agreement == whole.top1_agreement or n == 1
+    assert streamed.top5_overlap == pytest.approx(whole.top5_overlap, rel=1e-12)
+    for name in (
+        "reference_perplexity",
+        "perplexity",
+        "ln_perplexity_ratio",
+        "perplexity_ratio",
+        "delta_p.mean",
+        "delta_p.rms",
+    ):
+        one, other = attrgetter(name)(whole), attrgetter(name)(streamed)
         assert one.value == pytest.approx(other.value, rel=1e-10, abs=1e-13)
         assert one.error == pytest.approx(other.error, rel=1e-7, abs=1e-13, nan_ok=True)
 
@@ -152,7 +164,7 @@ def test_slices_of_a_wide_block_give_what_rows_give():
     whole, rows = run(reference, candidate, following), run(reference, candidate, following, [1, 2, 3, 4])
     assert whole.divergences == pytest.approx(rows.divergences, rel=1e-12)
     assert whole.divergences == pytest.approx(by_hand(reference, candidate, following)[0], rel=1e-11)
-    assert whole.top5 == pytest.approx(rows.top5)
+    assert whole.top5_overlap == pytest.approx(rows.top5_overlap)
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,17 +175,21 @@ def test_a_model_against_itself_shows_nothing(seed, v, shift):
     reference = np.round(reference * 1024) / np.float32(1024)
     result = run(reference, reference + np.float32(shift / 4), following)
     assert np.abs(result.divergences).max() < 1e-13
-    assert (result.top1.value, result.top1.error, result.top5) == (1.0, 0.0, 1.0)
-    assert result.ratio.value == pytest.approx(1, abs=1e-13)
-    assert abs(result.ln_ratio.error) < 1e-13
+    assert (result.top1_agreement.value, result.top1_agreement.error, result.top5_overlap) == (1.0, 0.0, 1.0)
+    assert result.perplexity_ratio.value == pytest.approx(1, abs=1e-13)
+    assert abs(result.ln_perplexity_ratio.error) < 1e-13
 
 
 def test_identical_logits_give_exact_zeros():
     reference, _, following = logits(1)
     result = run(reference, reference.copy(), following)
     assert not result.divergences.any()
-    assert (result.ratio.value, result.ln_ratio.value, result.ln_ratio.error) == (1.0, 0.0, 0.0)
-    assert (result.delta_p_rms.value, result.delta_p_rms.error) == (0.0, 0.0)
+    assert (result.perplexity_ratio.value, result.ln_perplexity_ratio.value, result.ln_perplexity_ratio.error) == (
+        1.0,
+        0.0,
+        0.0,
+    )
+    assert (result.delta_p.rms.value, result.delta_p.rms.error) == (0.0, 0.0)
 
 
 def test_divergence_is_positive_and_grows_with_the_damage():
@@ -181,8 +197,8 @@ def test_divergence_is_positive_and_grows_with_the_damage():
     assert small.divergences.min() > -1e-6
     # second order in the disturbance: four times the noise, about sixteen times the divergence
     assert 10 < large.kld.mean.value / small.kld.mean.value < 22
-    assert large.top1.value < small.top1.value
-    assert large.delta_p_rms.value > small.delta_p_rms.value
+    assert large.top1_agreement.value < small.top1_agreement.value
+    assert large.delta_p.rms.value > small.delta_p.rms.value
 
 
 @settings(max_examples=80, deadline=None)
@@ -195,9 +211,9 @@ def test_percentiles_equal_numpy(values, share):
 
 def test_percentiles_of_a_result_interpolate_between_positions():
     result = run(*logits(4, n=57))
-    for share, value in ((0.5, result.kld.median), (0.99, result.kld.p99), (0.999, result.kld.p999)):
+    for share, value in ((0.5, result.kld.median), (0.99, result.kld.p99), (0.999, result.kld.p99_9)):
         assert value == pytest.approx(np.quantile(result.divergences, share), rel=1e-12)
-    assert result.kld.median < result.kld.p99 < result.kld.p999 < result.kld.maximum
+    assert result.kld.median < result.kld.p99 < result.kld.p99_9 < result.kld.max
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -213,7 +229,7 @@ def test_a_word_that_the_candidate_excludes_makes_an_infinite_divergence():
     reference, candidate, following = logits(6)
     candidate[3, 2] = -np.inf
     result = run(reference, candidate, following)
-    assert result.kld.maximum == math.inf
+    assert result.kld.max == math.inf
     assert math.isfinite(result.kld.median)
 
 
@@ -227,7 +243,7 @@ def test_misfits_are_refused():
     reference, candidate, following = logits(0)
     with pytest.raises(UsageError, match="no position"):
         Accumulator().result()
-    with pytest.raises(UsageError, match=r"\(40, 11\) do not fit next tokens of shape \(39,\)"):
+    with pytest.raises(UsageError, match=r"\(40, 11\) do not match next tokens of shape \(39,\)"):
         read_predictions(reference, following[:-1])
     with pytest.raises(UsageError, match="next tokens reach 11, outside the 11 words"):
         read_predictions(reference, following + 11 - following.max())

@@ -1,4 +1,4 @@
-"""Evaluation text that a calibrated file has seen: a comparison on it would praise what was learned by heart."""
+"""Detection of evaluation text that a file was calibrated on; figures on such text would be too good."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from smolexport.text import label
 
 __all__ = ["MOST", "RUN", "Overlap", "check_runs", "check_sources", "check_texts", "note_on"]
 
-RUN = 32  # tokens in a row that no two texts share by chance
-MOST = 0.01  # share of the scored runs that may be common all the same: a licence, a heading, a quotation
-OTHER = "compare on text that calibration has not seen, with --text"
+RUN = 32  # tokens in a row that two texts do not share by chance
+MOST = 0.01  # tolerated share of common runs: a licence, a heading, a quotation
+OTHER = "use --text with text that calibration has not seen"
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Runs of `RUN` scored tokens, and how many of them stand in the calibration text too."""
+    """Number of runs of `RUN` scored tokens, and how many of them also occur in the calibration text."""
 
     runs: int
     shared: int
 
 
 def check_texts(candidates: Sequence[Candidate], *texts: bytes) -> None:
-    """Refuse a text that is one of those a candidate was calibrated on, byte by byte.
+    """Raise if the text is, byte for byte, a calibration text of a candidate.
 
     Args:
-        candidates: plain files among them have seen no text.
-        texts: one text in all the forms that may have been hashed, e.g. with either line end.
+        candidates: files; plain ones have no calibration text.
+        texts: one text in all forms that may have been hashed, e.g. with either line end.
 
     Raises:
         UsageError: names the file and the calibration text.
@@ -46,52 +46,51 @@ def check_texts(candidates: Sequence[Candidate], *texts: bytes) -> None:
 
 
 def check_sources(sources: Sequence[Source], owner: str, *texts: bytes) -> None:
-    """Refuse a text that is one of `sources`, on which `owner` was calibrated; raises UsageError."""
+    """Raise UsageError if the text is one of `sources`, the calibration texts of `owner`."""
     marks = {hashlib.sha256(text).hexdigest() for text in texts}
     for source in sources:
         if source.sha256 in marks:
-            raise UsageError(f"{owner}: was calibrated on the very text to be scored ({label(source.name)}); {OTHER}")
+            raise UsageError(f"{owner}: was calibrated on the text to be scored ({label(source.name)}); {OTHER}")
 
 
 def check_runs(statistics: Statistics, windows: Sequence[Window]) -> Overlap:
-    """What the scored tokens of `windows` share with the calibration's windows.
+    """Count the runs of scored tokens that also occur in the calibration windows.
 
     Raises:
-        UsageError: more than `MOST` of the runs of `RUN` tokens.
+        UsageError: the share of such runs is above `MOST`.
         CalibrationError: the calibration's windows cannot be read.
     """
-    # a number that is no token between what is not neighbouring
+    # -1, which is not a token, separates windows
     scored = np.concatenate([np.append(window.following, -1) for window in windows])
     runs = sum(max(0, window.scored - RUN + 1) for window in windows)
     found = Overlap(runs, overlaps(statistics.windows(), scored, RUN))
     if found.shared > MOST * runs:
         raise UsageError(
-            f"{statistics.folder}: {found.shared:,} of the {runs:,} runs of {RUN} scored tokens stand in the "
-            f"calibration text too, more than {MOST:.0%}; {OTHER}"
+            f"{statistics.folder}: {found.shared:,} of the {runs:,} runs of {RUN} scored tokens also occur in the "
+            f"calibration text, more than {MOST:.0%}; {OTHER}"
         )
     return found
 
 
 def note_on(statistics: Statistics, candidates: Sequence[Candidate], found: Overlap) -> tuple[str, ...]:
-    """What a reader should know of the check: shared runs, what it could not see, files of other statistics."""
+    """Notes on the check: shared runs, what it could not detect, files calibrated with other statistics."""
     notes = []
     if not found.runs:
         notes.append(
-            f"windows score fewer than {RUN} tokens each: runs shared with the calibration text cannot be seen"
+            f"windows score fewer than {RUN} tokens each: overlap with the calibration text cannot be detected"
         )
     else:
         notes.append(
-            f"{found.shared:,} of the {found.runs:,} runs of {RUN} scored tokens stand in the calibration text too"
+            f"{found.shared:,} of the {found.runs:,} runs of {RUN} scored tokens also occur in the calibration text"
         )
-    strange = [
+    other = [
         candidate.path.name
         for candidate in candidates
         if candidate.calibration and candidate.calibration.windows_sha256 != statistics.manifest.sha256
     ]
-    if strange:
-        names = ", ".join(dict.fromkeys(strange))
+    if other:
+        names = ", ".join(dict.fromkeys(other))
         notes.append(
-            f"{names}: calibrated on other text than {statistics.folder} holds: whether it shares runs with the scored "
-            "text is not known"
+            f"{names}: calibrated on other text than that of {statistics.folder}; overlap with the scored text unknown"
         )
     return tuple(notes)

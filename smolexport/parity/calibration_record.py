@@ -1,6 +1,6 @@
-"""What a file says of its calibration: the record in its metadata, and the errors in the report beside it.
+"""How a file was calibrated: the record in its metadata, and the errors in the report beside it.
 
-Both may come from a stranger: what is not as it should be is told in a line and otherwise taken as not there.
+Both are untrusted input: anything malformed gives a note of one line and counts as absent.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.files import open_regular
 from smolexport.text import printable
 
-__all__ = ["Record", "Step", "read_record", "read_steps"]
+__all__ = ["CalibrationEffect", "Record", "read_calibration_errors", "read_record"]
 
-LARGEST = 1 << 26  # bytes of a report that are read
-LONGEST_METHOD = 40  # characters: it heads a column of tables
+LARGEST = 1 << 26  # bytes; a larger report is not read
+LONGEST_METHOD = 40  # characters: it is a column heading
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Record:
     Attributes:
         method: `imatrix`, `gptq`, `distil`.
         sources: the calibration texts.
-        tokens: in all of their windows.
-        windows_sha256: of the windows' token ids.
+        tokens: total number of tokens in their windows.
+        windows_sha256: hash of the windows' token ids.
     """
 
     method: str
@@ -42,10 +42,15 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A matrix's squared error of its outputs over the outputs: rounded to the nearest, same scales, and as it is.
+class CalibrationEffect:
+    """Squared error of a matrix's outputs on the calibration text, relative to the outputs.
 
-    `kind` is the last part of the matrix's name, e.g. `q_proj`; `layer` is None outside of the layers.
+    Attributes:
+        source: the tensor's name in the checkpoint.
+        layer: its layer; null outside the layers.
+        kind: last part of its name, e.g. q_proj.
+        before: error of rounding to nearest on the same scales.
+        after: error of the file's method.
     """
 
     source: str
@@ -56,51 +61,54 @@ class Step:
 
 
 def read_record(metadata: Mapping[str, Any]) -> tuple[Record | None, str]:
-    """The record in a file's metadata, None without one that can be read; and a note, empty where all is well."""
+    """The record in a file's metadata, None if absent or unreadable, and a note, empty if all is well."""
     if CALIBRATION_KEY not in metadata:
         return None, ""
     try:
         found = json.loads(str(metadata[CALIBRATION_KEY]))
         method, texts = found["method"], found.get("texts", [])
         if not isinstance(method, str) or not 0 < len(method) <= LONGEST_METHOD:
-            raise ValueError("method is no name")
+            raise ValueError("method is not a name")
         sources = tuple(Source(str(one["name"]), str(one["sha256"]), int(one["tokens"])) for one in texts)
         return Record(method, sources, int(found.get("tokens", 0)), str(found.get("windows_sha256", ""))), ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        return None, f"metadata {CALIBRATION_KEY} cannot be read ({_short(error)}): taken as not calibrated"
+        return None, f"metadata {CALIBRATION_KEY} cannot be read ({_short(error)}): treated as not calibrated"
 
 
-def read_steps(path: Path, record: Record) -> tuple[tuple[Step, ...], str]:
-    """The errors in the report beside `path`, none where there is none; and a note, empty where all is well."""
+def read_calibration_errors(path: Path, record: Record) -> tuple[tuple[CalibrationEffect, ...], str]:
+    """The errors in the report beside `path`, none without a report, and a note, empty if all is well."""
     from smolexport.calibration.methods import sidecar_of
 
     place = sidecar_of(path)
     try:
         if not place.exists():
             return (), ""
-        if not place.is_file():  # reading a pipe would wait for ever
-            raise ValueError("it is no regular file")
+        if not place.is_file():  # reading a pipe could block for ever
+            raise ValueError("not a regular file")
         if place.stat().st_size > LARGEST:
-            raise ValueError("it is too large to be one")
+            raise ValueError("too large")
         with open_regular(place) as file:
             found = json.loads(file.read())
         if (found["method"], found["windows_sha256"]) != (record.method, record.windows_sha256):
-            raise ValueError("it is another file's")
-        return tuple(_step(str(source), one) for source, one in found["tensors"].items()), ""
+            raise ValueError("it belongs to another file")
+        return tuple(_effect(str(source), one) for source, one in found["tensors"].items()), ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        return (), f"{place.name}: cannot be read ({_short(error)}): no errors before and after calibration"
+        return (
+            (),
+            f"{place.name}: cannot be read ({_short(error)}): the errors before and after calibration are not shown",
+        )
 
 
-def _step(source: str, one: Mapping[str, Any]) -> Step:
+def _effect(source: str, one: Mapping[str, Any]) -> CalibrationEffect:
     before, after = float(one["before"]), float(one["after"])
     if not (math.isfinite(before) and math.isfinite(after) and before >= 0 and after >= 0):
-        raise ValueError(f"{source}: {before} and {after} are no errors")
+        raise ValueError(f"{source}: {before} and {after} are not valid errors")
     stem = source.removesuffix(".weight")
     layer = re.match(r"model\.layers\.(\d{1,6})\.", stem)
-    return Step(source, int(layer[1]) if layer else None, stem.rpartition(".")[2], before, after)
+    return CalibrationEffect(source, int(layer[1]) if layer else None, stem.rpartition(".")[2], before, after)
 
 
 def _short(error: Exception) -> str:
-    """What is wrong, on one short line."""
-    what = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    """The error on one short line."""
+    what = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
     return printable(" ".join(what.split()), 80)

@@ -10,10 +10,11 @@ import pytest
 
 from smolexport.errors import UsageError
 from smolexport.parity.compare import compare
-from smolexport.parity.gate import Gate, Rule, Thresholds, gate_from, read_gate
 from smolexport.parity.inputs import Settings
-from smolexport.parity.junit import checks_of, labels, to_junit
+from smolexport.parity.report.junit import checks_of, to_junit
 from smolexport.parity.results import Attribution, Pair
+from smolexport.parity.thresholds import Gate, Rule, Thresholds, gate_from, read_gate
+from tests.parity.rich_sheets import judged_by, moved, named
 
 QUICK = Settings(window=64, repetitions=0, greedy_tokens=0, memory=False)
 FULL = """
@@ -63,7 +64,7 @@ def model(make_model):
 def test_the_most_specific_table_wins_key_by_key(write, model, kind, scheme, expected):
     gate = read_gate(write(FULL))
     assert gate.thresholds_for(model(kind, scheme)) == expected
-    assert gate.needs_attribution
+    assert gate.needs_attribution()
 
 
 def test_flags_override_every_table(write, model):
@@ -79,24 +80,24 @@ def test_one_name_of_two_schemes(write, model):
     gate = read_gate(write("[q4]\nmax_kld = 1\n[int4]\nmax_kld = 2\n"))
     limits = [gate.thresholds_for(model(*kind)).max_kld for kind in (("mlx", "q4"), ("onnx", "int4"), ("mlx", "bf16"))]
     assert limits == [1, 2, None]
-    assert not gate.needs_attribution
+    assert not gate.needs_attribution()
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max_kld = 1", "max_kld: stands in no table"),
-        ("[in4]\nmax_kld = 1", "[in4]: is no table of a gate"),
-        ("[gguf.q99]\nmax_kld = 1", "[gguf.q99]: the format gguf has no scheme"),
-        ("[int4]\nmax_kdl = 1", "[int4] max_kdl: is no threshold; did you mean max_kld?"),
-        ("[gguf.q4_k]\nmin_top2 = 1", "[gguf.q4_k] min_top2: is no threshold"),
-        ("[default.x]\nmax_kld = 1", "[default] x: is no threshold"),
-        ('[int4]\nmax_kld = "0.1"', "[int4] max_kld = '0.1': should be a number"),
-        ("[int4]\nmax_kld = true", "[int4] max_kld = true: should be a number"),
-        ("[int4]\nmax_kld = nan", "should be a number"),
-        ("[int4]\nmax_kld = inf", "should be a number"),
-        ("[int4]\nmax_kld = -1", "should be a number, at least 0"),
-        ("[int4]\nmin_top1 = 90", "[int4] min_top1 = 90: should be a share"),
+        ("max_kld = 1", "max_kld: is outside of any table"),
+        ("[in4]\nmax_kld = 1", "[in4]: unknown table"),
+        ("[gguf.q99]\nmax_kld = 1", "[gguf.q99]: format gguf has no such scheme"),
+        ("[int4]\nmax_kdl = 1", "[int4] max_kdl: is not a threshold, did you mean max_kld?"),
+        ("[gguf.q4_k]\nmin_top2 = 1", "[gguf.q4_k] min_top2: is not a threshold"),
+        ("[default.x]\nmax_kld = 1", "[default] x: is not a threshold"),
+        ('[int4]\nmax_kld = "0.1"', "[int4] max_kld = '0.1': must be a number"),
+        ("[int4]\nmax_kld = true", "[int4] max_kld = true: must be a number"),
+        ("[int4]\nmax_kld = nan", "must be a number"),
+        ("[int4]\nmax_kld = inf", "must be a number"),
+        ("[int4]\nmax_kld = -1", "must be a number, at least 0"),
+        ("[int4]\nmin_top1 = 90", "[int4] min_top1 = 90: must be a share"),
         ("[gguf.q4_k]\nmax_kld = 1\n[gguf.q4_k_m]\nmax_kld = 1", "gguf q4_k_m has two tables"),
         ("[int4", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),
@@ -128,7 +129,7 @@ def judged(make_model, text):
 
 def test_a_comparison_asks_each_candidate_for_its_own(judged):
     assert [candidate.passed for candidate in judged.candidates] == [False, True]
-    [miss] = judged.candidates[0].misses
+    [miss] = judged.candidates[0].missed
     assert miss.endswith("is above 1e-09")
 
 
@@ -174,17 +175,17 @@ def test_junit_has_a_case_for_each_file_and_threshold(judged):
     ]
     assert [case.find("failure") is not None for case in cases] == [False, True, False, False, False]
     failure = cases[1].find("failure")
-    assert failure.get("message") == judged.candidates[0].misses[0]
+    assert failure.get("message") == judged.candidates[0].missed[0]
     facts = {p.get("name"): p.get("value") for p in cases[1].find("properties")}
     assert float(facts["figure"]) == pytest.approx(judged.candidates[0].accuracy.kld.mean.value, rel=1e-5)
     assert (facts["threshold"], facts["scheme"], facts["runtime"]) == ("1e-09", "strict", "table")
 
 
 def test_junit_says_what_else_failed_and_what_the_pairs_did(judged):
-    results = [dataclasses.replace(judged.candidates[0], misses=("something new",)), judged.candidates[1]]
+    results = [dataclasses.replace(judged.candidates[0], missed=("something new",)), judged.candidates[1]]
     gate = Gate(max_pair_kld=0.5)
     pairs = (Pair(0, 1, figures(judged, 0.7)),)
-    found = dataclasses.replace(judged, candidates=results, thresholds=gate, pairs=pairs)
+    found = judged_by(dataclasses.replace(judged, candidates=results, pairs=pairs), gate)
     kinds = [[(check.kind, bool(check.miss)) for check in checks_of(found, index)] for index in (0, 1)]
     assert kinds == [
         [("finite", False), ("max_pair_kld", True), ("other", True)],
@@ -200,18 +201,16 @@ def test_junit_of_logits_that_are_not_finite(make_model, text):
     )
     _, cases = read(found)
     assert [case.find("failure") is not None for case in cases] == [True, True]
-    assert len(found.candidates[0].misses) == 1
+    assert len(found.candidates[0].missed) == 1
 
 
 def test_names_that_xml_cannot_hold(judged):
     name = 'a<b>&"\x00\x1b[31m\n\ud800\ufffe]]>é😀.table'
     results = [
-        dataclasses.replace(
-            result, model=dataclasses.replace(result.model, path=result.model.path.with_name(name)), notes=(name,)
-        )
+        moved(dataclasses.replace(result, notes=(name,)), path=result.model.path.with_name(name))
         for result in judged.candidates
     ]
-    found = dataclasses.replace(judged, candidates=results, environment={"odd\x07": name})
+    found = dataclasses.replace(named(judged, *results), environment={"odd\x07": name})
     suite, cases = read(found)
     names = {case.get("classname") for case in cases}
     assert len(names) == 2
@@ -221,15 +220,12 @@ def test_names_that_xml_cannot_hold(judged):
     assert suite.find("properties")[0].get("name") == r"odd\x07"
 
 
-def test_labels_tell_files_apart(judged, tmp_path):
-    def at(*paths):
-        results = [
-            dataclasses.replace(judged.candidates[0], model=dataclasses.replace(judged.candidates[0].model, path=path))
-            for path in paths
-        ]
-        return labels(dataclasses.replace(judged, candidates=results))
+def test_cases_tell_files_apart(judged, tmp_path):
+    def classes(*paths):
+        _, cases = read(named(judged, *(moved(judged.candidates[0], path=path) for path in paths)))
+        return list(dict.fromkeys(case.get("classname").removeprefix("parity.") for case in cases))
 
     a, b = tmp_path / "a" / "x.gguf", tmp_path / "b" / "x.gguf"
-    assert at(a, tmp_path / "y.gguf") == ["x.gguf", "y.gguf"]
-    assert at(a, b) == [f"{a} on table", f"{b} on table"]
-    assert at(a, a) == [f"{a} on table #1", f"{a} on table #2"]
+    assert classes(a, tmp_path / "y.gguf") == ["x.gguf", "y.gguf"]
+    assert classes(a, b) == ["a/x.gguf", "b/x.gguf"]
+    assert classes(a, a) == ["x.gguf on table #1", "x.gguf on table #2"]

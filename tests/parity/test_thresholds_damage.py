@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from smolexport.errors import UsageError
-from smolexport.parity.gate import Thresholds, read_gate
+from smolexport.parity.thresholds import Thresholds, read_gate
 from tests.cli.commands import assert_refused, call
 from tests.clocks import at_most
 from tests.mutations import changed_bytes, read_or_refused
@@ -67,7 +67,7 @@ def test_thresholds_of_every_kind(value: str, tmp_path: Path) -> None:
     path = tmp_path / "parity.toml"
     path.write_text(f"[default]\nmax_kld = {value}\n")
     if value in ("-0.0", "0.5", "1"):
-        assert read_gate(path).overlaid(Thresholds()).max_kld == float(value)
+        assert read_gate(path).overridden(Thresholds()).max_kld == float(value)
     else:
         assert_refused(call("compare", "demo", "x.gguf", "--gate", path), path)
 
@@ -77,5 +77,5 @@ def test_the_largest_thresholds_can_be_shown(tmp_path: Path) -> None:
     path.write_text(f"[default]\nmax_kld = {10**300}\n")
     assert f"{read_gate(path).max_kld:g}" == "1e+300"
     path.write_text(f"[default]\nmax_kld = {10**309}\n")
-    with pytest.raises(UsageError, match="should be a number, at least 0"):
+    with pytest.raises(UsageError, match="must be a number, at least 0"):
         read_gate(path)

@@ -1,4 +1,4 @@
-"""What a file must reach: thresholds, from flags or from a TOML file that knows formats and schemes.
+"""Thresholds that a file must meet, from flags or from a TOML file with tables per format and scheme.
 
     [default]            # every file
     max_kld = 0.05
@@ -13,8 +13,8 @@
     [gguf.q4_k_m]        # a scheme of one format
     max_kld = 0.02
 
-Each threshold is taken from the most specific table that names it: `[gguf.q4_k_m]`, then `[q4_k_m]`, then `[gguf]`,
-then `[default]`.  A table for nothing that is installed is an error: a typing mistake must not open the gate.
+Each threshold comes from the most specific table that sets it: `[gguf.q4_k_m]`, then `[q4_k_m]`, then `[gguf]`, then
+`[default]`.  A table for a format or scheme that is not installed is an error: a typo must not disable a threshold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,7 @@ from smolexport.errors import UsageError
 from smolexport.text import label, reason, show
 
 if TYPE_CHECKING:
-    from smolexport.parity.inputs import Candidate
-    from smolexport.parity.results import Accuracy, Attribution
+    from smolexport.parity.results import Accuracy, Attribution, ModelInfo
 
 __all__ = ["Check", "Gate", "Rule", "Thresholds", "gate_from", "read_gate"]
 
@@ -43,13 +42,13 @@ _DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Check:
-    """One figure held against one threshold.
+    """One figure checked against one threshold.
 
     Attributes:
-        kind: the threshold's name, `finite` for the one that always holds.
-        figure: what was measured, NaN where it was not.
+        kind: the threshold's name; `finite` for the check that always applies.
+        figure: the measured value, NaN if not measured.
         limit: the threshold, None for `finite`.
-        miss: a sentence where it was not reached, else empty.
+        miss: a sentence if the threshold was missed, else empty.
     """
 
     kind: str
@@ -60,14 +59,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a candidate must reach; None is not asked for.
+    """Thresholds that a candidate must meet; null is not set.
 
     Attributes:
         max_kld: mean KLD against the reference, nats per token.
-        min_top1: share of positions with the same likeliest word.
-        max_ppl_ratio: perplexity over the reference's.
+        min_top1: share of positions with the same most likely token.
+        max_ppl_ratio: perplexity over the reference's perplexity.
         max_exporter_kld: mean KLD of the file on its runtime against its own decoded weights.
-        max_pair_kld: mean KLD against each other file that holds the same weights, where there is one.
+        max_pair_kld: mean KLD against every other file with the same weights.
     """
 
     max_kld: float | None = None
@@ -76,51 +75,49 @@ class Thresholds:
     max_exporter_kld: float | None = None
     max_pair_kld: float | None = None
 
-    def thresholds_for(self, model: Candidate) -> Thresholds:  # noqa: ARG002 - a gate chooses by it
-        """What `model` must reach: these, whatever it is."""
+    def thresholds_for(self, model: ModelInfo) -> Thresholds:  # noqa: ARG002 - a gate chooses by it
+        """Thresholds for `model`: these, for every model."""
         return self
 
-    @property
-    def asked(self) -> bool:
-        """Whether any threshold is set."""
-        return self != Thresholds()
-
-    @property
     def needs_attribution(self) -> bool:
-        """Whether a candidate's deviation has to be taken apart to judge it."""
+        """Whether checking needs the deviation split into its two parts."""
         return self.max_exporter_kld is not None
 
-    def overlaid(self, other: Thresholds) -> Thresholds:
-        """These, with those that `other` sets in their place."""
-        return Thresholds(**(_set(self) | _set(other)))
+    def values(self) -> dict[str, float]:
+        """The thresholds that are set, by name."""
+        return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
+
+    def overridden(self, other: Thresholds) -> Thresholds:
+        """These thresholds; those that `other` sets replace them."""
+        return Thresholds(**(self.values() | other.values()))
 
     def checks(
         self, accuracy: Accuracy, attribution: Attribution | None = None, pairs: Sequence[Accuracy] = ()
     ) -> tuple[Check, ...]:
-        """Each threshold that is asked for with its figure.  Figures that are not finite always miss.
+        """Check each threshold that is set.  Figures that are not finite always miss.
 
         Args:
             accuracy: the candidate against the reference.
-            attribution: its deviation in parts; None misses `max_exporter_kld`, which cannot be judged then.
-            pairs: the candidate against others that hold the same weights; none is no miss.
+            attribution: its deviation in two parts; with None, `max_exporter_kld` is missed.
+            pairs: the candidate against others with the same weights; without any, `max_pair_kld` is not checked.
         """
-        kld, ratio = accuracy.kld.mean.value, accuracy.ratio.value
+        kld, ratio = accuracy.kld.mean.value, accuracy.perplexity_ratio.value
         broken = ""
         if not (math.isfinite(kld) and math.isfinite(ratio)):
-            broken = f"logits are not all finite (mean KLD {kld}): the file or its runtime is damaged"
+            broken = f"logits are not all finite (mean KLD {kld}): the file is damaged or its runtime is faulty"
         exporter = attribution.exporter.kld.mean.value if attribution else math.nan
         figures: dict[str, tuple[float, str]] = {
             "max_kld": (kld, "mean KLD {:.4g}"),
-            "min_top1": (accuracy.top1.value, "top-1 agreement {:.4f}"),
+            "min_top1": (accuracy.top1_agreement.value, "top-1 agreement {:.4f}"),
             "max_ppl_ratio": (ratio, "perplexity ratio {:.5f}"),
             "max_exporter_kld": (exporter, "mean KLD {:.4g} due to exporter and runtime"),
         }
         if pairs:
-            apart = [pair.kld.mean.value for pair in pairs]
-            worst = max(apart) if all(map(math.isfinite, apart)) else math.nan
+            values = [pair.kld.mean.value for pair in pairs]
+            worst = max(values) if all(map(math.isfinite, values)) else math.nan
             figures["max_pair_kld"] = (worst, "mean KLD {:.4g} against another file with the same weights")
         found = [Check("finite", kld, None, broken)]
-        for name, limit in _set(self).items():
+        for name, limit in self.values().items():
             if name in figures:
                 figure, words = figures[name]
                 unknown = name == "max_exporter_kld" and attribution is None
@@ -131,13 +128,13 @@ class Thresholds:
     def misses(
         self, accuracy: Accuracy, attribution: Attribution | None = None, pairs: Sequence[Accuracy] = ()
     ) -> tuple[str, ...]:
-        """One sentence per threshold that is missed; arguments as for `checks`."""
+        """One sentence per missed threshold; arguments as for `checks`."""
         return tuple(dict.fromkeys(check.miss for check in self.checks(accuracy, attribution, pairs) if check.miss))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds for some candidates: of `format`, of `scheme`, of both; None is any."""
+    """Thresholds for the candidates of `format` and `scheme`; None matches any."""
 
     format: str | None
     scheme: str | None
@@ -146,54 +143,43 @@ class Rule:
 
 @dataclass(frozen=True)
 class Gate(Thresholds):
-    """Thresholds with exceptions: its own are the defaults, and `rules` stand from the general to the specific."""
+    """Thresholds with rules per format and scheme: its own are the defaults, `rules` go from general to specific."""
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = field(default=(), metadata={"hidden": True})
 
-    def thresholds_for(self, model: Candidate) -> Thresholds:
-        """What `model` must reach.  Of several schemes in one folder, `int4+f32`, the first is the one that counts."""
+    def thresholds_for(self, model: ModelInfo) -> Thresholds:
+        """Thresholds for `model`.  For a folder with several schemes, `int4+f32`, the first one counts."""
         schemes = (None, model.scheme, model.scheme.partition("+")[0])
-        limits = Thresholds(**_set(self))
+        limits = Thresholds(**self.values())
         for rule in self.rules:
             if rule.format in (None, model.format) and rule.scheme in schemes:
-                limits = limits.overlaid(rule.limits)
+                limits = limits.overridden(rule.limits)
         return limits
 
-    @property
-    def asked(self) -> bool:
-        """Whether any threshold is set for anything."""
-        return bool(_set(self)) or any(rule.limits.asked for rule in self.rules)
-
-    @property
     def needs_attribution(self) -> bool:
-        """Whether any threshold is about the parts of a deviation."""
+        """Whether checking any candidate needs the deviation split into its two parts."""
         return any(limits.max_exporter_kld is not None for limits in (self, *(rule.limits for rule in self.rules)))
 
-    def overridden(self, flags: Thresholds) -> Gate:
-        """This gate with what `flags` set in place of the defaults and of every rule's."""
-        rules = tuple(dataclasses.replace(rule, limits=rule.limits.overlaid(flags)) for rule in self.rules)
-        return Gate(**(_set(self) | _set(flags)), rules=rules)
+    def overridden(self, other: Thresholds) -> Gate:
+        """This gate; the thresholds that `other` sets replace the defaults and those of every rule."""
+        rules = tuple(dataclasses.replace(rule, limits=rule.limits.overridden(other)) for rule in self.rules)
+        return Gate(**(self.values() | other.values()), rules=rules)
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Thresholds))
 
 
-def _set(limits: Thresholds) -> dict[str, float]:
-    """The thresholds that are asked for, by name."""
-    return {name: value for name in _NAMES if (value := getattr(limits, name)) is not None}
-
-
 def _miss(name: str, figure: float, limit: float, words: str) -> str:
-    """Empty where `figure` reaches `limit`; NaN reaches nothing."""
+    """Empty if `figure` meets `limit`; NaN meets no limit."""
     least = name.startswith("min_")
-    reaches: Callable[[float, float], bool] = operator.ge if least else operator.le
-    if reaches(figure, limit):
+    meets: Callable[[float, float], bool] = operator.ge if least else operator.le
+    if meets(figure, limit):
         return ""
     return f"{words.format(figure)} is {'below' if least else 'above'} {limit:g}"
 
 
 def gate_from(path: Path | None, flags: Thresholds) -> Thresholds:
-    """What `path` asks for, with `flags` on top; the flags alone where it is None.
+    """The gate in `path` with `flags` overriding it; the flags alone if `path` is None.
 
     Raises:
         UsageError: see `read_gate`.
@@ -205,8 +191,8 @@ def read_gate(path: Path) -> Gate:
     """The gate in the TOML file `path`.
 
     Raises:
-        UsageError: no such file, no TOML, a table for no format or scheme that is installed, a key that is no
-            threshold, a value that is no number or out of its range; names file, table and key.
+        UsageError: the file does not exist or is not TOML, a table names no installed format or scheme, a key is not
+            a threshold, a value is not a number or out of range; the message names file, table and key.
     """
     import tomllib
 
@@ -222,7 +208,7 @@ def read_gate(path: Path) -> Gate:
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UsageError(
-                f"{path}: {label(name)}: stands in no table; thresholds for every file belong under [{_DEFAULT}]"
+                f"{path}: {label(name)}: is outside of any table; thresholds for every file belong under [{_DEFAULT}]"
             )
         if name == _DEFAULT:
             default = _limits(path, name, table)
@@ -231,17 +217,17 @@ def read_gate(path: Path) -> Gate:
     seen: set[tuple[int, str | None, str | None]] = set()
     for rank, rule in rules:
         if (rank, rule.format, rule.scheme) in seen:
-            raise UsageError(f"{path}: {rule.format} {rule.scheme} has two tables, under two names of one scheme")
+            raise UsageError(f"{path}: {rule.format} {rule.scheme} has two tables, under two names of the scheme")
         seen.add((rank, rule.format, rule.scheme))
     rules.sort(key=lambda ranked: ranked[0])
-    gate = Gate(**_set(default), rules=tuple(rule for _, rule in rules))
-    if not gate.asked:
-        raise UsageError(f"{path}: sets no threshold; there are {', '.join(_NAMES)}")
+    gate = Gate(**default.values(), rules=tuple(rule for _, rule in rules))
+    if not any(limits.values() for limits in (gate, *(rule.limits for rule in gate.rules))):
+        raise UsageError(f"{path}: sets no threshold; available: {', '.join(_NAMES)}")
     return gate
 
 
 def _rules(path: Path, name: str, table: Mapping[str, Any]) -> list[tuple[int, Rule]]:
-    """The rules of one top-level table, each with how specific it is."""
+    """The rules of one top-level table, each with its rank from general to specific."""
     formats, lower = _formats(), name.lower()
     if lower in formats:
         inner = {key: value for key, value in table.items() if isinstance(value, dict)}
@@ -249,17 +235,17 @@ def _rules(path: Path, name: str, table: Mapping[str, Any]) -> list[tuple[int, R
         for key, values in inner.items():
             scheme = formats[lower](key)
             if scheme is None:
-                raise UsageError(f"{path}: [{label(f'{name}.{key}')}]: the format {lower} has no scheme of that name")
+                raise UsageError(f"{path}: [{label(f'{name}.{key}')}]: format {lower} has no such scheme")
             found.append((3, Rule(lower, scheme, _limits(path, f"{name}.{key}", values))))
         return found
     limits = _limits(path, name, table)
     known = {each: scheme for each, find in formats.items() if (scheme := find(name)) is not None}
-    # another name of one format's scheme may be the very name of another's
+    # an alias of one format's scheme may be the name of another's
     own = {each: scheme for each, scheme in known.items() if scheme == lower.replace("-", "_")}
     found = [(2, Rule(each, scheme, limits)) for each, scheme in (own or known).items()]
     if not found:
-        there = f"{_DEFAULT}, the formats {', '.join(formats)}, and their schemes, see `smolexport list`"
-        raise UsageError(f"{path}: [{label(name)}]: is no table of a gate; there are {there}")
+        known_tables = f"{_DEFAULT}, the formats {', '.join(formats)}, and their schemes (see `smolexport list`)"
+        raise UsageError(f"{path}: [{label(name)}]: unknown table; use {known_tables}")
     return found
 
 
@@ -285,15 +271,15 @@ def _limits(path: Path, table: str, values: Mapping[str, Any]) -> Thresholds:
         where = f"{path}: [{label(table)}] {label(key)}"
         if key not in _NAMES:
             near = difflib.get_close_matches(key, _NAMES, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"{where}: is no threshold; {hint}there are {', '.join(_NAMES)}")
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{where}: is not a threshold{hint}; available: {', '.join(_NAMES)}")
         if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
-            raise UsageError(f"{where} = {_shown(value)}: should be a number, at least 0")
+            raise UsageError(f"{where} = {_shown(value)}: must be a number, at least 0")
         if key == "min_top1" and value > 1:
-            raise UsageError(f"{where} = {value}: should be a share, at most 1")
+            raise UsageError(f"{where} = {value}: must be a share, at most 1")
     return Thresholds(**values)
 
 
 def _shown(value: object) -> str:
-    """A value as TOML has it, on one short line."""
+    """A value as TOML writes it, on one short line."""
     return str(value).lower() if isinstance(value, bool) else show(value, 40)

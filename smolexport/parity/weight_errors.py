@@ -1,7 +1,7 @@
-"""How far each tensor of an exported file is from the checkpoint's, and whether rounding explains it.
+"""Relative error of each tensor of an exported file, and whether rounding can explain it.
 
-Two bits leave a relative error of about a half; a matrix that is nought has 1, another one in its place 1.4.  Norms and
-biases are floats in every format, 16 bits at the least.
+Rounding to two bits leaves a relative error of about 0.5; a zero matrix has 1, an unrelated matrix 1.4.  Norms and
+biases are floats of at least 16 bits in every format.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 
 from smolexport.errors import FileFormatError
 from smolexport.model.weights import ReadableTensor, Weights, canonical
-from smolexport.parity.results import TensorError
+from smolexport.parity.results import WeightError
 
-__all__ = ["own_tensors", "tensor_errors"]
+__all__ = ["tensor_errors", "with_original_tensors"]
 
 PIECE = 1 << 20  # elements
-MATRIX, VECTOR = 0.9, 0.02  # largest relative errors that rounding makes
+MATRIX, VECTOR = 0.9, 0.02  # largest relative errors that rounding explains
 
 
-def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[TensorError, ...]:
-    """The relative error of every tensor, in the order of the forward pass, read piece by piece.
+def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[WeightError, ...]:
+    """The relative error of every tensor, in the order of the forward pass, read in pieces.
 
     Args:
-        original: of the checkpoint.
-        stored: of the exported file.
+        original: the checkpoint's weights.
+        stored: the exported file's weights.
         path: the file, for messages.
 
     Raises:
-        FileFormatError: the file lacks a tensor, or has it in another shape.
+        FileFormatError: a tensor is missing from the file or has another shape.
     """
     there = {(tensor.role, tensor.layer, tensor.part): tensor for tensor in stored}
     found = []
@@ -41,19 +41,19 @@ def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[Tenso
                 f"{path}: tensor {tensor.source} is missing or has another shape than the checkpoint's"
             )
         relative = _relative(original[tensor], stored[other], tensor.shape)
-        rounded = relative <= (MATRIX if len(tensor.shape) == 2 else VECTOR)  # NaN is not
-        found.append(TensorError(tensor.source, tensor.layer, tensor.size, relative, rounded))
+        rounded = relative <= (MATRIX if len(tensor.shape) == 2 else VECTOR)  # NaN compares false
+        found.append(WeightError(tensor.source, tensor.layer, tensor.size, relative, rounded))
     return tuple(found)
 
 
-def own_tensors(original: Weights, stored: Weights, foreign: Collection[str]) -> Weights:
-    """`stored` with the checkpoint's own tensors in place of those whose names are in `foreign`."""
-    own = {(t.role, t.layer, t.part): values for t, values in original.items() if t.source in foreign}
+def with_original_tensors(original: Weights, stored: Weights, mismatched: Collection[str]) -> Weights:
+    """`stored`, with the checkpoint's tensors replacing those whose names are in `mismatched`."""
+    own = {(t.role, t.layer, t.part): values for t, values in original.items() if t.source in mismatched}
     return {t: own.get((t.role, t.layer, t.part), values) for t, values in stored.items()}
 
 
 def _relative(a: ReadableTensor, b: ReadableTensor, shape: tuple[int, ...]) -> float:
-    """Root of the summed squared differences over that of `a`; 0 where both are 0."""
+    """Root of the summed squared differences over that of `a`; 0 if both are 0."""
     rows, columns = shape if len(shape) == 2 else (1, shape[0])
     step = max(1, PIECE // columns)
     apart = whole = 0.0

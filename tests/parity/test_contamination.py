@@ -12,10 +12,10 @@ from smolexport.calibration.files import write_arrays
 from smolexport.calibration.statistics import TOKENS_FILE, Manifest, Statistics, hash_of
 from smolexport.calibration.texts import Source
 from smolexport.errors import UsageError
-from smolexport.parity.calibrated import Record
+from smolexport.parity.calibration_record import Record
 from smolexport.parity.compare import compare
+from smolexport.parity.contamination import MOST, RUN, check_runs, check_texts
 from smolexport.parity.inputs import Settings
-from smolexport.parity.overlap import MOST, RUN, check_runs, check_texts
 from smolexport.parity.windows import cut
 
 QUICK = Settings(window=128, repetitions=0, greedy_tokens=0, memory=False)
@@ -56,7 +56,7 @@ def calibrated(model, statistics, sha256="bb"):
 def test_the_very_text_is_refused(make_model, words):
     mark = hashlib.sha256(words.encode()).hexdigest()
     model = calibrated(make_model("q4.table", noise=0.1), None, mark)
-    with pytest.raises(UsageError, match=r"q4\.table: was calibrated on the very text to be scored \(words\.txt\)"):
+    with pytest.raises(UsageError, match=r"q4\.table: was calibrated on the text to be scored \(words\.txt\)"):
         compare(make_model("r.table"), [make_model("x.table"), model], text=words, settings=QUICK)
     compare(make_model("r.table"), [model], text=words + " ", settings=QUICK)
 
@@ -65,7 +65,7 @@ def test_any_form_of_the_text_counts(make_model, words):
     """A file with other line ends is scored in one form and was hashed in another."""
     model = calibrated(make_model("q4.table"), None, hashlib.sha256(b"a\r\nb").hexdigest())
     check_texts([model], b"a\nb")
-    with pytest.raises(UsageError, match="was calibrated on the very text"):
+    with pytest.raises(UsageError, match="was calibrated on the text"):
         check_texts([model], b"a\nb", b"a\r\nb")
 
 
@@ -75,7 +75,9 @@ def test_shared_runs_are_refused_before_anything_is_played(make_model, words, ma
     from smolexport_on_table import OPENED
 
     before = len(OPENED)
-    with pytest.raises(UsageError, match=rf"of the [\d,]+ runs of {RUN} scored tokens stand in the calibration text"):
+    with pytest.raises(
+        UsageError, match=rf"of the [\d,]+ runs of {RUN} scored tokens also occur in the calibration text"
+    ):
         compare(make_model("r.table"), [model], text=words, settings=QUICK, statistics=statistics)
     assert model.path not in [one["path"] for one in OPENED[before:]]
 
@@ -89,7 +91,7 @@ def test_a_small_share_is_a_note_with_the_count(make_model, words, make_statisti
     model = calibrated(make_model("q4.table", noise=0.1), statistics)
     result = compare(make_model("r.table"), [model], text=words, settings=QUICK, statistics=statistics)
     runs = (12_000 // 128) * (63 - RUN + 1)
-    assert f"9 of the {runs:,} runs of {RUN} scored tokens stand in the calibration text too" in result.notes
+    assert f"9 of the {runs:,} runs of {RUN} scored tokens also occur in the calibration text" in result.notes
     assert MOST * runs > 9
 
 
@@ -110,7 +112,7 @@ def test_what_the_check_cannot_see_is_told(make_model, words, make_statistics):
     other = calibrated(make_model("other.table", noise=0.1), None)
     short = dataclasses.replace(QUICK, window=32)
     result = compare(make_model("r.table"), [other], text=words, settings=short, statistics=statistics)
-    assert any("runs shared with the calibration text cannot be seen" in note for note in result.notes)
+    assert any("overlap with the calibration text cannot be detected" in note for note in result.notes)
     assert any(note.startswith("other.table: calibrated on other text than") for note in result.notes)
 
 

@@ -1,9 +1,9 @@
-"""The reference's logits on disk, so that scoring reads them as often as it likes and a second comparison need not play
-the reference again.
+"""Cache of the reference's logits on disk: scoring can read them repeatedly, and a second comparison need not run the
+reference.
 
-An entry is a folder whose name is a hash of all that the logits depend on: the checkpoint's bytes, the runtime with its
-versions and options, the windows.  It appears whole or not at all, and what has not been used for longest makes room.
-Disks forget: an entry holds a checksum of all its files, without which none of them is believed.
+An entry is a folder named by a hash of everything that the logits depend on: the checkpoint's bytes, the runtime with
+its version and options, the windows.  Entries appear completely or not at all; the least recently used ones are removed
+to make room.  Each entry holds a checksum of its files and is not used if it does not match.
 
 Notation: n = rows, v = vocab_size.
 """
@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from smolexport.errors import FileFormatError, OutputError, SessionError
 from smolexport.files import check_space, open_regular, scratch_folder
 
-__all__ = ["LogitStore", "Recorder", "Shelf", "digest", "usual_folder"]
+__all__ = ["LogitCache", "LogitStore", "Recorder", "digest", "usual_folder"]
 
 LOGITS, FACTS, SUM = "logits.npy", "facts.json", "blake2b"
-ROOM = 16 << 30  # bytes that all entries together may take
-SETTLED = 2.0  # seconds since the last write, below which a second one could leave the same date
+ROOM = 16 << 30  # most bytes of all entries together
+SETTLED = 2.0  # seconds after a write in which another write could leave the same modification time
 BF16, F32 = np.dtype("<u2"), np.dtype("<f4")
-# What NumPy writes before an array of these; its own reader evaluates whatever stands there.
+# NumPy's header for these arrays; NumPy's own reader evaluates the header as Python.
 HEADER_BYTES = 128
 HEADER = re.compile(
     rb"\x93NUMPY\x01\x00\x76\x00\{'descr': '(<u2|<f4)', 'fortran_order': False, "
@@ -45,19 +45,19 @@ HEADER = re.compile(
 
 
 class LogitStore:
-    """Logits [n, v] in a .npy file: float32, or the upper halves of float32 numbers where the lower ones are empty."""
+    """Logits [n, v] in a .npy file: float32, or bfloat16 as the upper halves of float32 numbers."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileFormatError where `path` is not what `Recorder` writes."""
+        """Raises FileFormatError if `path` was not written by `Recorder`."""
         self._path = path
         try:
             with path.open("rb") as file:
                 found = HEADER.fullmatch(file.read(HEADER_BYTES))
             size = path.stat().st_size
         except OSError as error:
-            raise FileFormatError(f"{path}: is no array of logits ({error.strerror})") from error
+            raise FileFormatError(f"{path}: is not an array of logits ({error.strerror})") from error
         if found is None:
-            raise FileFormatError(f"{path}: is no array of logits; delete it")
+            raise FileFormatError(f"{path}: is not an array of logits; delete it")
         self._dtype, (self.rows, self.vocab_size) = np.dtype(found[1].decode()), map(int, found.groups()[1:])
         if size != HEADER_BYTES + math.prod((self.rows, self.vocab_size, self._dtype.itemsize)):
             raise FileFormatError(f"{path}: is damaged; delete it")
@@ -65,7 +65,7 @@ class LogitStore:
     def blocks(self, first: int, count: int, step: int) -> Iterator[NDArray[np.float32]]:
         """Rows [first, first + count), in even parts of at most `step` rows: [.., v] float32.
 
-        Raises FileFormatError where the file has become shorter.
+        Raises FileFormatError if the file is truncated.
         """
         with self._path.open("rb", buffering=0) as file:
             file.seek(HEADER_BYTES + first * self.vocab_size * self._dtype.itemsize)
@@ -79,7 +79,7 @@ class LogitStore:
         while filled < len(view):
             got = file.readinto(view[filled:])  # type: ignore[attr-defined]
             if not got:
-                raise FileFormatError(f"{self._path}: ends early; delete it")
+                raise FileFormatError(f"{self._path}: is truncated; delete it")
             filled += got
         if self._dtype == F32:
             return stored
@@ -87,10 +87,10 @@ class LogitStore:
 
 
 class Recorder:
-    """Writes what `LogitStore` reads, block by block."""
+    """Writes a `LogitStore` block by block."""
 
     def __init__(self, path: Path, rows: int, vocab_size: int, *, bf16: bool) -> None:
-        """`bf16`: all logits are bfloat16 numbers.  Raises OutputError where the disk has not so much room."""
+        """`bf16`: all logits are bfloat16 numbers.  Raises OutputError if the disk has not enough room."""
         self._dtype = BF16 if bf16 else F32
         check_space(path.parent, rows * vocab_size * self._dtype.itemsize)
         self._file = path.open("wb")
@@ -98,12 +98,12 @@ class Recorder:
         npy.write_array_header_1_0(self._file, shape)
 
     def add(self, logits: NDArray[np.float32]) -> None:
-        """Append `logits` [.., v].  Raises SessionError where they are no bfloat16 numbers and should be."""
+        """Append `logits` [.., v].  Raises SessionError if they should be bfloat16 numbers and are not."""
         bits = np.ascontiguousarray(logits, "<f4")
         if self._dtype == BF16:
             halves = bits.view("<u4")
             if (halves & 0xFFFF).any():
-                raise SessionError("the reference computes in bf16, yet its logits are no bfloat16 numbers")
+                raise SessionError("the reference computes in bf16, but its logits are not bfloat16 numbers")
             bits = (halves >> 16).astype(BF16)
         self._file.write(bits.reshape(-1).view(np.uint8).data)
 
@@ -112,32 +112,32 @@ class Recorder:
 
     def __exit__(self, *exc: object) -> None:
         self._file.flush()
-        os.fsync(self._file.fileno())  # after a power cut a file may have its length and hold zeros
+        os.fsync(self._file.fileno())  # after a power loss a file may have its full length but hold zeros
         self._file.close()
 
 
-class Shelf:
-    """The entries in `folder`; with None, in a temporary folder that goes with the shelf.
+class LogitCache:
+    """The entries in `folder`; with None, in a temporary folder that is removed on exit.
 
     Attributes:
-        notes: a line for each entry that was found damaged.
+        notes: a line per damaged entry.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._own = ExitStack()
         self._folder = folder or self._own.enter_context(scratch_folder("smolexport-logits-"))
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sound: set[str] = set()  # keys of entries whose checksum was seen to be right
+        self._sound: set[str] = set()  # keys of entries whose checksum was verified
         self.notes: list[str] = []
 
-    def __enter__(self) -> Shelf:
+    def __enter__(self) -> LogitCache:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._own.close()
 
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
-        """The entry's folder and facts; None where there is none, or a damaged one, which is removed."""
+        """The entry's folder and facts; None if it is missing, or damaged and therefore removed."""
         entry = self._folder / key
         if not os.path.lexists(entry):
             return None
@@ -150,31 +150,31 @@ class Shelf:
             return None
         self._sound.add(key)
         with suppress(OSError):
-            os.utime(entry)  # used now
+            os.utime(entry)  # last use
         return entry, facts
 
     def remove(self, key: str) -> None:
-        """Forget the entry `key`, which is damaged."""
+        """Remove the damaged entry `key`."""
         entry = self._folder / key
         self._sound.discard(key)
-        self.notes.append(f"{entry}: the logits kept there were damaged, and the reference was played again")
+        self.notes.append(f"{entry}: the cached logits were damaged; the reference was run again")
         shutil.rmtree(entry, ignore_errors=True)
         with suppress(OSError):
-            entry.unlink(missing_ok=True)  # no folder at all
+            entry.unlink(missing_ok=True)  # not a folder
 
     @contextmanager
     def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
-        """A folder to write the entry in; it is named when the block ends, with `facts` as they are then."""
+        """A folder to write the entry in; the entry appears when the block ends, with `facts` as they are then."""
         with scratch_folder(".making-", self._folder) as made:
             partial = made / key
             partial.mkdir()
             yield partial
             (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
             (partial / SUM).write_text(_sum(partial), encoding="ascii")
-            with suppress(OSError):  # another process has made the same one
+            with suppress(OSError):  # another process wrote the same entry
                 partial.rename(self._folder / key)
                 self._sound.add(key)
-        with suppress(OSError):  # another process tidies up too
+        with suppress(OSError):  # another process makes room too
             self._make_room(key)
 
     def path(self, key: str) -> Path:
@@ -182,7 +182,7 @@ class Shelf:
         return self._folder / key
 
     def _make_room(self, key: str) -> None:
-        """Remove what was not used for longest while all entries together are too large."""
+        """Remove the least recently used entries while all of them together are too large, but not `key`."""
         entries = [entry for entry in self._folder.iterdir() if not entry.name.startswith(".")]
         sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries if entry.is_dir()}
         for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
@@ -194,7 +194,7 @@ class Shelf:
 
 
 def _sum(entry: Path) -> str:
-    """A checksum of the names and contents of all files of an entry but the one that holds it."""
+    """Checksum of the names and contents of all files of an entry, except the checksum file."""
     total = hashlib.blake2b(digest_size=16)
     for file in sorted(entry.iterdir()):
         if file.name != SUM:
@@ -203,10 +203,10 @@ def _sum(entry: Path) -> str:
 
 
 def usual_folder() -> Path:
-    """Where entries are kept: with the assets of the Hugging Face cache, so HF_HOME and HF_ASSETS_CACHE move it.
+    """The usual folder: in the assets of the Hugging Face cache, which HF_HOME and HF_ASSETS_CACHE move.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        OutputError: it cannot be created or written to.
     """
     from huggingface_hub import cached_assets_path
 
@@ -220,10 +220,10 @@ def usual_folder() -> Path:
 
 
 def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any]]) -> str:
-    """A name for what `facts` (plain JSON values), `arrays` and the model at `path` determine.
+    """Key of an entry: a hash of `facts` (plain JSON values), `arrays` and the model at `path`.
 
-    Of a folder config.json and all safetensors count, with their names.  A process reads a file once, and again when
-    it has changed.
+    For a folder, config.json and all safetensors files count, with their names.  A process reads a file once, and again
+    only if it has changed.
     """
     total = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
     files = [path] if path.is_file() else sorted([*path.glob("config.json"), *path.glob("*.safetensors")])
@@ -241,7 +241,7 @@ def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any
 
 @lru_cache(maxsize=1024)
 def _file_digest(path: Path, _seen: tuple[int, ...]) -> str:
-    """Of the contents; `_seen`, size, dates and numbers of the file, tells whether a known digest still holds."""
+    """Hash of the contents; `_seen` (size, times and inode) decides whether a known hash is still valid."""
     return _content_digest(path)
 
 

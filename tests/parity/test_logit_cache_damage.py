@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from smolexport.errors import FileFormatError
-from smolexport.parity import base
-from smolexport.parity.base import play
+from smolexport.parity import reference as reference_module
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
-from smolexport.parity.statistics import COLUMNS, Accumulator
-from smolexport.parity.store import SUM, LogitStore, Recorder, Shelf, _sum
+from smolexport.parity.logit_cache import SUM, LogitCache, LogitStore, Recorder, _sum
+from smolexport.parity.metrics import COLUMNS, Accumulator
+from smolexport.parity.reference import run_reference
 from tests.mutations import changed_bytes, changed_json, read_or_refused
 
 MUTATIONS = 400
@@ -29,8 +29,8 @@ def quiet(*_: object) -> None:
 
 @pytest.fixture
 def entry(make_model, text, tmp_path: Path) -> Path:
-    with Shelf(tmp_path / "cache") as shelf:
-        play(make_model("r.table"), text, ONCE, shelf, None, quiet)
+    with LogitCache(tmp_path / "cache") as cache:
+        run_reference(make_model("r.table"), text, ONCE, cache, None, quiet)
     [found] = (tmp_path / "cache").iterdir()
     return found
 
@@ -40,7 +40,7 @@ def test_any_flipped_bit_is_seen(entry: Path, make_model, text) -> None:
     models, random = (make_model("r.table"), [make_model("a.table", noise=0.1)]), Random(1)
     cache = entry.parent
     first = compare(*models, text=text, settings=ONCE, cache=cache)
-    assert not any("played again" in note for note in first.notes)
+    assert not any("run again" in note for note in first.notes)
     whole = {file.name: file.read_bytes() for file in entry.iterdir()}
     assert set(whole) == {"logits.npy", "facts.json", SUM}
     for turn in range(40):
@@ -51,8 +51,8 @@ def test_any_flipped_bit_is_seen(entry: Path, make_model, text) -> None:
         again = compare(*models, text=text, settings=ONCE, cache=cache)
         assert again.candidates[0].accuracy == first.candidates[0].accuracy
         assert again.candidates[0].greedy == first.candidates[0].greedy
-        [note] = [note for note in again.notes if "played again" in note]
-        assert note == f"{entry}: the logits kept there were damaged, and the reference was played again"
+        [note] = [note for note in again.notes if "run again" in note]
+        assert note == f"{entry}: the cached logits were damaged; the reference was run again"
         assert {file.name: file.read_bytes() for file in entry.iterdir()} == whole
 
 
@@ -73,9 +73,9 @@ def test_entries_of_another_kind(damage: str, entry: Path, make_model, text) -> 
     if damage == "a pipe":
         (entry / "logits.npy").unlink()
         os.mkfifo(entry / "logits.npy")
-    with Shelf(entry.parent) as shelf:
-        played = play(make_model("r.table"), text, ONCE, shelf, None, quiet)
-        assert len(shelf.notes) == 1
+    with LogitCache(entry.parent) as cache:
+        played = run_reference(make_model("r.table"), text, ONCE, cache, None, quiet)
+        assert len(cache.notes) == 1
     assert played.store.rows == 62
     assert sorted(file.name for file in entry.iterdir()) == [SUM, "facts.json", "logits.npy"]
 
@@ -130,9 +130,9 @@ def test_facts_with_any_part_changed_under_a_right_checksum(entry: Path, make_mo
         (entry / "facts.json").write_bytes(changed_json(random, whole))
         (entry / "logits.npy").write_bytes(logits)
         (entry / SUM).write_text(_sum(entry))
-        with Shelf(entry.parent) as shelf:
-            played = play(reference, text, ONCE, shelf, None, quiet)
-            again += len(shelf.notes)
+        with LogitCache(entry.parent) as cache:
+            played = run_reference(reference, text, ONCE, cache, None, quiet)
+            again += len(cache.notes)
         for one in played.continuations:
             assert all(0 <= token < played.store.vocab_size for token in one.tokens)
             assert len(one.tokens) == len(one.margins) <= ONCE.greedy_tokens
@@ -153,8 +153,8 @@ def test_a_floor_of_another_kind(tmp_path: Path) -> None:
 
 
 def test_entries_of_earlier_versions_are_left_alone(entry: Path, make_model, text, monkeypatch) -> None:
-    monkeypatch.setattr(base, "FORM", 1)
-    with Shelf(entry.parent) as shelf:
-        play(make_model("r.table"), text, ONCE, shelf, None, quiet)
-        assert not shelf.notes
+    monkeypatch.setattr(reference_module, "FORM", 1)
+    with LogitCache(entry.parent) as cache:
+        run_reference(make_model("r.table"), text, ONCE, cache, None, quiet)
+        assert not cache.notes
     assert len(list(entry.parent.iterdir())) == 2

@@ -1,22 +1,22 @@
-"""How far a candidate's predictions lie from the reference's: llama-perplexity's statistics, streamed.
+"""Accuracy of a candidate's predictions against the reference's: llama-perplexity's statistics, streamed.
 
 Both sides are logits of the same positions.  With b and q the log-probabilities of reference and candidate,
-t the token that really follows and n the number of positions:
+t the true next token and n the number of positions:
 
-    divergence of a position   sum of exp(b) (b - q) over the words with b > -16; natural log, nats per token
+    divergence of a position   sum of exp(b) (b - q) over the tokens with b > -16; natural log, nats per token
     perplexity                 exp(mean of -q[t]); its error is the mean's standard error times the perplexity
     ln of the ratio            mean of b[t] - q[t].  Its variance is var(q[t]) + var(b[t]) - 2 cov(q[t], b[t]),
                                which is the variance of the difference: that is what is accumulated
-    same top word              both first maxima agree; error sqrt(p (1 - p) / (n - 1))
+    same top token             both first maxima agree; error sqrt(p (1 - p) / (n - 1))
     Δp                         exp(q[t]) - exp(b[t]), the true token's probability: mean and root mean square
     percentiles                linear interpolation at p (n - 1) in the sorted divergences
 
-The cut at -16 is llama.cpp's definition and kept so that figures can be laid side by side.  The words that it
-leaves out hold at most v e^-16 of the reference's probability (1.7 % for 151,936 words of exactly that likelihood,
-in practice far less), so a sum over the others may be a hair below zero for two nearly equal models.
-Everything is computed in float64 from float32 logits; unlike llama.cpp's nothing is stored in 16 bits on the way.
+The cutoff at -16 is llama.cpp's definition, kept so that the figures are comparable.  The excluded tokens hold at most
+v e^-16 of the reference's probability (1.7 % for 151,936 tokens of exactly that likelihood, in practice far less), so
+the sum over the others may be slightly below zero for two nearly equal models.
+Everything is computed in float64 from float32 logits; unlike in llama.cpp no intermediate result is stored in 16 bits.
 
-Notation: n = positions, v = vocab_size, k = words of a top list (5, or v where that is less).
+Notation: n = positions, v = vocab_size, k = length of a top list (5, or v if that is less).
 """
 
 from __future__ import annotations
@@ -29,14 +29,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.parity.results import Accuracy, Estimate, Spread
+from smolexport.parity.results import (
+    KLD_EDGES,
+    Accuracy,
+    ByPosition,
+    DeltaP,
+    Estimate,
+    Histogram,
+    Spread,
+    TextInfo,
+)
 
-__all__ = ["LOG_PROBABILITY_FLOOR", "TOP_WORDS", "Accumulator", "Predictions", "percentile", "read_predictions"]
+__all__ = [
+    "LOG_PROBABILITY_FLOOR",
+    "RUNS",
+    "TOP_TOKENS",
+    "Accumulator",
+    "Predictions",
+    "by_position",
+    "histogram",
+    "percentile",
+    "read_predictions",
+]
 
 LOG_PROBABILITY_FLOOR = -16.0
-TOP_WORDS = 5
-COLUMNS = 5  # figures kept of a position
-# float64 copies are made of so many logits at a time: 2 MB stay in a core's cache
+TOP_TOKENS = 5
+COLUMNS = 5  # figures per position
+RUNS = 16  # most runs of positions in `by_position`
+# logits converted to float64 at a time: 2 MB fit in a core's cache
 _SLICE = 1 << 18
 
 Float64 = NDArray[np.float64]
@@ -44,13 +64,13 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """A block of logits with what one pass over it finds.  The reference's is shared by all candidates.
+    """A block of logits and the figures from one pass over it.  All candidates share the reference's.
 
     Attributes:
         logits: [n, v] float32.
         log_sum: [n] float64, ln of the sum of exp over the row.
         nll: [n] float64, minus the log-probability of the token that follows, nats.
-        top: [n, k] int64, the likeliest words, best first; of equals the lowest id comes first.
+        top: [n, k] int64, the most likely tokens, best first; of equals the lowest id comes first.
     """
 
     logits: NDArray[np.float32]
@@ -62,15 +82,15 @@ class Predictions:
 def read_predictions(logits: NDArray[np.float32], following: NDArray[np.integer]) -> Predictions:
     """Make the pass over `logits` [n, v] whose true next tokens are `following` [n].
 
-    Raises UsageError where the shapes or the ids do not fit.
+    Raises UsageError if the shapes or the ids do not fit.
     """
     if logits.ndim != 2 or following.shape != logits.shape[:1] or not logits.size:
-        raise UsageError(f"logits of shape {logits.shape} do not fit next tokens of shape {following.shape}")
+        raise UsageError(f"logits of shape {logits.shape} do not match next tokens of shape {following.shape}")
     if following.min() < 0 or following.max() >= logits.shape[1]:
-        raise UsageError(f"next tokens reach {following.max()}, outside the {logits.shape[1]} words of the logits")
+        raise UsageError(f"next token {following.max()} is outside the vocabulary of {logits.shape[1]} tokens")
     log_sum = np.empty(len(logits))
-    top = np.empty((len(logits), min(TOP_WORDS, logits.shape[1])), dtype=np.int64)
-    # a damaged file may produce infinities and NaN; they shall arrive in the figures, not stop the work
+    top = np.empty((len(logits), min(TOP_TOKENS, logits.shape[1])), dtype=np.int64)
+    # a damaged file may produce infinities and NaN; they must reach the figures, not raise
     with np.errstate(invalid="ignore", over="ignore"):
         for part in _slices(logits):
             rows = logits[part]
@@ -91,21 +111,21 @@ def percentile(ordered: Float64, share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     weight = place - low
-    # an infinite neighbour must not turn a finite value into NaN where it has no weight
+    # an infinite neighbour of weight 0 must not turn a finite value into NaN
     return float(ordered[low] if weight == 0 else ordered[low] * (1 - weight) + ordered[high] * weight)
 
 
 class Accumulator:
-    """Takes a candidate's blocks one after another; holds five float64 per position."""
+    """Accumulates a candidate's blocks in order; keeps five float64 per position."""
 
     def __init__(self) -> None:
         self._parts: list[Float64] = []
 
     def add(self, reference: Predictions, candidate: Predictions) -> None:
-        """Take the next block: the same positions, both sides.  Raises UsageError where the shapes differ."""
+        """Add the next block: the same positions on both sides.  Raises UsageError if the shapes differ."""
         if reference.logits.shape != candidate.logits.shape:
             raise UsageError(
-                f"reference logits {reference.logits.shape} and candidate's {candidate.logits.shape} differ"
+                f"shapes of logits differ: reference {reference.logits.shape}, candidate {candidate.logits.shape}"
             )
         with np.errstate(invalid="ignore", over="ignore"):
             shared = (reference.top[:, :, None] == candidate.top[:, None, :]).any(axis=2)
@@ -119,12 +139,12 @@ class Accumulator:
         self._parts.append(np.array(columns, np.float64))
 
     def save(self, path: Path) -> None:
-        """Write what was taken so far to the file `path`, for `load`."""
+        """Write the blocks so far to the file `path`, for `load`."""
         path.write_bytes(np.concatenate(self._parts, axis=1).astype("<f8").tobytes())
 
     @classmethod
     def load(cls, path: Path) -> Accumulator:
-        """What `save` wrote.  Raises FileFormatError where it is damaged."""
+        """Read what `save` wrote.  Raises FileFormatError if it is damaged."""
         found = cls()
         try:
             data = path.read_bytes()
@@ -136,9 +156,9 @@ class Accumulator:
         return found
 
     def result(self) -> Accuracy:
-        """The figures over all blocks so far.  Raises UsageError before the first one."""
+        """The figures over all blocks so far.  Raises UsageError if there is none."""
         if not self._parts:
-            raise UsageError("no position was scored: nothing to report")
+            raise UsageError("no position was scored")
         divergence, same_top, shared, reference_nll, nll = np.concatenate(self._parts, axis=1)
         n = len(divergence)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -147,17 +167,44 @@ class Accumulator:
             return Accuracy(
                 positions=n,
                 kld=_spread(divergence),
-                top1=Estimate(same, float(np.sqrt(same * (1 - same) / (n - 1))) if n > 1 else float("nan")),
-                top5=float(shared.mean()),
-                reference=_perplexity(_mean(reference_nll)),
-                candidate=_perplexity(_mean(nll)),
-                ln_ratio=_mean(gap),
-                ratio=_perplexity(_mean(gap)),
-                delta_p=_mean(delta_p),
-                delta_p_rms=_root(_mean(delta_p**2)),
+                top1_agreement=Estimate(same, float(np.sqrt(same * (1 - same) / (n - 1))) if n > 1 else float("nan")),
+                top5_overlap=float(shared.mean()),
+                reference_perplexity=_perplexity(_mean(reference_nll)),
+                perplexity=_perplexity(_mean(nll)),
+                perplexity_ratio=_perplexity(_mean(gap)),
+                ln_perplexity_ratio=_mean(gap),
+                delta_p=DeltaP(_mean(delta_p), _root(_mean(delta_p**2))),
+                kld_histogram=histogram(divergence),
                 divergences=divergence,
                 same_top=same_top.astype(np.bool_),
             )
+
+
+def histogram(divergences: Float64) -> Histogram:
+    """Count `divergences` [n] between the edges `KLD_EDGES`; a bin holds its lower edge, not its upper one."""
+    finite = divergences[np.isfinite(divergences)]
+    bins = np.searchsorted(np.array(KLD_EDGES), finite, side="right")
+    below, *counts, above = np.bincount(bins, minlength=len(KLD_EDGES) + 1).tolist()
+    return Histogram(below, tuple(counts), above, len(divergences) - len(finite))
+
+
+def by_position(accuracy: Accuracy, text: TextInfo) -> ByPosition | None:
+    """Mean divergence and top-1 agreement over runs of neighbouring positions, over all windows.
+
+    There are at most `RUNS` runs of nearly equal length, because single positions are noisy with few windows.  None if
+    the positions do not form whole windows.
+    """
+    scored = text.scored_per_window
+    if scored < 1 or accuracy.positions % scored or len(accuracy.divergences) != accuracy.positions:
+        return None
+    kld = accuracy.divergences.reshape(-1, scored).mean(axis=0)
+    same = accuracy.same_top.reshape(-1, scored).mean(axis=0)
+    runs = np.array_split(np.arange(scored), min(RUNS, scored))
+    return ByPosition(
+        tokens_before=tuple(text.window - scored + int(run[0]) for run in runs),
+        kld=tuple(float(kld[run].mean()) for run in runs),
+        top1_agreement=tuple(float(same[run].mean()) for run in runs),
+    )
 
 
 def _mean(values: Float64) -> Estimate:
@@ -173,7 +220,7 @@ def _slices(logits: NDArray[np.float32]) -> Iterator[slice]:
 
 def _top(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Ids of the `count` largest of each row, first maximum first: [n, count]."""
-    # repeated argmax is far cheaper than a partition for five of 150,000, and its order among equals is defined
+    # repeated argmax is far cheaper than a partition for five of 150,000, and its order of equals is defined
     rest = rows.copy()
     ids = np.empty((len(rows), count), dtype=np.int64)
     for place in range(count):
@@ -202,18 +249,18 @@ def _spread(divergence: Float64) -> Spread:
         p90=percentile(ordered, 0.9),
         p95=percentile(ordered, 0.95),
         p99=percentile(ordered, 0.99),
-        p999=percentile(ordered, 0.999),
-        maximum=float(divergence.max()),
+        p99_9=percentile(ordered, 0.999),
+        max=float(divergence.max()),
     )
 
 
 def _perplexity(mean: Estimate) -> Estimate:
-    """Exponential of a mean, with its error to first order.  Of a gap between two: their ratio."""
+    """Exponential of a mean, with its error to first order; of a mean difference, it is the ratio of perplexities."""
     value = float(np.exp(mean.value))
     return Estimate(value, value * mean.error)
 
 
 def _root(square: Estimate) -> Estimate:
-    """Square root with its error to first order; a root of zero has none."""
+    """Square root with its error to first order; zero has no error."""
     value = float(np.sqrt(square.value))
     return Estimate(value, 0.5 / value * square.error if value else 0.0)
