@@ -30,11 +30,12 @@ FLOORS = (
     ("smolexport.parity", 5),
     ("smolexport.convert", 4),
     ("smolexport.preparation", 4),
-    ("smolexport.calibration", 4),
+    ("smolexport.calibration", 5),
     ("smolexport.plugins", 4),
     ("smolexport.generation", 3),
     ("smolexport.rendering", 3),
     ("smolexport.converter", 3),
+    ("smolexport.recipe", 3),
     ("smolexport.stream", 3),
     ("smolexport.model", 3),
     ("smolexport.companions", 3),
@@ -177,7 +178,7 @@ def test_no_cycles_at_module_level() -> None:
 def test_file(name: str) -> None:
     """Length, functions, docstring, forbidden words, order of `__all__`."""
     text = modules()[name].read_text(encoding="utf-8")
-    assert text.count("\n") <= 400, f"{name} has {text.count(chr(10))} lines"
+    assert text.count("\n") <= 500, f"{name} has {text.count(chr(10))} lines"
     private = any(part.startswith("_") for part in name.split("."))
     assert private or ast.get_docstring(tree(name)), f"{name} has no docstring"
     product = not name.startswith(FREE)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
-from smolexport.calibration.distillation import (
+from smolexport.calibration.trainer import (
     AffineBlocks,
     Distilled,
     Rounding,
@@ -53,7 +53,7 @@ def distil(
     rounded: Rounding,
     progress: Callable[[Step], None] | None,
 ) -> Distilled:
-    """As `smolexport_on_torch.distil`."""
+    """As `smolexport_on_torch.trainer.distil`."""
     device = _device(settings.device)
     _check_teacher(windows, teacher)
     student = Student(folder, frozen, trained, device)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smolexport.calibration.distillation import Teacher
+from smolexport.calibration.trainer import Teacher
 from smolexport.runtime import choose_threads
 from smolexport_on_torch._distil import Student, limited_threads
 from smolexport_on_torch._load import load_model
@@ -31,7 +31,7 @@ PIECE = 1 << 24  # logits at a time
 def sensitivity(
     folder: Path, windows: NDArray[np.int32], seed: int, threads: int | None
 ) -> dict[str, NDArray[np.float64]]:
-    """As `smolexport_on_torch.sensitivity`."""
+    """As `smolexport_on_torch.trainer.sensitivity`."""
     model = load_model(folder, "f32", None)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -93,7 +93,7 @@ def divergence(
     teacher: Teacher,
     threads: int | None,
 ) -> float:
-    """As `smolexport_on_torch.divergence`."""
+    """As `smolexport_on_torch.trainer.divergence`."""
     student = Student(folder, weights, {}, torch.device("cpu"))
     total = 0.0
     with limited_threads(choose_threads(threads)), torch.no_grad():

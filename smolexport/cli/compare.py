@@ -27,7 +27,7 @@ from smolexport.cli.options import (
 from smolexport.cli.streams import console
 
 if TYPE_CHECKING:
-    from smolexport.calibration.methods import Calibration
+    from smolexport.calibration.calibrator import Calibration
     from smolexport.calibration.statistics import Statistics
     from smolexport.parity.compare import Progress
     from smolexport.parity.inputs import Candidate, Settings
@@ -212,7 +212,7 @@ def _calibrations(
 
     Raises UsageError.
     """
-    from smolexport.calibration.methods import Calibration
+    from smolexport.calibration.calibrator import Calibration
     from smolexport.errors import UsageError
 
     if files:
@@ -234,7 +234,7 @@ def _each_way(
 ) -> Iterator[tuple[Calibration, list[str]]]:
     """Each way with the formats in which it changes anything of `scheme`; a plain file of each where none does."""
     from smolexport import convert
-    from smolexport.calibration.methods import Calibration, reaches
+    from smolexport.calibration.calibrator import Calibration, reaches
 
     calibrated = [way for way in ways if way.method != "rtn"]
     plain = len(calibrated) < len(ways)

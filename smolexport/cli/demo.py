@@ -99,15 +99,17 @@ def _playable(files: list[Path]) -> tuple[list[Path], list[str]]:
     from smolexport.errors import MissingDependencyError
 
     found, lacking = [], []
-    reference = plugins.missing("torch")
+    try:
+        plugins.checkpoint_runtime()
+    except MissingDependencyError as error:
+        return [], [str(error)]
     for path in files:
         try:
             plugins.runtime_for(path)
             found.append(path)
         except MissingDependencyError as error:
             lacking.append(str(error))
-    lines = ([reference] if reference else []) + list(dict.fromkeys(lacking))
-    return ([] if reference else found), lines
+    return found, list(dict.fromkeys(lacking))
 
 
 def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparison:

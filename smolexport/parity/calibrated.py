@@ -72,7 +72,7 @@ def read_record(metadata: Mapping[str, Any]) -> tuple[Record | None, str]:
 
 def read_steps(path: Path, record: Record) -> tuple[tuple[Step, ...], str]:
     """The errors in the report beside `path`, none where there is none; and a note, empty where all is well."""
-    from smolexport.calibration.methods import sidecar_of
+    from smolexport.recipe import sidecar_of
 
     place = sidecar_of(path)
     try:

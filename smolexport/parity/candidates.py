@@ -21,7 +21,7 @@ DTYPES = ("bf16", "f32")
 
 
 def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[str] = ()) -> Candidate:
-    """The checkpoint in `folder`, played by torch in `dtype`.
+    """The checkpoint in `folder`, played by the runtime of checkpoints in `dtype`.
 
     Raises:
         UsageError: another dtype.
@@ -35,7 +35,7 @@ def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[st
         path=folder,
         format="checkpoint",
         scheme=dtype,
-        runtime=plugins.runtime("torch"),
+        runtime=plugins.checkpoint_runtime(),
         bytes=checkpoint.nbytes,
         bits_per_weight=8 * checkpoint.nbytes / sum(t.size for t in checkpoint.stored),
         options={"dtype": dtype},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from smolexport.calibration import METHODS
+from smolexport.calibration.methods import methods as known_methods
 from smolexport.parity.results import CandidateResult, Estimate
 
 __all__ = ["PLAIN", "Cell", "Row", "columns", "side_by_side"]
@@ -56,8 +56,8 @@ def side_by_side(candidates: Sequence[CandidateResult]) -> tuple[Row, ...]:
 
 def columns(methods: Iterable[str]) -> list[str]:
     """Each of `methods` once, from the plainest on."""
-    there = dict.fromkeys(methods)
-    return [*(name for name in METHODS if name in there), *(name for name in there if name not in METHODS)]
+    there, known = dict.fromkeys(methods), known_methods()
+    return [*(name for name in known if name in there), *(name for name in there if name not in known)]
 
 
 def _row(key: tuple[str, str, str, float], row: dict[str, int], candidates: Sequence[CandidateResult]) -> Row:

@@ -49,7 +49,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     )
     (site / "smolexport_on_nothing.py").write_text(
         dedent("""
-        NAME, READS, NEEDS, INSTALL = "Nothing", "nothing", ("a_library_that_is_not",), "pip install nothing"
+        NAME, READS, REQUIRES, INSTALL_HINT = "Nothing", "nothing", ("a_library_that_is_not",), "pip install nothing"
         def version(): return "0"
         def open(path, *, threads=None, context=None): raise NotImplementedError
         """)
@@ -171,7 +171,7 @@ def test_of_two_runtimes_the_first_that_is_there_plays(strangers: Path, tmp_path
     """`nothing` needs what is not installed, `nothing_else` plays the same; a name decides otherwise."""
     (tmp_path / "x.nothing").write_bytes(b"NOTHING")
     other = strangers / "smolexport_on_nothing_else.py"
-    other.write_text('NAME, READS, NEEDS, INSTALL = "Else", "nothing", (), "-"\n')
+    other.write_text('NAME, READS, REQUIRES, INSTALL_HINT = "Else", "nothing", (), "-"\n')
     assert plugins.runtime_for(tmp_path / "x.nothing").NAME == "Else"
     assert plugins.runtime_for(tmp_path / "x.nothing", "nothing-else").NAME == "Else"
     with pytest.raises(MissingDependencyError, match="the runtime Nothing needs"):

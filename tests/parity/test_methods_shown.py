@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from smolexport.calibration.methods import sidecar_of
 from smolexport.model import CALIBRATION_KEY
 from smolexport.parity.calibrated import Record, Step, read_record, read_steps
 from smolexport.parity.compare import compare
@@ -20,6 +19,7 @@ from smolexport.parity.inputs import Settings
 from smolexport.parity.junit import to_junit
 from smolexport.parity.methods import columns, side_by_side
 from smolexport.parity.report import render, render_html, render_markdown, to_json
+from smolexport.recipe import sidecar_of
 from tests.browser.chromium_for_tests import needs_chromium_alone, opened
 from tests.parity.rich_sheets import keeps_to_schema
 

@@ -71,9 +71,9 @@ def looks_of(sheet: Sheet) -> list[Look]:
 
 def method_rank(method: str | None) -> int:
     """Place of a method among all, from the plainest on; None is that of a plain file."""
-    from smolexport.calibration import METHODS
+    from smolexport.calibration.methods import methods
 
-    names = list(METHODS)
+    names = list(methods())
     return names.index(method) if method in names else 0 if method is None else len(names)
 
 
