@@ -138,6 +138,14 @@ def test_core_module_keeps_its_floor(name: str) -> None:
             )
 
 
+def test_the_export_is_handed_its_method() -> None:
+    """Nothing that plans or writes an export imports calibration, and the core names no library of a trainer."""
+    for name in ("recipe", "preparation", "convert", "stream", "plan", "portable"):
+        assert not [target for target in imports(f"smolexport.{name}") if target.startswith("smolexport.calibration")]
+    for name in CORE:
+        assert '"torch"' not in modules()[name].read_text(encoding="utf-8"), name
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_do_not_know_each_other(name: str) -> None:
     own = name.split(".", maxsplit=1)[0]

@@ -153,7 +153,7 @@ class Calibrator:
         """
         if self._allocation:
             plan = replace(plan, notes=(self._allocation.note(), *plan.notes))
-        if plan.scheme != AUTO_BITS and not reaches(plan):
+        if plan.scheme != AUTO_BITS and not self._method.rewrites and not reaches(plan):
             raise UsageError(
                 f"--method {self._name}: {plan.scheme} has no matrix of less than 8 bits that it reaches; "
                 "take --method rtn"

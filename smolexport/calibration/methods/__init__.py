@@ -33,6 +33,7 @@ class Method:
         about: a line for people.
         rank: place among all methods, from plain rounding on.
         calibrated: whether it needs statistics by itself, without a budget.
+        rewrites: whether `prepare` changes weights, so that it has an effect in every scheme.
         facts: what it adds to the record in the files' metadata.
         steps: training steps that `refine` takes for each set of weights.
         outcomes: how each training went, as lines for people.
@@ -41,6 +42,7 @@ class Method:
     about: ClassVar[str]
     rank: ClassVar[int]
     calibrated: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = False
 
     def __init__(self, statistics: Statistics, calibration: Calibration) -> None:
         """`statistics` are those of the checkpoint that is exported."""
