@@ -136,8 +136,8 @@ def test_half_is_the_default_rounding() -> None:
 def test_without_the_libraries_the_line_that_installs_them(library: str) -> None:
     told = python(
         f"import sys\nsys.modules[{library!r}] = None\n"
-        "from smolexport_on_torch import trainer as torch\nfrom smolexport.errors import MissingDependencyError\n"
-        "try:\n    torch.distil('x', [], {}, None, None)\n"
+        "from smolexport.errors import MissingDependencyError\n"
+        "try:\n    from smolexport_on_torch import trainer\n"
         "except MissingDependencyError as error:\n    print(error)"
     )
     assert "pip install torch transformers" in told
