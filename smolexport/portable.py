@@ -9,7 +9,7 @@ with group 32, float16 scales and biases of -8 or -128 scales).  The choices tha
 - rows that are no multiple of 32, norms and biases are rounded to float16, which all formats can hold.
 
 The scheme `auto-bits` leaves the number of bits of each matrix to its caller.  With 4 and 8 bits it is portable as
-well; 5 and 6 bits are different lattices in different formats, GGUF's are named here.
+well; 5 and 6 bits differ from format to format, GGUF's are named here.
 """
 
 from __future__ import annotations

@@ -342,7 +342,7 @@ def write_importance(statistics: Statistics, checkpoint: Checkpoint, path: Path,
 
 
 def claim(folder: Path, wanted: Manifest, force: bool) -> Manifest | None:
-    """Take the folder; returns the manifest of an earlier run with the same arguments, None without one.
+    """Claim the folder for these arguments; returns the manifest of an earlier run with the same, None without one.
 
     Args:
         folder: one that is there.

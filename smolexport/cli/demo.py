@@ -94,7 +94,7 @@ def _fingerprints(files: list[Path]) -> dict[str, str]:
 
 
 def _playable(files: list[Path]) -> tuple[list[Path], list[str]]:
-    """The files whose runtime is there, none without the reference's; and the lines that install the rest."""
+    """The files whose runtime is installed, none without the reference; and the lines that install the rest."""
     from smolexport import plugins
     from smolexport.errors import MissingDependencyError
 
