@@ -1,8 +1,8 @@
 """What a budget buys, as a knapsack: bits per group of matrices, by the divergence that each byte takes away.
 
-A unit is a group of tensors with the same bits; its options are the ways to store it.  On each unit's lower convex hull of cost
-over bytes every step is worth less per byte than the one before it; taking the steps of all units in the order of their
-worth is optimal at every size where a step ends, and between two such sizes no more than one step away from it.
+A unit is a group of tensors with the same bits; its options are the ways to store it.  On each unit's lower convex hull
+of cost over bytes every step is worth less per byte than the one before it; taking the steps of all units in the order
+of their worth is optimal at every size where a step ends, and between two such sizes at most one step away from it.
 """
 
 from __future__ import annotations
