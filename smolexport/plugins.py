@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from smolexport.errors import FileFormatError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:  # the command line lists names without loading numpy
+    from smolexport.calibration.trainer import Trainer
     from smolexport.conversion.converter import Converter
     from smolexport.run.session import Runtime
 
@@ -37,6 +38,7 @@ __all__ = [
     "runtime",
     "runtime_for",
     "runtimes",
+    "trainer",
 ]
 
 TO, ON = "smolexport_to_", "smolexport_on_"
@@ -113,8 +115,8 @@ def adapter(name: str) -> Runtime:
 def missing(name: str) -> str | None:
     """The line that installs what the runtime `name` needs and has not; None when all is there."""
     module = adapter(name)
-    absent = [m for m in module.NEEDS if importlib.util.find_spec(m) is None]
-    return f"needs {' and '.join(absent)}: {module.INSTALL}" if absent else None
+    absent = [m for m in module.REQUIRES if importlib.util.find_spec(m) is None]
+    return f"needs {' and '.join(absent)}: {module.INSTALL_HINT}" if absent else None
 
 
 def runtime(name: str) -> Runtime:
@@ -179,11 +181,11 @@ def runtime_for(path: Path, name: str | None = None) -> Runtime:
         return runtime(chosen)
     if not players:
         raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
-    return runtime(next((player for player in players if missing(player) is None), players[0]))
+    return runtime(_first(players))
 
 
-def checkpoint_runtime(function: str) -> Runtime:
-    """The runtime of checkpoints that has `function`, e.g. `open_chat`: the first whose libraries are there.
+def checkpoint_runtime(function: str = "open") -> Runtime:
+    """The reference: the runtime of checkpoints that has `function`, the first whose libraries are there.
 
     Raises:
         MissingDependencyError: none is installed.
@@ -193,7 +195,24 @@ def checkpoint_runtime(function: str) -> Runtime:
         raise MissingDependencyError(
             f"no installed runtime of checkpoints has {function}: pip install smolexport[torch]"
         )
-    return runtime(next((name for name in able if missing(name) is None), able[0]))
+    return runtime(_first(able))
+
+
+def trainer() -> Trainer:
+    """The trainer of the first runtime that names one as its `TRAINER` and whose libraries are there.
+
+    Raises:
+        MissingDependencyError: none is installed.
+    """
+    able = [name for name in runtimes() if hasattr(adapter(name), "TRAINER")]
+    if not able:
+        raise MissingDependencyError("no installed runtime has a trainer: pip install smolexport[torch]")
+    return cast("Trainer", import_module(runtime(_first(able)).TRAINER))  # type: ignore[attr-defined]
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of these runtimes whose libraries are there, else the first."""
+    return next((name for name in names if missing(name) is None), names[0])
 
 
 def find_runtime(name: str) -> str:

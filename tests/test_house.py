@@ -30,8 +30,9 @@ FLOORS = (
     ("smolexport.parity", 5),
     ("smolexport.conversion.pipeline", 4),
     ("smolexport.conversion.prepare", 4),
-    ("smolexport.calibration", 4),
+    ("smolexport.calibration", 5),
     ("smolexport.plugins", 3),
+    ("smolexport.recipe", 2),
     ("smolexport.conversion", 2),
     ("smolexport.run", 2),
     ("smolexport.tokenizer", 1),
@@ -115,6 +116,15 @@ def test_core_module_keeps_its_floor(name: str) -> None:
             assert floor(target) <= floor(name), (
                 f"{name} (floor {floor(name)}) imports {target} (floor {floor(target)})"
             )
+
+
+def test_the_export_is_handed_its_method() -> None:
+    """Nothing that plans or writes an export imports calibration, and the core names no library of a trainer."""
+    for name in CORE:
+        if name == "smolexport.recipe" or name.startswith("smolexport.conversion"):
+            assert not [target for target in imports(name) if target.startswith("smolexport.calibration")]
+    for name in CORE:
+        assert '"torch"' not in modules()[name].read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -10,11 +10,15 @@ import smolexport_on_mlx
 import smolexport_on_onnxruntime
 import smolexport_on_onnxruntime_genai
 import smolexport_on_torch
+import smolexport_on_torch.trainer
 import smolexport_to_gguf
 import smolexport_to_mlx
 import smolexport_to_onnx
+from smolexport.calibration.calibrator import Calibration
+from smolexport.calibration.trainer import Trainer
 from smolexport.conversion.converter import Converter
 from smolexport.conversion.plan import Plan
+from smolexport.recipe import Recipe
 from smolexport.run.session import Runtime, Session
 
 gguf: Converter = smolexport_to_gguf
@@ -25,6 +29,8 @@ mlx_lm: Runtime = smolexport_on_mlx
 onnxruntime: Runtime = smolexport_on_onnxruntime
 onnxruntime_genai: Runtime = smolexport_on_onnxruntime_genai
 torch: Runtime = smolexport_on_torch
+trainer: Trainer = smolexport_on_torch.trainer
+recipe: Recipe = Calibration()
 
 done: smolexport.Export = smolexport.export("gguf", "owner/name", quant="q8_0", strict=True, threads=2)
 path: Path = done.path

@@ -38,6 +38,7 @@ __all__ = [
     "OPTIONS",
     "SCHEMES",
     "SUFFIX",
+    "bit_choices",
     "check",
     "describe",
     "find_scheme",
@@ -46,7 +47,6 @@ __all__ = [
     "plan",
     "recognises",
     "replaceable",
-    "rungs",
     "size",
     "weights",
     "write_importance",
@@ -89,7 +89,7 @@ def plan(model: SourceModel, scheme: str, *, imatrix: str | None = None) -> Plan
         UnsupportedError: the tokenizer cannot be expressed; see `check_vocabulary`.
     """
     spec, tokenizer, chosen = model.spec, model.tokenizer, find_scheme(scheme)
-    if isinstance(chosen, PortableScheme) and chosen.name == portable.MIX:
+    if isinstance(chosen, PortableScheme) and chosen.name == portable.AUTO_BITS:
         chosen = replace(chosen, bits=portable.decided(model.bits))
     reasons = check_vocabulary(tokenizer, model.name)
     if reasons:
@@ -144,8 +144,8 @@ def _advice(spec: ModelSpec, scheme: Scheme, made: Plan) -> list[str]:
     ]
 
 
-def rungs(tensor: Tensor) -> tuple[int, ...]:
-    """Bits that the scheme `mix` can give `tensor`, most first: q8_0, q6_k where its rows allow it, q5_0, q4_0."""
+def bit_choices(tensor: Tensor) -> tuple[int, ...]:
+    """Bits that the scheme `auto-bits` can give `tensor`, most first: q8_0, q6_k where rows allow it, q5_0, q4_0."""
     if len(tensor.shape) != 2 or not FORMATS["q4_0"].fits(tensor.shape[1]):
         return ()
     return (8, 6, 5, 4) if FORMATS["q6_k"].fits(tensor.shape[1]) else (8, 5, 4)

@@ -121,7 +121,7 @@ class PortableScheme(Scheme):
     f16.
 
     Attributes:
-        bits: of each matrix, for `mix`.
+        bits: of each matrix, for `auto-bits`.
     """
 
     bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
@@ -184,7 +184,7 @@ def _schemes() -> list[Scheme]:
         *(Scheme(name, name, code, about, _more_when_weighed(name)) for name, code, about in plain),
         PortableScheme("int8", "q8_0", 7, portable.SCHEMES["int8"]),
         PortableScheme("int4", "q4_0", 2, portable.SCHEMES["int4"]),
-        PortableScheme(portable.MIX, "q4_0", 2, portable.MIX_ABOUT),
+        PortableScheme(portable.AUTO_BITS, "q4_0", 2, portable.AUTO_BITS_ABOUT),
         Scheme("q2_k", "q2_k", 10, "2 bits, super-blocks of 256; small and lossy", {
             v: lambda p: "q4_k" if p.group >= 4 else "q3_k", down: _always("q3_k"), o: _always("q3_k")}),
         Scheme("q2_k_s", "q2_k", 21, "2 bits, super-blocks of 256, small mix; only with --imatrix", {

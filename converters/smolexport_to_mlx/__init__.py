@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 from smolexport.conversion import portable
+from smolexport.conversion.model_card import installed_version
 from smolexport.conversion.plan import Companion, Entry, Plan
 from smolexport.conversion.source_model import CALIBRATION_KEY, SourceModel
 from smolexport.conversion.writer import Sink
@@ -49,6 +49,7 @@ __all__ = [
     "OPTIONS",
     "SCHEMES",
     "SUFFIX",
+    "bit_choices",
     "check",
     "describe",
     "find_scheme",
@@ -57,7 +58,6 @@ __all__ = [
     "plan",
     "recognises",
     "replaceable",
-    "rungs",
     "size",
     "weights",
 ]
@@ -127,7 +127,7 @@ def plan(model: SourceModel, scheme: str, *, dtype: str | None = None, encoder: 
 
 
 def _decided(scheme: Scheme, model: SourceModel) -> Scheme:
-    if isinstance(scheme, Portable) and scheme.name == portable.MIX:
+    if isinstance(scheme, Portable) and scheme.name == portable.AUTO_BITS:
         return replace(scheme, bits=portable.decided(model.bits))
     return scheme
 
@@ -172,16 +172,13 @@ def _half_pieces(entries: list[Entry]) -> Iterator[str]:
 
 def _strings(model: SourceModel, scheme: Scheme) -> dict[str, str]:
     """What the weights say about themselves."""
-    strings = {"format": "mlx", SCHEME_KEY: scheme.name, NAME_KEY: model.name, "smolexport.version": _version()}
+    strings = {"format": "mlx", SCHEME_KEY: scheme.name, NAME_KEY: model.name}
+    strings["smolexport.version"] = installed_version()
     return {**strings, CALIBRATION_KEY: model.calibration} if model.calibration else strings
 
 
-def _version() -> str:
-    return metadata.version("smolexport")
-
-
-def rungs(tensor: Tensor) -> tuple[int, ...]:
-    """Bits that the scheme `mix` can give `tensor`, most first."""
+def bit_choices(tensor: Tensor) -> tuple[int, ...]:
+    """Bits that the scheme `auto-bits` can give `tensor`, most first."""
     return (8, 6, 5, 4) if len(tensor.shape) == 2 and tensor.shape[1] % portable.BLOCK == 0 else ()
 
 

@@ -93,10 +93,7 @@ class Floats:
 
 @dataclass(frozen=True)
 class Portable:
-    """The choices that `smolexport.conversion.portable` makes for every format.
-
-    `bits` are those of each matrix, for `mix`.
-    """
+    """The choices that `conversion.portable` makes for every format; `bits` of each matrix are for `auto-bits`."""
 
     name: str
     about: str
@@ -217,7 +214,7 @@ def _schemes() -> list[Scheme]:
     return [
         *(Floats(name, about, DTYPES[name]) for name, about in floats.items()),
         *(Portable(name, about) for name, about in portable.SCHEMES.items()),
-        Portable(portable.MIX, portable.MIX_ABOUT),
+        Portable(portable.AUTO_BITS, portable.AUTO_BITS_ABOUT),
         *(Affine(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits) for bits in BITS),
         *(
             Affine(f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group)

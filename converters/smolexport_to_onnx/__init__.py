@@ -40,6 +40,7 @@ __all__ = [
     "OPTIONS",
     "SCHEMES",
     "SUFFIX",
+    "bit_choices",
     "check",
     "describe",
     "find_scheme",
@@ -48,7 +49,6 @@ __all__ = [
     "plan",
     "recognises",
     "replaceable",
-    "rungs",
     "size",
     "weights",
 ]
@@ -126,7 +126,7 @@ def plan(
 
 
 def _decided(scheme: Scheme, model: SourceModel) -> Scheme:
-    if isinstance(scheme, Portable) and scheme.name == portable.MIX:
+    if isinstance(scheme, Portable) and scheme.name == portable.AUTO_BITS:
         return replace(scheme, bits=portable.decided(model.bits))
     return scheme
 
@@ -188,9 +188,9 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=4, ensure_ascii=False) + "\n").encode()
 
 
-def rungs(tensor: Tensor) -> tuple[int, ...]:
-    """Bits that the scheme `mix` can give `tensor`, most first: those that MatMulNBits and other formats share."""
-    return portable.RUNGS if len(tensor.shape) == 2 and tensor.shape[1] % portable.BLOCK == 0 else ()
+def bit_choices(tensor: Tensor) -> tuple[int, ...]:
+    """Bits that the scheme `auto-bits` can give `tensor`, most first: those that all formats share."""
+    return portable.BIT_CHOICES if len(tensor.shape) == 2 and tensor.shape[1] % portable.BLOCK == 0 else ()
 
 
 def size(plan: Plan) -> int:

@@ -115,7 +115,7 @@ class Portable:
     """The choices that `smolexport.conversion.portable` makes for every format; `base` is its name of them.
 
     `pure` has 4 bits where they take 8, which other formats have no scheme for; `bits` are those of each matrix, for
-    `mix`.
+    `auto-bits`.
     """
 
     name: str
@@ -233,7 +233,7 @@ def _schemes() -> list[Scheme]:
         Floats("f16", "16-bit floats, computed in them: for WebGPU; slower than f32 on a CPU", "F16", "fp16"),
         Portable("int4", portable.SCHEMES["int4"], "F32", "q4", "int4"),
         Portable("int8", portable.SCHEMES["int8"], "F32", "int8", "int8"),
-        Portable(portable.MIX, portable.MIX_ABOUT, "F32", "q4", portable.MIX),
+        Portable(portable.AUTO_BITS, portable.AUTO_BITS_ABOUT, "F32", "q4", portable.AUTO_BITS),
         Rows("int8-dynamic", "8 bits, a scale a row, products of integers: for WebAssembly, and long prompts on a CPU"),
         Portable("int4-pure", pure, "F32", "q4", "int4", pure=True),
         Portable("q4f16", half, "F16", "q4f16", "int4"),

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from smolexport_on_llamacpp._chat import LlamaChat
     from smolexport_on_llamacpp._session import LlamaSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
+__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "open_chat", "version"]
 
 NAME = "llama.cpp"
 READS = "gguf"
-NEEDS = ("llama_cpp",)
-INSTALL = "pip install llama-cpp-python"
+REQUIRES = ("llama_cpp",)
+INSTALL_HINT = "pip install llama-cpp-python"
 
 
 def version() -> str:
@@ -29,7 +29,9 @@ def version() -> str:
     try:
         return f"llama-cpp-python {metadata.version('llama-cpp-python')}"
     except metadata.PackageNotFoundError as error:
-        raise MissingDependencyError(f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL}") from error
+        raise MissingDependencyError(
+            f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL_HINT}"
+        ) from error
 
 
 def open(  # noqa: A001

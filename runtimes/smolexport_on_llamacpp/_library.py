@@ -16,7 +16,7 @@ from typing import Any
 
 from smolexport.errors import FileFormatError, MissingDependencyError, SessionClosedError
 from smolexport.files import open_regular
-from smolexport_on_llamacpp import INSTALL
+from smolexport_on_llamacpp import INSTALL_HINT
 
 __all__ = ["Model", "call", "last_errors", "library", "raise_interruption"]
 
@@ -40,7 +40,9 @@ def library() -> Any:
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
-        raise MissingDependencyError(f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL}") from error
+        raise MissingDependencyError(
+            f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL_HINT}"
+        ) from error
     _callbacks.append(llama_cpp.llama_log_callback(_on_log))
     llama_cpp.llama_log_set(_callbacks[-1], ctypes.c_void_p(0))
     _replace_abort()

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from smolexport_on_mlx._chat import MlxChat
     from smolexport_on_mlx._session import MlxSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
+__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "open_chat", "version"]
 
 NAME = "mlx"
 READS = "mlx"
-NEEDS = ("mlx", "mlx_lm")
-INSTALL = "pip install 'mlx[cpu]' mlx-lm"  # the extra adds the CPU library on Linux and nothing on a Mac
+REQUIRES = ("mlx", "mlx_lm")
+INSTALL_HINT = "pip install 'mlx[cpu]' mlx-lm"  # the extra adds the CPU library on Linux and nothing on a Mac
 
 
 def version() -> str:
@@ -108,4 +108,4 @@ def _file_limits_kept() -> Iterator[None]:
 
 def _missing(error: Exception) -> MissingDependencyError:
     reason = " ".join(str(error).split())
-    return MissingDependencyError(f"the MLX runtime needs mlx and mlx-lm ({reason}): {INSTALL}")
+    return MissingDependencyError(f"the MLX runtime needs mlx and mlx-lm ({reason}): {INSTALL_HINT}")

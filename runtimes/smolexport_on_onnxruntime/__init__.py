@@ -23,12 +23,12 @@ from smolexport.errors import MissingDependencyError
 if TYPE_CHECKING:
     from smolexport_on_onnxruntime._session import OnnxSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "version"]
+__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "version"]
 
 NAME = "onnxruntime"
 READS = "onnx"
-NEEDS = ("onnxruntime",)
-INSTALL = "pip install onnxruntime"
+REQUIRES = ("onnxruntime",)
+INSTALL_HINT = "pip install onnxruntime"
 
 
 def version() -> str:
@@ -77,4 +77,4 @@ def open(  # noqa: A001
 
 def _missing(error: Exception) -> MissingDependencyError:
     reason = " ".join(str(error).split())
-    return MissingDependencyError(f"the ONNX runtime needs onnxruntime ({reason}): {INSTALL}")
+    return MissingDependencyError(f"the ONNX runtime needs onnxruntime ({reason}): {INSTALL_HINT}")

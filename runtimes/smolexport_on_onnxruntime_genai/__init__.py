@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from smolexport_on_onnxruntime_genai._chat import GenaiChat
     from smolexport_on_onnxruntime_genai._session import GenaiSession
 
-__all__ = ["INSTALL", "NAME", "NEEDS", "READS", "open", "open_chat", "version"]
+__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "open_chat", "version"]
 
 NAME = "onnxruntime-genai"
 READS = "onnx"
-NEEDS = ("onnxruntime_genai", "onnxruntime")
-INSTALL = "pip install onnxruntime-genai"
+REQUIRES = ("onnxruntime_genai", "onnxruntime")
+INSTALL_HINT = "pip install onnxruntime-genai"
 
 
 def version() -> str:
@@ -89,4 +89,4 @@ def open_chat(path: Path) -> GenaiChat:
 
 def _missing(error: Exception) -> MissingDependencyError:
     reason = " ".join(str(error).split())
-    return MissingDependencyError(f"the ONNX Runtime GenAI runtime needs onnxruntime-genai ({reason}): {INSTALL}")
+    return MissingDependencyError(f"the ONNX Runtime GenAI runtime needs onnxruntime-genai ({reason}): {INSTALL_HINT}")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from smolexport.calibration.moments import KINDS, Moments
+from smolexport.calibration.trainer import KINDS, ActivationStats
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.run.session import choose_threads
 from smolexport_on_torch._decoder import (
@@ -66,10 +66,10 @@ class Gathering:
             strip.addmm_(rows[:, start : start + STRIP].T, rows[:, start:], beta=self._counted / total, alpha=1 / total)
         self._counted = total
 
-    def moments(self) -> Moments:
+    def stats(self) -> ActivationStats:
         """What was gathered."""
         squares = (self._squares / self._positions).float().numpy()
-        return Moments(self._hessian.numpy(), squares, self._largest / self._trace if self._trace else 0.0)
+        return ActivationStats(self._hessian.numpy(), squares, self._largest / self._trace if self._trace else 0.0)
 
 
 class TorchEngine:
@@ -92,7 +92,7 @@ class TorchEngine:
                 ids = torch.from_numpy(windows[part].astype(np.int64))
                 file.write(embed(table, ids).numpy().data)
 
-    def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> dict[str, Moments]:
+    def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> dict[str, ActivationStats]:
         """Run the layer `index` over all windows, `shape` [n, w]; by kind, what its matrices read.
 
         Args:
@@ -111,7 +111,7 @@ class TorchEngine:
             for x in _hidden(source, (*shape, spec.hidden_size)):
                 out = layer_forward(x, weights, spec, index, tap=lambda kind, y: gathered[kind].add(y))
                 file.write(out.contiguous().numpy().data)
-        return {kind: found.moments() for kind, found in gathered.items()}
+        return {kind: found.stats() for kind, found in gathered.items()}
 
     def finish(
         self,
@@ -119,7 +119,7 @@ class TorchEngine:
         source: Path,
         k: int,
         write: Callable[[NDArray[np.int32], NDArray[np.float32]], None],
-    ) -> Moments:
+    ) -> ActivationStats:
         """What the head reads; `write` is given ids and log-probabilities [w, k] of the k likeliest, window by window.
 
         Args:
@@ -138,7 +138,7 @@ class TorchEngine:
                 gathered.add(y)
                 for window in y:
                     write(*_likeliest(window, head, k))
-        return gathered.moments()
+        return gathered.stats()
 
     def sample(
         self,

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
-from smolexport.calibration.distillation import (
+from smolexport.calibration.trainer import (
     AffineBlocks,
     Distilled,
     Rounding,
@@ -29,6 +29,7 @@ from smolexport.calibration.distillation import (
     Teacher,
     Trained,
     held_out,
+    to_half,
 )
 from smolexport.errors import TensorError, UsageError
 from smolexport.run.session import choose_threads
@@ -49,11 +50,12 @@ def distil(
     windows: NDArray[np.int32],
     teacher: Teacher,
     *,
-    settings: Settings,
-    rounded: Rounding,
-    progress: Callable[[Step], None] | None,
+    settings: Settings | None = None,
+    rounded: Rounding = to_half,
+    progress: Callable[[Step], None] | None = None,
 ) -> Distilled:
-    """As `smolexport_on_torch.distil`."""
+    """As `smolexport.calibration.trainer.Trainer.distil`."""
+    settings = settings or Settings()
     device = _device(settings.device)
     _check_teacher(windows, teacher)
     student = Student(folder, frozen, trained, device)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from smolexport.calibration.distillation import AffineBlocks, Trained
+from smolexport.calibration.trainer import AffineBlocks, Trained
 
 __all__ = ["Codes", "Matrix", "Scaled", "ScaledEmbedding", "ScaledLinear"]
 

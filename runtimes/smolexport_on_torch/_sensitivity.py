@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smolexport.calibration.distillation import Teacher
+from smolexport.calibration.trainer import Teacher
 from smolexport.run.session import choose_threads
 from smolexport_on_torch._distil import Student, limited_threads
 from smolexport_on_torch._load import load_model
@@ -29,9 +29,9 @@ PIECE = 1 << 24  # logits at a time
 
 
 def sensitivity(
-    folder: Path, windows: NDArray[np.int32], seed: int, threads: int | None
+    folder: Path, windows: NDArray[np.int32], seed: int = 0, threads: int | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """As `smolexport_on_torch.sensitivity`."""
+    """As `smolexport.calibration.trainer.Trainer.sensitivity`."""
     model = load_model(folder, "f32", None)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -91,9 +91,9 @@ def divergence(
     weights: Iterable[tuple[str, NDArray[np.float32]]],
     windows: NDArray[np.int32],
     teacher: Teacher,
-    threads: int | None,
+    threads: int | None = None,
 ) -> float:
-    """As `smolexport_on_torch.divergence`."""
+    """As `smolexport.calibration.trainer.Trainer.divergence`."""
     student = Student(folder, weights, {}, torch.device("cpu"))
     total = 0.0
     with limited_threads(choose_threads(threads)), torch.no_grad():

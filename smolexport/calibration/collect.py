@@ -7,21 +7,18 @@ file appears once the states after that layer are on the disk, so the files that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smolexport import plugins
 from smolexport.calibration.files import open_arrays, write_arrays, writing
-from smolexport.calibration.folder import HIDDEN, claim, clear
-from smolexport.calibration.moments import Moments
 from smolexport.calibration.statistics import (
     HEAD_FILE,
     MANIFEST,
@@ -32,11 +29,14 @@ from smolexport.calibration.statistics import (
     Statistics,
     file_of,
     hash_of,
+    read_manifest,
+    write_activation_stats,
     write_manifest,
-    write_moments,
 )
 from smolexport.calibration.texts import Render, Source, cut, read_source, source_name
+from smolexport.calibration.trainer import Engine
 from smolexport.cleanup import Provisional
+from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CalibrationError, OutputError, UsageError
 from smolexport.files import check_parent, check_space, made_folder
 from smolexport.model.checkpoint import Checkpoint
@@ -45,44 +45,13 @@ from smolexport.model.source_files import refuse_changes
 from smolexport.run.rendering import Answer, Renderer
 from smolexport.tokenizer import TokenizerSpec, TokenKind, open_tokenizer, read_tokenizer
 
-__all__ = ["Engine", "Job", "collect", "prepare", "write_importance"]
+__all__ = ["Job", "collect", "prepare", "write_importance"]
 
 KEPT = 256  # tokens of each prediction
 SHORTEST = 4  # tokens of a window
-
-
-class Engine(Protocol):
-    """What runs layers; see `smolexport_on_torch`, which documents each function."""
-
-    def embed(self, windows: NDArray[np.int32], target: Path) -> None:
-        """Write the hidden states before the first layer."""
-        ...
-
-    def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> Mapping[str, Moments]:
-        """Run a layer over all windows."""
-        ...
-
-    def finish(
-        self,
-        shape: tuple[int, int],
-        source: Path,
-        k: int,
-        write: Callable[[NDArray[np.int32], NDArray[np.float32]], None],
-    ) -> Moments:
-        """Run the head over all windows."""
-        ...
-
-    def sample(
-        self,
-        count: int,
-        window: int,
-        first: NDArray[np.int32],
-        bos: int | None,
-        seed: int,
-        progress: Callable[[int], None],
-    ) -> NDArray[np.int32]:
-        """Windows that the model writes itself."""
-        ...
+HIDDEN = ("hidden-0.f32", "hidden-1.f32")
+LONGEST = 60  # characters of a fact in a message
+OURS = (MANIFEST, TOKENS_FILE, HEAD_FILE, TEACHER_FILE, *HIDDEN)
 
 
 @dataclass(frozen=True)
@@ -237,7 +206,7 @@ def _layer(job: Job, index: int, source: Path, target: Path) -> None:
         found = job.engine.layer(index, (job.manifest.windows, job.manifest.window), source, target)
         _flush(target)
         refuse_changes(job.checkpoint.folder, job.checkpoint.stamps)
-        write_moments(job.folder, index, found)
+        write_activation_stats(job.folder, index, found)
 
 
 def _file(folder: Path, layer: int) -> Path:
@@ -277,13 +246,13 @@ def _finish(job: Job, source: Path) -> None:
 
         found = job.engine.finish((m.windows, m.window), source, m.kept, write)
     refuse_changes(job.checkpoint.folder, job.checkpoint.stamps)
-    write_moments(job.folder, None, {"head": found})
+    write_activation_stats(job.folder, None, {"head": found})
 
 
 def _engine(checkpoint: Checkpoint, threads: int | None) -> tuple[Engine, dict[str, str]]:
-    found: Any = plugins.checkpoint_runtime("engine")
-    versions = {"smolexport": version("smolexport"), found.__name__.removeprefix(plugins.ON): found.version()}
-    return found.engine(checkpoint, threads=threads), versions
+    trainer = plugins.trainer()
+    versions = {"smolexport": installed_version(), trainer.NAME: trainer.version()}
+    return trainer.engine(checkpoint, threads=threads), versions
 
 
 def _windows(
@@ -370,3 +339,81 @@ def write_importance(statistics: Statistics, checkpoint: Checkpoint, path: Path,
     sums = {t: statistics.mean_squares(t) * np.float32(m.tokens) for t in matrices}
     names = tuple(source.name for source in m.sources)
     write(sums, path, count=m.tokens, datasets=names, chunks=m.windows, chunk_size=m.window, force=force)
+
+
+def claim(folder: Path, wanted: Manifest, force: bool) -> Manifest | None:
+    """Claim the folder for these arguments; returns the manifest of an earlier run with the same, None without one.
+
+    Args:
+        folder: one that is there.
+        wanted: what is asked for; windows and hashes of ids in it are not looked at.
+        force: statistics with other arguments are removed.
+
+    Raises:
+        CalibrationError: the folder holds statistics with other arguments.
+        OutputError: it holds other things.
+    """
+    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
+    if others:
+        raise OutputError(f"{folder}: holds {others[0]}, which is no statistic; give another folder with -o")
+    if force:
+        clear(folder)
+    for path in folder.glob(".*.partial"):  # left by a run that was killed
+        path.unlink()
+    if not (folder / MANIFEST).exists():
+        clear(folder)
+        return None
+    found = read_manifest(folder)
+    differs = list(_differences(found, wanted))
+    if differs:
+        raise CalibrationError(
+            f"{folder}: holds statistics with {_some(differs, '; ')}; give another folder with -o, or --force"
+        )
+    return found
+
+
+def _differences(found: Manifest, wanted: Manifest) -> Iterable[str]:
+    """What another run was asked for otherwise."""
+    if found.checkpoint != wanted.checkpoint:
+        yield "another checkpoint"
+    names = {
+        "method": "method", "asked": "--tokens", "window": "--window", "seed": "--seed", "layers": "layers",
+        "kept": "predictions of",
+    }  # fmt: skip
+    for key, name in names.items():
+        old, new = getattr(found, key), getattr(wanted, key)
+        if old != new:
+            yield f"{name} {_short(old)}, not {new}"
+    if found.method == wanted.method == "text":
+        old_texts, new_texts = ([(s.name, s.sha256) for s in m.sources] for m in (found, wanted))
+        if old_texts != new_texts:
+            yield f"other --text files ({_some([_short(name) for name, _ in old_texts], ', ')})"
+    for name in sorted({*found.versions, *wanted.versions}):
+        old, new = found.versions.get(name, "nothing"), wanted.versions.get(name, "nothing")
+        if old != new:
+            yield f"{_short(name)} {_short(old)}, not {new}"
+
+
+def _short(value: object) -> str:
+    """A stranger's fact for a message; a manifest holds only what can be printed."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _some(words: Sequence[str], between: str) -> str:
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return between.join(words[:3]) + more
+
+
+def _is_ours(name: str) -> bool:
+    layer = name.startswith("layer-") and name.endswith(".safetensors")
+    partial = name.startswith(".") and name.endswith(".partial")
+    return name in OURS or layer or partial
+
+
+def clear(folder: Path) -> None:
+    """Remove the statistics, the manifest first: what is left without one is never believed."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _is_ours(path.name):
+            path.unlink()

@@ -1,4 +1,4 @@
-"""Codes that make the outputs of a matrix come close, not its weights: GPTQ on a fixed grid.
+"""GPTQ on a fixed grid: codes that keep the outputs of a matrix close, not its weights.
 
 With H the mean of x x^T over the inputs x of a matrix, a row w rounded to q costs (w - q) H (w - q)^T.  Columns are
 rounded one after another, those with the largest inputs first, and each rounding error is made up for by the columns

@@ -1,4 +1,4 @@
-"""The part of the solver that cannot be a product of matrices: columns of a block, one after another.
+"""The sequential part of GPTQ: the columns of a block, one after another.
 
 Notation: rows of weights lie in lanes, so arrays are [columns, rows]; all have a multiple of WIDTH rows.
 """

@@ -33,8 +33,8 @@ from smolexport.calibration.files import (
     unpack_triangle,
     write_arrays,
 )
-from smolexport.calibration.moments import KINDS, Moments
 from smolexport.calibration.texts import Source
+from smolexport.calibration.trainer import KINDS, ActivationStats
 from smolexport.errors import CalibrationError
 from smolexport.files import atomic_file, open_regular
 from smolexport.model.checkpoint import Checkpoint
@@ -55,8 +55,8 @@ __all__ = [
     "input_of",
     "open_statistics",
     "read_manifest",
+    "write_activation_stats",
     "write_manifest",
-    "write_moments",
 ]
 
 MANIFEST, TOKENS_FILE, HEAD_FILE = "manifest.json", "tokens.safetensors", "head.safetensors"
@@ -324,21 +324,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.write(json.dumps(facts, indent=1).encode())
 
 
-def write_moments(folder: Path, layer: int | None, found: Mapping[str, Moments]) -> None:
+def write_activation_stats(folder: Path, layer: int | None, found: Mapping[str, ActivationStats]) -> None:
     """Write the file of a layer (None: of the head), whole or not at all; raises OutputError."""
     kinds: Sequence[str] = KINDS if layer is not None else ("head",)
     shapes, parts, metadata = {}, [], {}
     for kind in kinds:
-        moments = found[kind]
-        columns = len(moments.mean_squares)
+        stats = found[kind]
+        columns = len(stats.mean_squares)
         shapes[f"{kind}.hessian"] = ("float32", (triangle_size(columns),))
         shapes[f"{kind}.mean_squares"] = ("float32", (columns,))
-        metadata[f"{kind}.largest_share"] = f"{moments.largest_share:.6g}"
-        parts.append(moments)
+        metadata[f"{kind}.largest_share"] = f"{stats.largest_share:.6g}"
+        parts.append(stats)
 
     def rows() -> Any:
-        for moments in parts:
-            yield from triangle_rows(moments.hessian)
-            yield moments.mean_squares
+        for stats in parts:
+            yield from triangle_rows(stats.hessian)
+            yield stats.mean_squares
 
     write_arrays(folder / file_of(Input(layer, kinds[0])), shapes, rows(), metadata)

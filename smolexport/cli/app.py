@@ -32,11 +32,22 @@ class Commands(click.Group):
         return list(self.commands)
 
 
+def _show_version(context: click.Context, option: click.Parameter, asked: bool) -> None:  # noqa: ARG001
+    if asked:
+        from smolexport.conversion.model_card import installed_version
+
+        click.echo(f"smolexport {installed_version()}")
+        context.exit()
+
+
 def build() -> click.Group:
     """The command `smolexport` with all others in it."""
 
     @click.group(cls=Commands, help=HELP, invoke_without_command=True, context_settings={"show_default": True})
-    @click.version_option(package_name="smolexport", message="%(prog)s %(version)s", help="Print the version and exit.")
+    @click.option(
+        "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+        help="Print the version and exit.",
+    )  # fmt: skip
     @click.pass_context
     def root(context: click.Context) -> None:
         if context.invoked_subcommand is None:

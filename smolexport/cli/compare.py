@@ -27,7 +27,7 @@ from smolexport.cli.options import (
 from smolexport.cli.streams import console
 
 if TYPE_CHECKING:
-    from smolexport.calibration.methods import Calibration
+    from smolexport.calibration.calibrator import Calibration
     from smolexport.calibration.statistics import Statistics
     from smolexport.parity.inputs import Candidate, Progress, Settings
     from smolexport.parity.results import Comparison, Thresholds
@@ -219,7 +219,7 @@ def _calibrations(
 
     Raises UsageError.
     """
-    from smolexport.calibration.methods import Calibration
+    from smolexport.calibration.calibrator import Calibration
     from smolexport.errors import UsageError
 
     if files:
@@ -240,7 +240,7 @@ def _each_way(
     source: Mapping[str, Any], scheme: str, formats: list[str], ways: Sequence[Calibration]
 ) -> Iterator[tuple[Calibration, list[str]]]:
     """Each method with the formats in which it affects `scheme`; plain rounding for formats in which none does."""
-    from smolexport.calibration.methods import Calibration, reaches
+    from smolexport.calibration.calibrator import Calibration, reaches
     from smolexport.conversion import pipeline
 
     calibrated = [way for way in ways if way.method != "rtn"]

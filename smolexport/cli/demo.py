@@ -94,20 +94,22 @@ def _fingerprints(files: list[Path]) -> dict[str, str]:
 
 
 def _playable(files: list[Path]) -> tuple[list[Path], list[str]]:
-    """The files whose runtime is there, none without the reference's; and the lines that install the rest."""
+    """The files whose runtime is installed, none without the reference; and the lines that install the rest."""
     from smolexport import plugins
     from smolexport.errors import MissingDependencyError
 
     found, lacking = [], []
-    reference = plugins.missing("torch")
+    try:
+        plugins.checkpoint_runtime()
+    except MissingDependencyError as error:
+        return [], [str(error)]
     for path in files:
         try:
             plugins.runtime_for(path)
             found.append(path)
         except MissingDependencyError as error:
             lacking.append(str(error))
-    lines = ([reference] if reference else []) + list(dict.fromkeys(lacking))
-    return ([] if reference else found), lines
+    return found, list(dict.fromkeys(lacking))
 
 
 def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparison:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command_for", "facts", "write_jobs"]
 
-QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them; mix is for --size and --max-kld."
+QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them; auto-bits is for --size and --target-kld."
 
 
 # Flags of single formats; their values are options of the format, as those of --set.
@@ -74,7 +74,7 @@ def command_for(target: str) -> click.Command:
         stats: Path | None,
         steps: int | None,
         size: int | None,
-        max_kld: float | None,
+        target_kld: float | None,
         settings: tuple[str, ...],
         ignore_config: tuple[str, ...],
         revision: str | None,
@@ -84,7 +84,7 @@ def command_for(target: str) -> click.Command:
     ) -> None:
         from smolexport.conversion import pipeline
 
-        calibration = calibration_of(method, stats, steps, size, max_kld, measure=not dry_run)
+        calibration = calibration_of(method, stats, steps, size, target_kld, measure=not dry_run)
         job = pipeline.prepare(
             target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
             ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
@@ -122,7 +122,7 @@ def _help(target: str) -> str:
         f"Export a checkpoint to {target.upper()}.\n\nStreams the weights through the quantizer in bounded memory; "
         "needs neither PyTorch nor transformers. First says what is about to be written (sizes, bits per weight, "
         f"what does not fit and why). `smolexport list {target}` names the schemes.\n\nWith --stats of `smolexport "
-        "calibrate`, --method rounds better at the same size, and --size 90MB or --max-kld 0.02 chooses the bits of "
+        "calibrate`, --method rounds better at the same size, and --size 90MB or --target-kld 0.02 chooses the bits of "
         "each matrix by what its bytes gain."
     )
 
@@ -148,15 +148,15 @@ def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Exp
 
 
 def _trained(jobs: list[Job], threads: int | None) -> list[Job]:
-    """`jobs` with distilled scales, where that is the method, with a bar and what came of it."""
+    """Train scales for jobs whose method does that, with a bar, and say what came of it."""
     from smolexport.conversion import pipeline
 
-    calibrator = jobs[0].calibrator
-    if calibrator is None or calibrator.calibration.method != "distil":
+    quantizer = jobs[0].quantizer
+    if quantizer is None or not quantizer.steps:
         return jobs
-    with progress_bar("training scales", calibrator.calibration.training.steps, unit="steps") as advance:
-        jobs = pipeline.trained(jobs, threads=threads, progress=lambda _: advance(1))
-    for outcome in calibrator.outcomes:
+    with progress_bar("training scales", quantizer.steps, unit="steps") as advance:
+        jobs = pipeline.trained(jobs, threads=threads, progress=advance)
+    for outcome in quantizer.outcomes:
         say(str(outcome))
     return jobs
 

@@ -34,7 +34,7 @@ __all__ = ["command"]
     "-q",
     metavar="SCHEME",
     type=given_word,
-    help="A scheme that all formats have; default: int4, or mix under a budget.",
+    help="A scheme that all formats have; default: int4, or auto-bits under a budget.",
 )
 @click.option(
     "--out", "-o", metavar="FOLDER", type=given_path, default=".", help="Folder for the outputs; made when missing."
@@ -63,7 +63,7 @@ def command(
     stats: Path | None,
     steps: int | None,
     size: int | None,
-    max_kld: float | None,
+    target_kld: float | None,
     ignore_config: tuple[str, ...],
     revision: str | None,
     token: str | None,
@@ -73,7 +73,7 @@ def command(
 
     Each tensor is read once. int4 and int8 are portable: all files hold the same integers and scales, quantized once,
     and `smolexport inspect` prints the same weights fingerprint for all of them. So they do under a budget, --size or
-    --max-kld, where ONNX is among the formats: one decision, 8 or 4 bits, for all; without ONNX also 6 and 5.
+    --target-kld, where ONNX is among the formats: one decision, 8 or 4 bits, for all; without ONNX also 6 and 5.
     """
     from smolexport.conversion import pipeline
 
@@ -81,7 +81,7 @@ def command(
     jobs = pipeline.prepare_all(
         checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
         revision=revision, token=token, force=force if out.is_dir() and not dry_run else None, weights=not dry_run,
-        calibration=calibration_of(method, stats, steps, size, max_kld, measure=not dry_run),
+        calibration=calibration_of(method, stats, steps, size, target_kld, measure=not dry_run),
     )  # fmt: skip
     if dry_run:
         _show_plans(jobs, json)

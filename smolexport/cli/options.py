@@ -13,7 +13,7 @@ import click
 from smolexport.text import printable, prose, show
 
 if TYPE_CHECKING:
-    from smolexport.calibration.methods import Calibration
+    from smolexport.calibration.calibrator import Calibration
 
 __all__ = [
     "ByteSize",
@@ -119,8 +119,9 @@ def source_options(command: F) -> F:
 
 def calibration_options(command: F) -> F:
     """How weights are quantized: --method, --stats, --steps."""
-    from smolexport.calibration import METHODS
+    from smolexport.calibration.methods import methods
 
+    known = methods()
     for option in (
         click.option(
             "--steps", type=Integer(min=1), help="Training steps of distil; default: 80, half of them do most of it."
@@ -130,8 +131,8 @@ def calibration_options(command: F) -> F:
             help="What `smolexport calibrate` made; for all but rtn, and for budgets.",
         ),
         click.option(
-            "--method", type=click.Choice(list(METHODS)), default="rtn", show_default=True,
-            help="How weights are rounded: " + "; ".join(f"{name}: {about}" for name, about in METHODS.items()) + ".",
+            "--method", type=click.Choice(list(known)), default="rtn", show_default=True,
+            help=f"How weights are rounded: {'; '.join(f'{name}: {known[name].about}' for name in known)}.",
         ),
     ):  # fmt: skip
         command = option(command)
@@ -139,10 +140,11 @@ def calibration_options(command: F) -> F:
 
 
 def budget_options(command: F) -> F:
-    """What an export may cost: --size, --max-kld."""
+    """What an export may cost: --size, --target-kld; --max-kld names its successor."""
     for option in (
+        click.option("--max-kld", hidden=True, expose_value=False, callback=_renamed),
         click.option(
-            "--max-kld", metavar="NATS", type=Number(min=0, min_open=True),
+            "--target-kld", metavar="NATS", type=Number(min=0, min_open=True),
             help="Choose bits tensor by tensor: the smallest output whose divergence from the original, measured on "
             "windows of the statistics that are held out, is at most this, e.g. 0.02. Needs --stats and PyTorch.",
         ),
@@ -157,19 +159,25 @@ def budget_options(command: F) -> F:
     return command
 
 
+def _renamed(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Refuse the former name of --target-kld."""
+    if value is not None:
+        raise click.BadParameter("is the name of a threshold of compare; say --target-kld.", context, option)
+
+
 def calibration_of(
-    method: str, stats: Path | None, steps: int | None, size: int | None, max_kld: float | None, *, measure: bool
+    method: str, stats: Path | None, steps: int | None, size: int | None, target_kld: float | None, *, measure: bool
 ) -> Calibration:
-    """What --method, --stats, --steps, --size and --max-kld ask for; raises UsageError."""
-    from smolexport.calibration.budget import Budget
-    from smolexport.calibration.distillation import Settings
-    from smolexport.calibration.methods import Calibration
+    """What --method, --stats, --steps, --size and --target-kld ask for; raises UsageError."""
+    from smolexport.calibration.calibrator import Calibration
+    from smolexport.calibration.knapsack import Budget
+    from smolexport.calibration.trainer import Settings
     from smolexport.errors import UsageError
 
     if steps is not None and method != "distil":
         raise UsageError(f"--steps {steps}: are those of a training, and {method} has none; give --method distil")
     training = Settings() if steps is None else Settings(steps=steps)
-    budget = Budget(size, max_kld, measure=measure, say=say) if size is not None or max_kld is not None else None
+    budget = Budget(size, target_kld, measure=measure, say=say) if size is not None or target_kld is not None else None
     return Calibration(method, stats, training=training, budget=budget)
 
 

@@ -83,8 +83,8 @@ class Converter(Protocol):
         """Reasons why the format cannot hold `spec`; empty when it can."""
         ...
 
-    def rungs(self, tensor: Tensor) -> tuple[int, ...]:
-        """Bits that the scheme `mix` can give `tensor`, most first; empty for what it does not choose for."""
+    def bit_choices(self, tensor: Tensor) -> tuple[int, ...]:
+        """Bits that the scheme `auto-bits` can give `tensor`, most first; empty for what it does not choose for."""
         ...
 
     def size(self, plan: Plan) -> int:
@@ -124,7 +124,7 @@ S = TypeVar("S")
 
 
 def named_scheme(name: str, schemes: Mapping[str, S], aliases: Mapping[str, str], target: str) -> S:
-    """The scheme that `name` or an alias stands for, in any case, with - for _.
+    """The scheme that `name` or an alias stands for, in any case, with - and _ alike.
 
     Args:
         name: what was asked for.
@@ -136,7 +136,7 @@ def named_scheme(name: str, schemes: Mapping[str, S], aliases: Mapping[str, str]
         UsageError: unknown; names the known ones.
     """
     key = name.lower().replace("-", "_")
-    key = aliases.get(key, key)
+    key = aliases.get(key) or next((scheme for scheme in schemes if scheme.replace("-", "_") == key), key)
     if key not in schemes:
         near = difflib.get_close_matches(key, [*schemes, *aliases], 1)
         hint = f"did you mean '{near[0]}'? " if near else ""

@@ -18,20 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.conversion.plan import Entry
+from smolexport.conversion.plan import Entry, Made
 from smolexport.errors import TensorError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Tensor
 from smolexport.model.tensor_file import StoredTensor
-from smolexport.quant import RowFormat, first_nonfinite, largest
+from smolexport.quant import first_nonfinite, largest
 from smolexport.text import label
 
 __all__ = ["Encoded", "encoded_chunks", "thread_count"]
 
 CHUNK_BYTES = 2 << 20  # as float32; half of that costs a tenth more time
 ALIVE_BYTES = 18 << 20  # of all chunks at a time: with more than eight threads they become smaller
-# Encoded rows by the format that their values were rounded to, their own, and what (its id) shaped them.
-Made = dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]
 SMALL = 32768.0  # below this no format overflows, whatever it derives from a weight
 BLOCK_MAX = 2.0**30  # no block format reaches so far, and squares of larger weights overflow inside the searches
 
@@ -122,32 +120,17 @@ def _encode(checkpoint: Checkpoint, chunk: Chunk) -> list[Encoded]:
     made: Made = {}
     found = []
     for number, entry in chunk.wanted:
-        if entry.format.lattice and entry.solver is None and len(chunk.wanted) == 1 and entry.via is None:
+        if entry.format.lattice and entry.encoder is None and len(chunk.wanted) == 1 and entry.via is None:
             encoded = entry.format.encode(rows, entry.importance)  # one step where nothing is shared
         else:
-            encoded = _encoded(rows, chunk.start, entry, made)
+            encoded = entry.encode(rows, chunk.start, made)
+            encoded = entry.format.repack(encoded, rows.shape[1]) if entry.format.lattice else encoded
         if large:
             _refuse_overflow(stored, rows, chunk.start, entry, encoded)
-        elif entry.importance is not None or entry.solver is not None:
+        elif entry.importance is not None or entry.encoder is not None:
             _refuse_importance(stored, rows, entry, encoded)
         found.append(Encoded(number, entry, chunk.start, _moved(encoded, entry)))
     return found
-
-
-def _encoded(rows: NDArray[Any], start: int, entry: Entry, made: Made) -> NDArray[np.uint8]:
-    """`rows`, those from `start` on, in the entry's format; `made` keeps what other entries of this chunk can share."""
-    via, form = entry.via, entry.format
-    if via is not None:
-        rounded = (None, via, id(None))
-        if rounded not in made:
-            made[rounded] = via.encode(rows)
-        rows = via.decode(made[rounded], rows.shape[1])
-    base = form.lattice or form
-    key = (via, base, id(entry.solver or entry.importance))
-    if key not in made:
-        solved = entry.solver
-        made[key] = solved.encode(base, rows, start) if solved else base.encode(rows, entry.importance)
-    return form.repack(made[key], rows.shape[1]) if form.lattice else made[key]
 
 
 def _moved(encoded: NDArray[np.uint8], entry: Entry) -> NDArray[np.uint8]:

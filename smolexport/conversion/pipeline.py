@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smolexport.calibration.distillation import Step
-from smolexport.calibration.methods import Calibration, sidecar_of
 from smolexport.conversion.encode import Encoded, encoded_chunks, thread_count
 from smolexport.conversion.plan import Plan
 from smolexport.conversion.prepare import Job, check_output, output_size, prepare, prepare_all
@@ -22,6 +20,7 @@ from smolexport.files import atomic_file, check_parent, check_space, made_folder
 from smolexport.heap import give_back_heap
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.source_files import refuse_changes
+from smolexport.recipe import Recipe, sidecar_of
 
 __all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "trained", "write", "write_all"]
 
@@ -61,7 +60,7 @@ def export(
     ignore_config: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
-    calibration: Calibration | None = None,
+    calibration: Recipe | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Export:
     """Export `source` as `target`; see `prepare` for the arguments.
@@ -94,7 +93,7 @@ def export_all(
     ignore_config: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
-    calibration: Calibration | None = None,
+    calibration: Recipe | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Export]:
     """Export `source` to several formats in one pass over its weights; see `prepare_all` for the arguments.
@@ -152,18 +151,19 @@ def write_all(
     for job in jobs:
         check_output(job.converter, job.path, job.plan, checkpoint.folder, force)
         check_space(job.path.parent, sum(output_size(j.plan) for j in jobs if j.path.parent == job.path.parent))
-    jobs, calibrator = trained(jobs, threads=threads), jobs[0].calibrator
+    jobs, quantizer = trained(jobs, threads=threads), jobs[0].quantizer
+    source = (quantizer and quantizer.source) or checkpoint
     give_back_heap()  # what reading the tokenizer left there, before the kernels need theirs
     with ExitStack() as stack:
         sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
-        _put(sinks, encoded_chunks(checkpoint, [job.plan.entries for job in jobs], threads), progress)
+        _put(sinks, encoded_chunks(source, [job.plan.entries for job in jobs], threads), progress)
         for sink in sinks:  # all of them, before the first one gets its name
             sink.flush()
         refuse_changes(checkpoint.folder, checkpoint.stamps)
         for job, sink in zip(jobs, sinks, strict=True):
-            if calibrator:
+            if quantizer:
                 path = sidecar_of(job.path)
-                stack.enter_context(atomic_file(path, force=True)).write(calibrator.report(job.plan))
+                stack.enter_context(atomic_file(path, force=True)).write(quantizer.report(job.plan))
                 sink.paths.append(path)
     seconds = time.perf_counter() - started
     sizes = [sum(path.stat().st_size for path in sink.paths) for sink in sinks]
@@ -174,24 +174,27 @@ def write_all(
 
 
 def trained(
-    jobs: Sequence[Job], *, threads: int | None = None, progress: Callable[[Step], None] | None = None
+    jobs: Sequence[Job], *, threads: int | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> list[Job]:
-    """`jobs` with distilled scales, where that is their method and has not been done; `write_all` does it otherwise.
+    """Train the scales of jobs whose method is one that trains, e.g. `distil`; other jobs come back unchanged.
+
+    `write_all` does it too, unless it has been done.
 
     Args:
         jobs: what `prepare_all` made.
         threads: encoding threads; None = the processors that may be used.
-        progress: called after each step of a training.
+        progress: called with 1 for each step of a training.
 
     Raises:
-        MissingDependencyError: PyTorch is not installed.
+        MissingDependencyError: the trainer's libraries are not installed.
         CalibrationError: a statistic is missing or damaged.
         UsageError: jobs without weights, or of different checkpoints.
     """
-    checkpoint, calibrator = _common_checkpoint(jobs), jobs[0].calibrator
-    if calibrator is None or calibrator.outcomes or calibrator.calibration.method != "distil":
+    _common_checkpoint(jobs)
+    quantizer = jobs[0].quantizer
+    if quantizer is None or not quantizer.steps or quantizer.outcomes:
         return list(jobs)
-    outputs = calibrator.trained([job.plan.entries for job in jobs], checkpoint, thread_count(threads), progress)
+    outputs = quantizer.refine([job.plan.entries for job in jobs], thread_count(threads), progress)
     return [
         replace(job, plan=replace(job.plan, entries=tuple(entries))) for job, entries in zip(jobs, outputs, strict=True)
     ]

@@ -19,7 +19,10 @@ from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
 from smolexport.text import printable
 
-__all__ = ["Companion", "Entry", "InterleaveHeads", "Plan", "RowSolver"]
+__all__ = ["Companion", "Entry", "InterleaveHeads", "Made", "Plan", "RowEncoder"]
+
+# Encoded rows by the format that their values were rounded through, their own, and the id of what shaped them.
+Made = dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class InterleaveHeads:
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
 
-class RowSolver(Protocol):
-    """What encodes the rows of one tensor where a format's own rounding is not good enough."""
+class RowEncoder(Protocol):
+    """Encodes the rows of one tensor where a format's own rounding is not good enough."""
 
     def encode(self, form: RowFormat, rows: NDArray[Any], start: int) -> NDArray[np.uint8]:
         """Encode the rows [n, columns] of the tensor from row `start` on to [n, row_bytes] of `form`."""
@@ -64,7 +67,7 @@ class Entry:
         via: values are rounded to this format first; None = they are not.
         values: content of a generated tensor.
         importance: [columns] how much an error in each column matters to the format's search; None = its own choice.
-        solver: what encodes the rows instead of the format; None = the format.
+        encoder: encodes the rows in the format's place; None = the format does, by `importance`.
     """
 
     name: str
@@ -76,7 +79,35 @@ class Entry:
     via: RowFormat | None = None
     values: tuple[float, ...] = ()
     importance: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
-    solver: RowSolver | None = field(default=None, repr=False, compare=False)
+    encoder: RowEncoder | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def canonical(self) -> RowFormat:
+        """The format that rows are encoded in; where formats share codes, `format.repack` rearranges its rows."""
+        return self.format.lattice or self.format
+
+    def encode(self, rows: NDArray[Any], start: int = 0, made: Made | None = None) -> NDArray[np.uint8]:
+        """Rows [n, columns] of the tensor, from row `start` on, in the canonical format: [n, row_bytes].
+
+        Rounds through `via` first.  `made` keeps results for other entries with the same rows.
+
+        Raises:
+            CalibrationError: the encoder lacks a statistic.
+        """
+        made = {} if made is None else made
+        if self.via is not None:
+            through = (None, self.via, id(None))
+            if through not in made:
+                made[through] = self.via.encode(rows)
+            rows = self.via.decode(made[through], rows.shape[1])
+        key = (self.via, self.canonical, id(self.encoder or self.importance))
+        if key not in made:
+            made[key] = (
+                self.encoder.encode(self.canonical, rows, start)
+                if self.encoder
+                else self.canonical.encode(rows, self.importance)
+            )
+        return made[key]
 
     @property
     def nbytes(self) -> int:

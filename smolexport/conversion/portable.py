@@ -8,8 +8,8 @@ with group 32, float16 scales and biases of -8 or -128 scales).  The choices tha
   of a small model that 4 bits hurt most;
 - rows that are no multiple of 32, norms and biases are rounded to float16, which all formats can hold.
 
-The scheme `mix` leaves the number of bits of each matrix to its caller.  With 4 and 8 bits it is portable as well; 5
-and 6 bits are different lattices in different formats, GGUF's are named here.
+The scheme `auto-bits` leaves the number of bits of each matrix to its caller.  With 4 and 8 bits it is portable as
+well; 5 and 6 bits differ from format to format, GGUF's are named here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, RowFormat
 
 __all__ = [
+    "AUTO_BITS",
+    "AUTO_BITS_ABOUT",
+    "BIT_CHOICES",
     "BLOCK",
-    "MIX",
-    "MIX_ABOUT",
     "NAMES",
     "NOTE",
-    "RUNGS",
     "SCHEMES",
     "Storage",
     "decided",
@@ -40,10 +40,10 @@ SCHEMES: Mapping[str, str] = {
     "int4": "4 bits, blocks of 32, portable: the same weights in every format; embedding and head 8 bits",
     "int8": "8 bits, blocks of 32, portable: the same weights in every format; nearly lossless",
 }
-MIX = "mix"
-MIX_ABOUT = "4 to 8 bits, chosen tensor by tensor; needs --size or --max-kld"
-NAMES = (*SCHEMES, MIX)
-RUNGS = (8, 4)  # bits that every format holds alike
+AUTO_BITS = "auto-bits"
+AUTO_BITS_ABOUT = "4 to 8 bits, chosen tensor by tensor; needs --size or --target-kld"
+NAMES = (*SCHEMES, AUTO_BITS)
+BIT_CHOICES = (8, 4)  # bits that every format holds alike
 NOTE = "portable: every format holds these very weights; embedding and head have 8 bits, norms and biases are float16"
 
 
@@ -67,19 +67,19 @@ OF_BITS: Mapping[int, Storage] = {4: Storage.INT4, 5: Storage.INT5, 6: Storage.I
 
 
 def decided(bits: Bits | None) -> Bits:
-    """The bits of a model for `mix`; raises UsageError where nobody decided."""
+    """The bits of a model for `auto-bits`; raises UsageError where nobody decided."""
     if bits is None:
         raise UsageError(
-            f"-q {MIX}: chooses bits tensor by tensor under a budget; give --size or --max-kld, and --stats STATS"
+            f"-q {AUTO_BITS}: chooses bits tensor by tensor; give --size or --target-kld, and --stats STATS"
         )
     return bits
 
 
 def wanted_of(tensor: Tensor, scheme: str, bits: Bits | None = None) -> Storage:
-    """What `scheme`, a name of `SCHEMES` or `mix` with `bits`, stores `tensor` as if its rows are whole blocks."""
+    """What `scheme`, of `SCHEMES` or `auto-bits` with `bits`, stores `tensor` as if its rows are whole blocks."""
     if len(tensor.shape) == 1:
         return Storage.HALF
-    if scheme == MIX:
+    if scheme == AUTO_BITS:
         return OF_BITS[decided(bits).get(tensor, 8)]
     return Storage.INT4 if scheme == "int4" and tensor.role not in (Role.EMBED, Role.HEAD) else Storage.INT8
 

@@ -11,12 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smolexport.calibration.methods import Calibration, Calibrator
-from smolexport.calibration.mixing import Mixer, top_bits
-from smolexport.calibration.statistics import open_statistics
 from smolexport.conversion.converter import Converter
 from smolexport.conversion.plan import Plan
-from smolexport.conversion.portable import MIX, decided
+from smolexport.conversion.portable import AUTO_BITS, decided
 from smolexport.conversion.source_model import SourceModel, claimed_dtype
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
 from smolexport.files import check_parent, check_target, refuse_own_source
@@ -29,6 +26,7 @@ from smolexport.model.checkpoint import (
 )
 from smolexport.model.spec import ModelSpec
 from smolexport.plugins import checked_options, converter, converters
+from smolexport.recipe import Quantizer, Recipe
 from smolexport.tokenizer import read_tokenizer
 
 __all__ = ["Job", "check_output", "output_size", "prepare", "prepare_all"]
@@ -42,14 +40,14 @@ class Job:
     """An export that is ready to be written: nothing has been, and nothing is known to stand against it.
 
     `checkpoint` is None where `prepare` was told to leave the weights on the hub: a plan to look at, not to write.
-    `calibrator` is that of all jobs that were prepared together; None for plain rounding.
+    `quantizer` is that of all jobs that were prepared together; None for plain rounding.
     """
 
     converter: Converter
     checkpoint: Checkpoint | None
     plan: Plan
     path: Path
-    calibrator: Calibrator | None = None
+    quantizer: Quantizer | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class ExportRequest:
     token: str | None
     force: bool | None
     weights: bool
-    calibration: Calibration
+    calibration: Recipe | None
 
 
 def prepare(
@@ -83,7 +81,7 @@ def prepare(
     token: str | None = None,
     force: bool | None = None,
     weights: bool = True,
-    calibration: Calibration | None = None,
+    calibration: Recipe | None = None,
 ) -> Job:
     """Read headers, check and plan; no weight is read and nothing is written.
 
@@ -100,14 +98,14 @@ def prepare(
         token: hub token.
         force: an existing target may be replaced; None = leave it to `write` to look at the target.
         weights: False = the weights of a hub id stay there, unchecked, and the job cannot be written.
-        calibration: method and statistics; None = plain rounding.
+        calibration: how weights are quantized, e.g. a `smolexport.calibration.Calibration`; None = plain rounding.
 
     Raises:
         SmolexportError: anything that stands against this export.
     """
     request = ExportRequest(
         source, quant, name, options or {}, strict, ignore_config, revision, token, force, weights,
-        calibration or Calibration(),
+        calibration,
     )  # fmt: skip
     [job] = _prepare([target], request, lambda default, module: _path(out, default, module))
     return job
@@ -126,7 +124,7 @@ def prepare_all(
     token: str | None = None,
     force: bool | None = None,
     weights: bool = True,
-    calibration: Calibration | None = None,
+    calibration: Recipe | None = None,
 ) -> list[Job]:
     """Prepare an export to several formats, which `write_all` does in one pass over the checkpoint.
 
@@ -134,7 +132,7 @@ def prepare_all(
         source: as for `prepare`, like the arguments that are not named here.
         out: the folder that gets all outputs under their default names.
         targets: format names; None = every installed converter.
-        quant: a scheme that all of them have; None = int4, or mix where there is a budget.
+        quant: a scheme that all of them have; None = int4, or auto-bits under a budget.
 
     Raises:
         SmolexportError: anything that stands against one of the exports.
@@ -143,8 +141,8 @@ def prepare_all(
     if weights:
         check_parent(folder)
     request = ExportRequest(
-        source, quant or (None if calibration and calibration.budget else "int4"), name, {}, strict, ignore_config,
-        revision, token, force, weights, calibration or Calibration(),
+        source, quant or (None if calibration and calibration.chooses_bits else "int4"), name, {}, strict,
+        ignore_config, revision, token, force, weights, calibration,
     )  # fmt: skip
     return _prepare(list(converters() if targets is None else targets), request, lambda default, _: folder / default)
 
@@ -177,13 +175,17 @@ def _prepare(targets: Sequence[str], request: ExportRequest, place: Callable[[st
 
 def _schemes(modules: Sequence[Converter], request: ExportRequest) -> list[str]:
     """The scheme of each of `modules`; raises UsageError."""
-    budget = request.calibration.budget
-    schemes = [module.find_scheme(request.quant or (MIX if budget else module.DEFAULT)).name for module in modules]
-    if budget and schemes != [MIX] * len(modules):
-        raise UsageError(f"--quant {request.quant}: under a budget the bits are chosen; leave it out, or take {MIX}")
+    budget = request.calibration is not None and request.calibration.chooses_bits
+    schemes = [
+        module.find_scheme(request.quant or (AUTO_BITS if budget else module.DEFAULT)).name for module in modules
+    ]
+    if budget and schemes != [AUTO_BITS] * len(modules):
+        raise UsageError(
+            f"--quant {request.quant}: under a budget the bits are chosen; leave it out, or take {AUTO_BITS}"
+        )
     if not budget:
         for name in schemes:
-            if MIX in name.split("+"):
+            if AUTO_BITS in name.split("+"):
                 decided(None)
     return schemes
 
@@ -196,49 +198,22 @@ def _jobs(
     place: Callable[[str, Converter], Path],
 ) -> list[Job]:
     """A job for each converter and scheme."""
-    wanted = list(wanted)
-    calibrator = _calibrator(request.calibration, checkpoint)
-    if calibrator and request.calibration.budget:
-        calibrator, model = _mixed(calibrator, [module for module, _ in wanted], model, checkpoint, request)
-    if calibrator:
-        model = replace(model, calibration=calibrator.record())
-    ending = f"-{request.calibration.method}" if calibrator and request.calibration.method != "rtn" else ""
+    wanted, recipe, quantizer, ending = list(wanted), request.calibration, None, ""
+    if recipe:
+        if recipe.chooses_bits and checkpoint is None and not request.weights:
+            raise UsageError(f"{request.source}: a budget needs the weights here; download them and give their folder")
+        quantizer, model = recipe.open(
+            model, checkpoint, [module for module, _ in wanted], lambda module, m: _plan(module, m, AUTO_BITS, request)
+        )
+        ending = f"-{recipe.suffix}" if recipe.suffix else ""
     jobs = []
     for module, scheme in wanted:
         plan = _plan(module, model, scheme, request)
         path = place(f"{_file_name(model.name)}-{scheme}{ending}{module.SUFFIX}", module)
         if request.force is not None:
             check_output(module, path, plan, model.folder, request.force)
-        jobs.append(Job(module, checkpoint, calibrator.applied(plan) if calibrator else plan, path, calibrator))
+        jobs.append(Job(module, checkpoint, quantizer.apply(plan) if quantizer else plan, path, quantizer))
     return jobs
-
-
-def _mixed(
-    calibrator: Calibrator,
-    modules: Sequence[Converter],
-    model: SourceModel,
-    checkpoint: Checkpoint | None,
-    request: ExportRequest,
-) -> tuple[Calibrator, SourceModel]:
-    """Decide under the budget; where the weights are still on the hub, only look at the largest files that can be."""
-    calibration, statistics = calibrator.calibration, calibrator.statistics
-    if checkpoint is None:
-        if not request.weights:
-            raise UsageError(f"{request.source}: a budget needs the weights here; download them and give their folder")
-        return calibrator, replace(model, bits=top_bits(modules, model.spec))
-    mixer = Mixer(
-        modules, model, checkpoint, statistics, calibration,
-        lambda module, decided: _plan(module, decided, MIX, request),
-    )  # fmt: skip
-    mixed = mixer.decide()
-    return Calibrator(calibration, statistics, mixed), replace(model, bits=mixed.bits)
-
-
-def _calibrator(calibration: Calibration, checkpoint: Checkpoint | None) -> Calibrator | None:
-    """The method at work, its statistics opened and known to be the checkpoint's; None for plain rounding."""
-    if calibration.statistics is None:
-        return None
-    return Calibrator(calibration, open_statistics(calibration.statistics, checkpoint))
 
 
 def check_output(module: Converter, path: Path, plan: Plan, source: Path, force: bool) -> None:

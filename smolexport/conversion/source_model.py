@@ -29,7 +29,7 @@ class SourceModel:
         dtype: `F32`, `F16` or `BF16`: what config.json claims, else what most weights are.
         origin: hub id; None for a local folder.
         calibration: what its weights are calibrated with, as JSON for the files' metadata; None = nothing.
-        bits: of each matrix, for the scheme `mix`; None = not decided.
+        bits: of each matrix, for the scheme `auto-bits`; None = not decided.
         notes: what was taken where the folder leaves a choice, one line each.
     """
 

@@ -77,7 +77,7 @@ def read_record(metadata: Mapping[str, Any]) -> tuple[Record | None, str]:
 
 def read_calibration_errors(path: Path, record: Record) -> tuple[tuple[CalibrationEffect, ...], str]:
     """The errors in the report beside `path`, none without a report, and a note, empty if all is well."""
-    from smolexport.calibration.methods import sidecar_of
+    from smolexport.recipe import sidecar_of
 
     place = sidecar_of(path)
     try:

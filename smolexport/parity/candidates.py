@@ -21,7 +21,7 @@ DTYPES = ("bf16", "f32")
 
 
 def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[str] = ()) -> Candidate:
-    """The checkpoint in `folder`, run by torch in `dtype`.
+    """The checkpoint in `folder`, run by the runtime of checkpoints in `dtype`.
 
     Raises:
         UsageError: the dtype is not supported.
@@ -35,7 +35,7 @@ def reference(folder: Path, dtype: str = "bf16", *, ignore_config: Collection[st
         path=folder,
         format="checkpoint",
         scheme=dtype,
-        runtime=plugins.runtime("torch"),
+        runtime=plugins.checkpoint_runtime(),
         bytes=checkpoint.nbytes,
         bits_per_weight=8 * checkpoint.nbytes / sum(t.size for t in checkpoint.stored),
         options={"dtype": dtype},
@@ -72,9 +72,7 @@ def exported(
     for name in runtimes:
         runtime_asked = plugins.adapter(plugins.find_runtime(name))
         if runtime_asked not in [runtime for _, runtime in pairs]:
-            raise UsageError(
-                f"--runtime {name}: reads the format '{runtime_asked.READS}', and none of the files has it"
-            )
+            raise UsageError(f"--runtime {name}: no file has the format '{runtime_asked.READS}' that it reads")
     known = {runtime.NAME: plugins.known_options(runtime.open) for _, runtime in pairs}
     for key in options or {}:
         if not any(key in names for names in known.values()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from smolexport.calibration import METHODS
+from smolexport.calibration.methods import methods as known_methods
 from smolexport.parity.results import CandidateResult, MethodFile, MethodRow
 
 __all__ = ["PLAIN", "columns", "side_by_side"]
@@ -31,8 +31,8 @@ def side_by_side(candidates: Sequence[CandidateResult]) -> tuple[MethodRow, ...]
 
 def columns(methods: Iterable[str]) -> list[str]:
     """Each of `methods` once, plainest first."""
-    there = dict.fromkeys(methods)
-    return [*(name for name in METHODS if name in there), *(name for name in there if name not in METHODS)]
+    there, known = dict.fromkeys(methods), known_methods()
+    return [*(name for name in known if name in there), *(name for name in there if name not in known)]
 
 
 def _row(key: tuple[str, str, str, float], row: dict[str, int], candidates: Sequence[CandidateResult]) -> MethodRow:

@@ -144,6 +144,7 @@ class Runtime(Protocol):
     """A module `smolexport_on_*`.
 
     One whose library brings a tokenizer or renders chat templates itself may also have `open_chat(path: Path) -> Chat`.
+    One that trains names a module as `TRAINER: str`, see `smolexport.calibration.trainer.Trainer`.
     """
 
     @property
@@ -157,12 +158,12 @@ class Runtime(Protocol):
         ...
 
     @property
-    def NEEDS(self) -> Sequence[str]:  # noqa: N802
+    def REQUIRES(self) -> Sequence[str]:  # noqa: N802
         """Modules that must be importable before `open`; the adapter itself imports without them."""
         ...
 
     @property
-    def INSTALL(self) -> str:  # noqa: N802
+    def INSTALL_HINT(self) -> str:  # noqa: N802
         """The line that installs them."""
         ...
 

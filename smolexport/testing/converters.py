@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.calibration.mixing import rungs_of
+from smolexport.calibration.bit_allocation import bit_choices_of
 from smolexport.conversion import portable
 from smolexport.conversion.converter import Converter
 from smolexport.conversion.pipeline import Job, write
@@ -130,16 +130,16 @@ class ConverterTests:
                 np.testing.assert_array_equal(values, defined)
 
     def test_bits_are_chosen_matrix_by_matrix(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        """A format that offers `mix` gives each matrix the bits that were decided, and knows how much it will write."""
-        if portable.MIX not in self.converter.SCHEMES:
-            pytest.skip(f"{self.converter.FORMAT} offers no {portable.MIX}")
-        rungs = rungs_of([self.converter], checkpoint.spec)
-        bits = {t: found[((t.layer or 0) + (t.role in READ_ALIKE)) % len(found)] for t, found in rungs.items()}
+        """A format that offers `auto-bits` gives each matrix the decided bits, and knows how much it will write."""
+        if portable.AUTO_BITS not in self.converter.SCHEMES:
+            pytest.skip(f"{self.converter.FORMAT} offers no {portable.AUTO_BITS}")
+        bit_choices = bit_choices_of([self.converter], checkpoint.spec)
+        bits = {t: found[((t.layer or 0) + (t.role in READ_ALIKE)) % len(found)] for t, found in bit_choices.items()}
         self.planned(checkpoint, self.exact)  # skips what the format refuses
-        plan = self.converter.plan(replace(model_of(checkpoint), bits=bits), portable.MIX)
+        plan = self.converter.plan(replace(model_of(checkpoint), bits=bits), portable.AUTO_BITS)
         files = self.write(plan, checkpoint, self.target(tmp_path))
         assert self.converter.size(plan) == sum(p.stat().st_size for p in files)
-        assert self.converter.describe(self.target(tmp_path)).scheme == portable.MIX
+        assert self.converter.describe(self.target(tmp_path)).scheme == portable.AUTO_BITS
         assert self.converter.lint(self.target(tmp_path)) == []
         limits = {4: 0.12, 5: 0.06, 6: 0.03, 8: 0.006}
         assert set(bits) == {t for t in checkpoint.spec.tensors() if len(t.shape) == 2}
@@ -148,8 +148,8 @@ class ConverterTests:
             error = float(np.linalg.norm(values - original) / np.linalg.norm(original))
             assert error <= limits[bits.get(tensor, 8)], tensor
             assert tensor not in bits or error > limits[bits[tensor]] / 4, tensor
-        with pytest.raises(UsageError, match="--size or --max-kld"):
-            self.converter.plan(model_of(checkpoint), portable.MIX)
+        with pytest.raises(UsageError, match="--size or --target-kld"):
+            self.converter.plan(model_of(checkpoint), portable.AUTO_BITS)
 
     def test_coarse_schemes_stay_near(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """Each tensor decodes to within the stated error."""

@@ -71,12 +71,12 @@ class RuntimeTests:
         np.testing.assert_allclose(left, right, rtol=0, atol=self.tolerance)
 
     def test_names_itself(self) -> None:
-        """NAME, READS, INSTALL and version() are short texts; NEEDS lists modules."""
-        for text in (self.runtime.NAME, self.runtime.READS, self.runtime.INSTALL, self.runtime.version()):
+        """NAME, READS, INSTALL_HINT and version() are short texts; REQUIRES lists modules."""
+        for text in (self.runtime.NAME, self.runtime.READS, self.runtime.INSTALL_HINT, self.runtime.version()):
             assert isinstance(text, str)
             assert text
             assert "\n" not in text
-        assert all(isinstance(module, str) for module in self.runtime.NEEDS)
+        assert all(isinstance(module, str) for module in self.runtime.REQUIRES)
 
     def test_shape_and_dtype(self, session: Session) -> None:
         """A row of v float32 per token; the length counts them."""

@@ -39,7 +39,7 @@ params = llama_cpp.llama_model_quantize_default_params()
 params.ftype, params.nthread = int(code), choose_threads(None)
 assert not llama_cpp.llama_model_quantize(wide.encode(), (out + "/{FILE}").encode(), ctypes.byref(params))
 """
-OWN = (*portable.SCHEMES, portable.MIX)  # llama.cpp has no name for them
+OWN = (*portable.SCHEMES, portable.AUTO_BITS)  # llama.cpp has no name for them
 OFFERED = (s for s in SCHEMES.values() if s.quantized and s.name not in OWN and not s.needs_importance)
 QUANTIZED = {s.name: str(s.file_type) for s in OFFERED}
 

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import smolexport
-from smolexport.calibration.budget import Budget, Option, Unit, cost_of, finest, least, reach, size_of, spend
-from smolexport.calibration.costs import sample
-from smolexport.calibration.methods import Calibration, sidecar_of
+from smolexport.calibration.bit_allocation import sample
+from smolexport.calibration.calibrator import Calibration
+from smolexport.calibration.knapsack import Budget, Option, Unit, cost_of, finest, least, reach, size_of, spend
 from smolexport.conversion.pipeline import Export, export, export_all, prepare
 from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.demo import demo_text
 from smolexport.errors import UsageError
 from smolexport.parity.inputs import Settings
+from smolexport.recipe import sidecar_of
 from tests.cli.commands import assert_refused, call
 
 SETTINGS = Settings(repetitions=0, memory=False, greedy_tokens=0, threads=1, max_windows=4)
@@ -81,14 +82,18 @@ def test_the_sample_of_rows_stands_for_all() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["-q", "mix"], "-q mix: chooses bits tensor by tensor under a budget; give --size or --max-kld"),
+        (
+            ["-q", "auto-bits"],
+            "-q auto-bits: chooses bits tensor by tensor; give --size or --target-kld",
+        ),
         (["--size", "3MB"], "a budget needs statistics"),
-        (["--size", "3MB", "--max-kld", "1", "--stats", "x"], "give one of them"),
+        (["--size", "3MB", "--target-kld", "1", "--stats", "x"], "give one of them"),
         (["--size", "3MB", "-q", "q4_0", "--stats", "x"], "--quant q4_0: under a budget the bits are chosen"),
         (["--size", "3 stones", "--stats", "x"], "is no size"),
         (["--size", "0", "--stats", "x"], "is no size"),
-        (["--max-kld", "0", "--stats", "x"], "'--max-kld'"),
-        (["--max-kld", "nan", "--stats", "x"], "'--max-kld'"),
+        (["--max-kld", "0.02", "--stats", "x"], "say --target-kld"),
+        (["--target-kld", "0", "--stats", "x"], "'--target-kld'"),
+        (["--target-kld", "nan", "--stats", "x"], "'--target-kld'"),
     ],
 )
 def test_bad_budgets(argv: list[str], said: str, demo: Path) -> None:
@@ -112,7 +117,7 @@ def test_a_size_between_int4_and_int8(demo: Path, demo_statistics: Path, tmp_pat
     pytest.importorskip("llama_cpp")
     plain = export("gguf", demo, tmp_path / "int4.gguf", quant="int4", calibration=Calibration("gptq", demo_statistics))
     size = round(1.15 * plain.bytes)
-    mixed = export("gguf", demo, tmp_path / "mix.gguf", calibration=budgeted(demo_statistics, size=size))
+    mixed = export("gguf", demo, tmp_path / "bits.gguf", calibration=budgeted(demo_statistics, size=size))
     assert 0.97 * size <= bytes_of(mixed.path) <= size
     before, after = kld_of(demo, [plain, mixed])
     assert after < 0.8 * before
@@ -142,7 +147,7 @@ def test_all_formats_get_the_same_decision_and_weights(demo: Path, demo_statisti
     layer = {(t.layer, t.role.name): bits for t, bits in decisions[0].items() if t is not None}
     assert len(set(decisions[0].values())) == 2
     assert all(layer[i, "Q"] == layer[i, "K"] == layer[i, "V"] for i in range(4))
-    assert all(smolexport.inspect(one.path).scheme == "mix" for one in done)
+    assert all(smolexport.inspect(one.path).scheme == "auto-bits" for one in done)
     kld = kld_of(demo, done)
     assert max(kld) < 0.012
     for path in (one.path for one in done if one.path.is_dir()):
@@ -151,7 +156,7 @@ def test_all_formats_get_the_same_decision_and_weights(demo: Path, demo_statisti
 
 def test_a_divergence_is_met_on_the_runtime(demo: Path, demo_statistics: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    calibration = budgeted(demo_statistics, max_kld=0.004)
+    calibration = budgeted(demo_statistics, target_kld=0.004)
     done = export("gguf", demo, tmp_path / "x.gguf", calibration=calibration)
     found = json.loads(sidecar_of(done.path).read_bytes())["budget"]
     assert 0.5 * 0.004 < found["measured_kld"] <= 0.004
@@ -166,8 +171,8 @@ def test_plain_rounding_under_a_budget_and_what_cannot_be(demo: Path, demo_stati
     lowest = int(str(caught.value).split(": ")[1].split()[0].replace(",", ""))
     done = export("mlx", demo, tmp_path / "least", calibration=budgeted(demo_statistics, "rtn", size=lowest))
     assert lowest - 100 <= bytes_of(done.path) <= lowest
-    with pytest.raises(UsageError, match=r"--max-kld 1e-09: .* is the least that can be had, measured"):
-        prepare("gguf", demo, tmp_path, calibration=budgeted(demo_statistics, "rtn", max_kld=1e-9))
+    with pytest.raises(UsageError, match=r"--target-kld 1e-09: .* is the least that can be had, measured"):
+        prepare("gguf", demo, tmp_path, calibration=budgeted(demo_statistics, "rtn", target_kld=1e-9))
     look = prepare("gguf", demo, tmp_path, calibration=Calibration(
         "rtn", demo_statistics, budget=Budget(size=3_000_000, measure=False)))  # fmt: skip
     assert any("the export measures it" in note for note in look.plan.notes)

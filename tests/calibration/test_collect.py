@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from smolexport.calibration.collect import Job, collect, prepare
-from smolexport.calibration.moments import Moments
 from smolexport.calibration.statistics import Statistics, input_of, open_statistics
+from smolexport.calibration.trainer import ActivationStats
 from smolexport.errors import CalibrationError, OutputError, UsageError
 from smolexport.model.checkpoint import Checkpoint, open_checkpoint
 from smolexport.model.spec import Role
@@ -158,7 +158,7 @@ def spied(job: Job, ran: list[int]) -> Job:
         def __getattr__(self, name: str) -> Any:
             return getattr(job.engine, name)
 
-        def layer(self, index: int, *arguments: Any) -> Mapping[str, Moments]:
+        def layer(self, index: int, *arguments: Any) -> Mapping[str, ActivationStats]:
             ran.append(index)
             return job.engine.layer(index, *arguments)
 

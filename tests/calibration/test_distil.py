@@ -13,14 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-import smolexport_on_torch
-from smolexport.calibration.distillation import Distilled, Settings, Step, Trained
+from smolexport.calibration.trainer import Distilled, Settings, Step, Trained
 from smolexport.errors import TensorError, UsageError
 from smolexport.testing.checkpoints import write_checkpoint
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from smolexport_on_torch import _distil, _factors  # noqa: E402
+from smolexport_on_torch import _distil, _factors, trainer  # noqa: E402
 from smolexport_on_torch._load import load_model  # noqa: E402
 
 
@@ -196,7 +195,7 @@ class Case:
         return {n: v.astype(np.float32) for n, v in load_file(folder / "model.safetensors").items()}
 
     def run(self, settings: Settings = QUICK, **options: Any) -> Distilled:
-        return smolexport_on_torch.distil(
+        return trainer.distil(
             self.folder, self.frozen.items(), options.pop("trained", self.trained), self.windows, self.teacher,
             settings=settings, **options,
         )  # fmt: skip

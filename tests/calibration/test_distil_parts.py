@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.calibration.distillation import Settings, Trained, held_out, to_half
+from smolexport.calibration.trainer import Settings, Trained, held_out, to_half
 from smolexport.errors import UsageError
 from tests.children import python
 
@@ -136,8 +136,8 @@ def test_half_is_the_default_rounding() -> None:
 def test_without_the_libraries_the_line_that_installs_them(library: str) -> None:
     told = python(
         f"import sys\nsys.modules[{library!r}] = None\n"
-        "import smolexport_on_torch as torch\nfrom smolexport.errors import MissingDependencyError\n"
-        "try:\n    torch.distil('x', [], {}, None, None)\n"
+        "from smolexport.errors import MissingDependencyError\n"
+        "try:\n    from smolexport_on_torch import trainer\n"
         "except MissingDependencyError as error:\n    print(error)"
     )
     assert "pip install torch transformers" in told

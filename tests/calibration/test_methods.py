@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import smolexport
 from smolexport.api import fingerprint, read_back
-from smolexport.calibration.methods import Calibration, sidecar_of
+from smolexport.calibration.calibrator import Calibration
 from smolexport.cli.options import calibration_of
 from smolexport.conversion.pipeline import export, export_all
 from smolexport.conversion.source_model import CALIBRATION_KEY
@@ -20,6 +20,7 @@ from smolexport.demo import demo_text
 from smolexport.errors import CalibrationError, UsageError
 from smolexport.parity.inputs import Settings
 from smolexport.quant import FORMATS, BlockFormat
+from smolexport.recipe import sidecar_of
 from smolexport_to_gguf.container import TensorInfo
 from tests.mlx_for_tests import mlx_lm
 
@@ -140,7 +141,7 @@ def test_a_missing_statistic_is_named(demo: Path, demo_statistics: Path, tmp_pat
 
 def test_trained_scales_are_the_same_in_every_format(demo: Path, demo_statistics: Path, tmp_path: Path) -> None:
     """A few steps: nearer on windows that were held out, one training for all formats, and codes as gptq left them."""
-    from smolexport.calibration.distillation import Settings
+    from smolexport.calibration.trainer import Settings
     from smolexport.quant.affine_view import codes_of
     from smolexport_to_gguf.container import read_gguf
 

@@ -45,7 +45,7 @@ def divergence_of(model: object, windows: object, name: str, column: int, size: 
 @pytest.mark.parametrize("part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"])
 def test_finite_differences(tiny: Path, part: str) -> None:
     """A disturbance of size e at every position costs 1/2 e^2 F."""
-    import smolexport_on_torch as engine
+    from smolexport_on_torch import trainer as engine
     from smolexport_on_torch._load import load_model
 
     windows = np.random.default_rng(0).integers(0, 300, (64, 32)).astype(np.int32)
@@ -59,8 +59,8 @@ def test_finite_differences(tiny: Path, part: str) -> None:
 
 
 def test_the_head_and_all_names(tiny: Path) -> None:
-    import smolexport_on_torch as engine
     from smolexport.model.checkpoint import open_checkpoint
+    from smolexport_on_torch import trainer as engine
     from smolexport_on_torch._load import load_model
 
     windows = np.random.default_rng(0).integers(0, 300, (3, 16)).astype(np.int32)
@@ -75,9 +75,9 @@ def test_the_head_and_all_names(tiny: Path) -> None:
 
 
 def test_the_original_does_not_diverge_from_itself(demo: Path, demo_statistics: Path) -> None:
-    import smolexport_on_torch as engine
     from smolexport.calibration.statistics import open_statistics
     from smolexport.model.checkpoint import open_checkpoint
+    from smolexport_on_torch import trainer as engine
 
     checkpoint, statistics = open_checkpoint(demo), open_statistics(demo_statistics)
     weights = {t.source: s.read_rows().astype(np.float32).reshape(t.shape) for t, s in checkpoint.stored.items()}

@@ -39,7 +39,7 @@ def test_help_of_a_command(command: str) -> None:
     assert outcome.out.startswith(f"Usage: smolexport {command}")
     about = re.split(r"^(?:Positional arguments|Options):$", outcome.out, maxsplit=1, flags=re.MULTILINE)[0]
     assert len(about.splitlines()) >= 4, "says what it does, in more than a name"
-    for parameter in parameters(command):
+    for parameter in (p for p in parameters(command) if not getattr(p, "hidden", False)):
         names = [n for n in parameter.opts if n.startswith("--")] or [parameter.name.upper()]
         assert re.search(rf"^  .*{names[0]}\b", outcome.out, re.MULTILINE), names[0]
         assert parameter.help, f"{command} {names[0]} has no help"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from smolexport.calibration.methods import Calibration, sidecar_of
+from smolexport.calibration.calibrator import Calibration
 from smolexport.conversion.pipeline import export
+from smolexport.recipe import sidecar_of
 from tests.cli.commands import assert_refused, call
 from tests.cli.test_cli_play import needs_runtimes
 from tests.parity.rich_sheets import keeps_to_schema

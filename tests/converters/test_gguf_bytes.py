@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="bytes are defined by the x86-64 build of llama.cpp"
 )
 # Portable schemes are our own; what needs an importance matrix is in `test_gguf_imatrix.py`.
-OWN = (*portable.SCHEMES, portable.MIX)
+OWN = (*portable.SCHEMES, portable.AUTO_BITS)
 QUANTIZED = [s for s in SCHEMES.values() if s.quantized and s.name not in OWN and not s.needs_importance]
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -31,7 +31,7 @@ from tests.cli.commands import assert_refused, call, tiny_checkpoint
 from tests.converters.llama_quantize import oracle
 from tests.converters.test_gguf_bytes import blocks
 
-OWN = (*portable.SCHEMES, portable.MIX)
+OWN = (*portable.SCHEMES, portable.AUTO_BITS)
 QUANTIZED = [s for s in SCHEMES.values() if s.quantized and s.name not in OWN]
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 320}
 HEADED = WIDE | {"num_attention_heads": 4, "head_dim": 64}

@@ -30,7 +30,7 @@ MODELS["SmolLM2-1.7B untied"] = PUBLISHED["SmolLM2-1.7B"] | {"tie_word_embedding
 MODELS["SmolLM2-135M untied"] = PUBLISHED["SmolLM2-135M"] | {"tie_word_embeddings": False}
 MODELS["odd rows"] = sized(SMOLLM2, 96, 172, 5, 6, num_key_value_heads=3, vocab_size=512)
 MODELS["Llama-70B"] = sized(SMOLLM2, 8192, 28672, 80, 64, num_key_value_heads=8, tie_word_embeddings=False)
-OWN = (*portable.SCHEMES, portable.MIX)
+OWN = (*portable.SCHEMES, portable.AUTO_BITS)
 QUANTIZED = [s for s in SCHEMES.values() if s.quantized and s.name not in OWN]  # those are our own
 
 

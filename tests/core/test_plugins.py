@@ -49,7 +49,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     )
     (site / "smolexport_on_nothing.py").write_text(
         dedent("""
-        NAME, READS, NEEDS, INSTALL = "Nothing", "nothing", ("a_library_that_is_not",), "pip install nothing"
+        NAME, READS, REQUIRES, INSTALL_HINT = "Nothing", "nothing", ("a_library_that_is_not",), "pip install nothing"
         def version(): return "0"
         def open(path, *, threads=None, context=None): raise NotImplementedError
         """)
@@ -171,7 +171,7 @@ def test_of_two_runtimes_the_first_that_is_there_plays(strangers: Path, tmp_path
     """`nothing` needs what is not installed, `nothing_else` plays the same; a name decides otherwise."""
     (tmp_path / "x.nothing").write_bytes(b"NOTHING")
     other = strangers / "smolexport_on_nothing_else.py"
-    other.write_text('NAME, READS, NEEDS, INSTALL = "Else", "nothing", (), "-"\n')
+    other.write_text('NAME, READS, REQUIRES, INSTALL_HINT = "Else", "nothing", (), "-"\n')
     assert plugins.runtime_for(tmp_path / "x.nothing").NAME == "Else"
     assert plugins.runtime_for(tmp_path / "x.nothing", "nothing-else").NAME == "Else"
     with pytest.raises(MissingDependencyError, match="the runtime Nothing needs"):
@@ -273,3 +273,40 @@ def test_options_of_a_stranger(annotation: object) -> None:
         assert plugins.checked_options(stranger().open, {"scale": wrong}, "x") == {"scale": wrong}
     with pytest.raises(UsageError, match=r"--set hook: Stranger has no such option; it has scale$"):
         plugins.checked_options(module.open, {"hook": "x"}, module.NAME)
+
+
+def test_the_trainer_is_one_that_a_runtime_names(strangers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    assert plugins.trainer().NAME == "torch"
+    other = strangers / "smolexport_on_nothing_else.py"
+    other.write_text('NAME, READS, REQUIRES, INSTALL_HINT, TRAINER = "Else", "nothing", (), "-", __name__\n')
+    monkeypatch.setattr(plugins, "runtimes", lambda: ["nothing", "nothing_else"])
+    assert plugins.trainer().NAME == "Else"
+    monkeypatch.setattr(plugins, "runtimes", lambda: ["nothing"])
+    with pytest.raises(MissingDependencyError, match=r"has a trainer: pip install smolexport\[torch\]"):
+        plugins.trainer()
+
+
+UNINSTALLED = """
+import importlib.metadata as metadata, sys
+found = metadata.distribution
+def hidden(name):
+    if name == "smolexport":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.distribution = hidden
+from smolexport.cli import main
+few = ["--tokens", "256", "--window", "32"]
+for argv in (["--version"], ["mlx", sys.argv[1], "-o", sys.argv[2]], ["calibrate", "demo", *few, "-o", sys.argv[3]]):
+    try:
+        main(argv)
+    except SystemExit as end:
+        print(end.code)
+"""
+
+
+def test_a_source_tree_that_is_not_installed_exports_and_calibrates(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folder = tiny_checkpoint(tmp_path)
+    said = python(UNINSTALLED, str(folder), str(tmp_path / "out"), str(tmp_path / "stats")).split("\n")
+    assert said[:6] == ["smolexport (uninstalled)", "0", str(tmp_path / "out"), "0", str(tmp_path / "stats"), "0"]

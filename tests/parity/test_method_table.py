@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from smolexport.calibration.methods import sidecar_of
 from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.parity.calibration_record import CalibrationEffect, Record, read_calibration_errors, read_record
 from smolexport.parity.compare import compare
@@ -21,6 +20,7 @@ from smolexport.parity.report import render, render_html, render_markdown, to_js
 from smolexport.parity.report.junit import to_junit
 from smolexport.parity.report.names import described
 from smolexport.parity.thresholds import Gate, Rule, Thresholds
+from smolexport.recipe import sidecar_of
 from tests.browser.chromium_for_tests import needs_chromium_alone, opened
 from tests.parity.rich_sheets import keeps_to_schema, moved
 

@@ -103,7 +103,7 @@ def toy_runtime(fault: str = "") -> Runtime:
     def open_toy(path: Path, **options: Any) -> Toy:
         return Toy(path, fault=fault, **options)
 
-    named = {"NAME": "toy", "READS": "toy", "NEEDS": (), "INSTALL": "pip install toy", "version": lambda: "1"}
+    named = {"NAME": "toy", "READS": "toy", "REQUIRES": (), "INSTALL_HINT": "pip install toy", "version": lambda: "1"}
     return cast(Runtime, SimpleNamespace(open=open_toy, **named))
 
 

@@ -44,7 +44,7 @@ sys.modules[{library!r}] = None
 from pathlib import Path
 import {adapter} as adapter
 from smolexport.errors import MissingDependencyError
-assert adapter.NAME and adapter.INSTALL == {line!r}
+assert adapter.NAME and adapter.INSTALL_HINT == {line!r}
 try:
     adapter.open(Path({str(tmp_path / "file")!r}))
 except MissingDependencyError as error:

@@ -280,7 +280,7 @@ try:
 except MissingDependencyError as error:
     print(error)
 """)
-    assert smolexport_on_mlx.INSTALL in said
+    assert smolexport_on_mlx.INSTALL_HINT in said
     assert library in said
     assert len(said.splitlines()) == 1
 

@@ -372,7 +372,7 @@ try:
 except MissingDependencyError as error:
     print(error)
 """)
-    assert adapter.INSTALL in said
+    assert adapter.INSTALL_HINT in said
     assert len(said.splitlines()) == 1
 
 

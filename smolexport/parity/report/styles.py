@@ -75,9 +75,9 @@ def styles_of(models: Sequence[ModelInfo]) -> list[Style]:
 
 def method_rank(method: str | None) -> int:
     """Rank of a method, plainest first; None is plain rounding."""
-    from smolexport.calibration import METHODS
+    from smolexport.calibration.methods import methods
 
-    names = list(METHODS)
+    names = list(methods())
     return names.index(method) if method in names else 0 if method is None else len(names)
 
 

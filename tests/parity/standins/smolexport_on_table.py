@@ -15,8 +15,8 @@ from smolexport.errors import ContextOverflowError, FileFormatError, SessionClos
 
 NAME = "table"
 READS = "table"
-NEEDS = ()
-INSTALL = ""
+REQUIRES = ()
+INSTALL_HINT = ""
 OPENED: list[dict[str, object]] = []
 
 

@@ -1,8 +1,8 @@
-"""What a budget buys: bits per group of matrices, by the divergence that each byte takes away.
+"""What a budget buys, as a knapsack: bits per group of matrices, by the divergence that each byte takes away.
 
-A unit is what must have the same bits, and its options are what it may have.  On each unit's lower convex hull of cost
-over bytes every step is worth less per byte than the one before it; taking the steps of all units in the order of their
-worth is optimal at every size where a step ends, and between two such sizes no more than one step away from it.
+A unit is a group of tensors with the same bits; its options are the ways to store it.  On each unit's lower convex hull
+of cost over bytes every step is worth less per byte than the one before it; taking the steps of all units in the order
+of their worth is optimal at every size where a step ends, and between two such sizes at most one step away from it.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from itertools import pairwise
 from smolexport.errors import UsageError
 from smolexport.model.spec import Tensor
 
-__all__ = ["Budget", "Mixed", "Option", "Unit", "cost_of", "finest", "least", "reach", "size_of", "spend"]
+__all__ = ["Allocation", "Budget", "Option", "Unit", "cost_of", "finest", "least", "reach", "size_of", "spend"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an export may cost: either `size` or `max_kld`.
+    """What an export may cost: either `size` or `target_kld`.
 
     Attributes:
         size: most bytes of a file or folder.
-        max_kld: largest divergence from the original, nats per token, on held-out windows of the statistics.
+        target_kld: largest divergence from the original, nats per token, on held-out windows of the statistics.
         measure: whether the divergence is measured; otherwise it is predicted alone, to look at a plan.
         say: called with lines for people while the decision is made.
     """
 
     size: int | None = None
-    max_kld: float | None = None
+    target_kld: float | None = None
     measure: bool = True
     say: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        if (self.size is None) == (self.max_kld is None):
-            raise UsageError("a budget is either --size or --max-kld: give one of them")
+        if (self.size is None) == (self.target_kld is None):
+            raise UsageError("a budget is either --size or --target-kld: give one of them")
         if self.size is not None and self.size < 1:
             raise UsageError(f"--size {self.size}: should be at least 1 byte")
-        if self.max_kld is not None and not 0 < self.max_kld < float("inf"):
-            raise UsageError(f"--max-kld {self.max_kld}: should be above 0")
+        if self.target_kld is not None and not 0 < self.target_kld < float("inf"):
+            raise UsageError(f"--target-kld {self.target_kld}: should be above 0")
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def reach(units: Sequence[Unit], kld: float) -> Choice:
     """
     possible = cost_of(finest(units))
     if possible > kld:
-        raise UsageError(f"--max-kld {kld:g}: {possible:.2g} is the least that can be had, predicted")
+        raise UsageError(f"--target-kld {kld:g}: {possible:.2g} is the least that can be had, predicted")
     chosen = least(units)
     for step in steps_of(units):
         if cost_of(chosen) <= kld:
@@ -168,8 +168,8 @@ def reach(units: Sequence[Unit], kld: float) -> Choice:
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A decision.
+class Allocation:
+    """The bits chosen under a budget.
 
     Attributes:
         budget: what was asked for.
@@ -187,7 +187,7 @@ class Mixed:
 
     def facts(self) -> dict[str, object]:
         """For the metadata of files."""
-        asked = {"size": self.budget.size} if self.budget.size is not None else {"max_kld": self.budget.max_kld}
+        asked = {"size": self.budget.size} if self.budget.size is not None else {"target_kld": self.budget.target_kld}
         found: dict[str, object] = {**asked, "predicted_kld": round(self.predicted, 6)}
         if self.measured is not None:
             found |= {"measured_kld": round(self.measured, 6), "held_out_windows": self.windows}
@@ -197,7 +197,7 @@ class Mixed:
         """A line for people."""
         counts = sorted(Counter(self.bits.values()).items(), reverse=True)
         shares = ", ".join(f"{count} at {bits}" for bits, count in counts)
-        line = f"mix: matrices by bits: {shares}; predicted KLD {self.predicted:.5f}"
+        line = f"auto-bits: matrices by bits: {shares}; predicted KLD {self.predicted:.5f}"
         if self.measured is None:
             return f"{line}; the export measures it"
         return f"{line}, measured {self.measured:.5f} on {self.windows} held-out windows"

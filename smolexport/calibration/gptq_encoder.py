@@ -1,6 +1,6 @@
-"""Rows encoded with error feedback: what the statistics of a matrix's input do to its codes, chunk by chunk.
+"""Rows encoded with GPTQ's error feedback, chunk by chunk.
 
-The lattice (scales, zero points, minima) comes from the format's own search, weighted by the importance of each column;
+The grid (scales, zero points, minima) comes from the format's own search, weighted by the importance of each column;
 only the codes are chosen anew.  Rows are independent, so a chunk of them needs nothing but the factor of its Hessian.
 """
 
@@ -20,7 +20,7 @@ from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
 from smolexport.quant.affine_view import grid_of, with_codes
 
-__all__ = ["Feedback", "TensorFeedback"]
+__all__ = ["GptqEncoder", "GptqEncoders"]
 
 ENOUGH = 8  # tokens per column, below which a Hessian is noisy
 FEW_DAMPING = 0.05  # then
@@ -29,21 +29,23 @@ SAMPLE = 256  # rows of a matrix whose error is measured
 Floats = NDArray[np.float32]
 
 
-class Feedback:
-    """Solvers for the matrices of one checkpoint; threads may share it."""
+class GptqEncoders:
+    """Encoders of the matrices of one checkpoint; threads may share them."""
 
     def __init__(self, statistics: Statistics, damping: float) -> None:
         """`damping` is a share of the mean of each Hessian's diagonal; Hessians of few tokens get more."""
         self.statistics = statistics
         self.damping = damping
-        self._solvers: dict[Tensor, TensorFeedback] = {}
+        self._encoders: dict[Tensor, GptqEncoder] = {}
         self._lock = threading.Lock()
         self._sums: dict[Tensor, NDArray[np.float64]] = {}
         self._last: tuple[Input, Factor] | None = None  # matrices with one input stand together, and factors are large
 
-    def solver(self, tensor: Tensor) -> TensorFeedback:
-        """The one solver of `tensor`, so that outputs can share what it makes."""
-        return self._solvers.setdefault(tensor, TensorFeedback(self, tensor))
+    def encoder(self, tensor: Tensor) -> GptqEncoder:
+        """The one encoder of `tensor`, so that outputs can share what it makes; raises CalibrationError."""
+        if tensor not in self._encoders:
+            self._encoders[tensor] = GptqEncoder(self, tensor, self.statistics.mean_squares(tensor))
+        return self._encoders[tensor]
 
     def factor(self, tensor: Tensor) -> Factor:
         """Of the Hessian of the input of `tensor`.
@@ -78,9 +80,9 @@ class Feedback:
             self._sums[tensor] = self._sums.get(tensor, 0) + sums
 
     def errors(self, tensors: Iterable[Tensor]) -> dict[str, dict[str, float]]:
-        """Error of the outputs of each of `tensors` that was encoded, as a share of their square, by source name.
+        """By source name the squared error of the outputs over their square, for each of `tensors` that was encoded.
 
-        `before` is that of the lattice's own rounding, `after` that of the feedback, both on at most 256 rows of each
+        `before` is that of the format's own rounding, `after` that of error feedback, both on at most 256 rows of each
         matrix.
         """
         found = {}
@@ -92,23 +94,24 @@ class Feedback:
 
 
 @dataclass(frozen=True)
-class TensorFeedback:
-    """Encodes the rows of `tensor`."""
+class GptqEncoder:
+    """Encodes the rows of `tensor`; `importance` is [columns] float32."""
 
-    feedback: Feedback = field(repr=False)
+    encoders: GptqEncoders = field(repr=False)
     tensor: Tensor
+    importance: Floats = field(repr=False, compare=False)
 
     def encode(self, form: RowFormat, rows: NDArray[Any], start: int) -> NDArray[np.uint8]:
-        """The rows [n, columns] in `form`: the scales of its search, the codes of the feedback.
+        """The rows [n, columns] in `form`: the scales of its search, the codes of error feedback.
 
         Raises:
             CalibrationError: the statistic is missing, damaged, or has no factor.
         """
         columns = rows.shape[1]
-        encoded = form.encode(rows, self.feedback.statistics.mean_squares(self.tensor))
+        encoded = form.encode(rows, self.importance)
         weights = rows.astype(np.float32)
         grid = grid_of(form, encoded, columns)
-        solved = with_codes(form, encoded, solve(weights, grid, self.feedback.factor(self.tensor), threads=1))
+        solved = with_codes(form, encoded, solve(weights, grid, self.encoders.factor(self.tensor), threads=1))
         before, after = form.decode(encoded, columns), form.decode(solved, columns)
-        self.feedback.note(self.tensor, weights, start, before, after)
+        self.encoders.note(self.tensor, weights, start, before, after)
         return solved

@@ -1,27 +1,96 @@
-"""Scale distillation as its callers see it: what it takes and what it gives.  The training itself needs torch.
+"""What a trainer offers and what it is given: the plug-in that runs a model with gradients or layer by layer.
 
-Every trained matrix is an affine block format with its codes frozen, `value = d * a - m * b` per block.  The factors d,
-and m where the format has a free minimum, are trained until the quantized model predicts what the original does on the
-calibration windows; nothing else changes, so a file holds the result like any other.
+A runtime that trains names a module as its `TRAINER`; `plugins.trainer` finds it.  Nothing here needs its libraries.
+
+Scale distillation: every trained matrix is an affine block format with frozen codes, `value = d * a - m * b` per block.
+The factors d, and m where the format has a free minimum, are trained until the quantized model predicts what the
+original does on the calibration windows; nothing else changes, so a file holds the result like any other.
 
 Notation: n = rows, c = columns, w = tokens of a window, k = tokens of the original's prediction that are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
+from smolexport.model.checkpoint import Checkpoint
 
-__all__ = ["AffineBlocks", "Distilled", "Rounding", "Settings", "Step", "Teacher", "Trained", "held_out", "to_half"]
+__all__ = [
+    "KINDS",
+    "ActivationStats",
+    "AffineBlocks",
+    "Distilled",
+    "Engine",
+    "Rounding",
+    "Settings",
+    "Step",
+    "Teacher",
+    "Trained",
+    "Trainer",
+    "held_out",
+    "to_half",
+]
 
+KINDS = ("attn", "o", "mlp", "down")  # the inputs of a layer, in the order of the forward pass
 HELD_OUT = 16  # one window of so many is for validation
 LEAST_HELD_OUT = 2
+
+
+@dataclass(frozen=True)
+class ActivationStats:
+    """Second moments of one input of c columns.
+
+    Attributes:
+        hessian: [c, c] float32, X^T X / T over all positions but the first of each window; only its upper triangle
+            counts, below it stands anything.
+        mean_squares: [c] float32, over all positions.
+        largest_share: of the trace of the Hessian, what the largest single token makes.
+    """
+
+    hessian: NDArray[np.float32] = field(repr=False)
+    mean_squares: NDArray[np.float32] = field(repr=False)
+    largest_share: float
+
+
+class Engine(Protocol):
+    """Runs the layers of one checkpoint over all windows; hidden states lie in files [n, w, hidden_size] float32."""
+
+    def embed(self, windows: NDArray[np.int32], target: Path) -> None:
+        """Write the hidden states before the first layer."""
+        ...
+
+    def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> Mapping[str, ActivationStats]:
+        """Run a layer over all windows."""
+        ...
+
+    def finish(
+        self,
+        shape: tuple[int, int],
+        source: Path,
+        k: int,
+        write: Callable[[NDArray[np.int32], NDArray[np.float32]], None],
+    ) -> ActivationStats:
+        """Run the head over all windows."""
+        ...
+
+    def sample(
+        self,
+        count: int,
+        window: int,
+        first: NDArray[np.int32],
+        bos: int | None,
+        seed: int,
+        progress: Callable[[int], None],
+    ) -> NDArray[np.int32]:
+        """Windows that the model writes itself."""
+        ...
 
 
 class AffineBlocks(Protocol):
@@ -195,3 +264,92 @@ def held_out(windows: int) -> int:
     if windows < least:
         raise UsageError(f"distillation: {windows} calibration windows; {least} are the least, more text is needed")
     return max(LEAST_HELD_OUT, windows // HELD_OUT)
+
+
+class Trainer(Protocol):
+    """A module that a runtime names as its `TRAINER`; each function raises MissingDependencyError, CheckpointError."""
+
+    @property
+    def NAME(self) -> str:  # noqa: N802
+        """Name under which manifests keep its version."""
+        ...
+
+    def version(self) -> str:
+        """Versions of the libraries behind it."""
+        ...
+
+    def engine(self, checkpoint: Checkpoint, *, threads: int | None = None) -> Engine:
+        """Runs the layers of `checkpoint` one by one; `threads` None: one per physical core."""
+        ...
+
+    def distil(
+        self,
+        folder: Path,
+        frozen: Iterable[tuple[str, NDArray[np.float32]]],
+        trained: Mapping[str, AffineBlocks],
+        windows: NDArray[np.int32],
+        teacher: Teacher,
+        *,
+        settings: Settings | None = None,
+        rounded: Rounding = to_half,
+        progress: Callable[[Step], None] | None = None,
+    ) -> Distilled:
+        """Train the factors of quantized matrices until the model predicts what the original predicted.
+
+        The last sixteenth of the windows, at least two, is not trained on: it decides which step's factors are kept.
+
+        Args:
+            folder: the checkpoint; only its config.json is read.
+            frozen: (source name, values) of every other tensor, as the file will hold them; taken one at a time.
+            trained: the matrices by source name; of a tied model the embedding also serves as the head.
+            windows: [n, w] token ids, three windows at least.
+            teacher: the original's predictions on them; indexed by window, so it may lie on disk.
+            settings: how to train; None: the defaults.
+            rounded: makes the factors that a file can hold; the validation sees only these.
+            progress: called after every step.
+
+        Returns:
+            Rounded factors, and whether they are better than those given, which come back if nothing was.
+
+        Raises:
+            UsageError: too few windows, shapes that do not match, a tensor given twice, no such device.
+            TensorError: a name in `trained` is not the weight of a matrix.
+        """
+        ...
+
+    def sensitivity(
+        self, folder: Path, windows: NDArray[np.int32], seed: int = 0, threads: int | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """How much the predictions feel an error in what each matrix puts out.
+
+        Args:
+            folder: the checkpoint; all of it is in memory, in float32.
+            windows: [n, w] token ids; a dozen windows suffice.
+            seed: of the tokens that are drawn.
+            threads: None: one per physical core.
+
+        Returns:
+            By source name the mean over tokens of the squared gradient of log p(y | context), y drawn from the model,
+            by each output of the matrix; for `lm_head.weight` of p (1 - p), whether or not the head is tied; for the
+            embedding by each column of what is looked up.
+        """
+        ...
+
+    def divergence(
+        self,
+        folder: Path,
+        weights: Iterable[tuple[str, NDArray[np.float32]]],
+        windows: NDArray[np.int32],
+        teacher: Teacher,
+        threads: int | None = None,
+    ) -> float:
+        """Mean divergence of a model with other weights from what the original predicted, nats per token.
+
+        Args:
+            folder: the checkpoint; only its config.json is read.
+            weights: (source name, values) of every tensor; taken one at a time.
+            windows: [n, w] token ids.
+            teacher: the original's predictions on them.
+            threads: None: one per physical core.
+        """
+        ...
