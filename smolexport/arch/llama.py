@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from smolexport.arch._common import read_sizes
+from smolexport.arch._common import read_dense
 from smolexport.arch._config import ConfigReader
-from smolexport.arch._rope import read_rope
-from smolexport.spec import Layer, ModelSpec
+from smolexport.spec import ModelSpec
 
 
 def read(config: ConfigReader) -> ModelSpec:
     """ModelSpec of a LlamaForCausalLM config."""
-    sizes = read_sizes(config)
-    count, attention_bias = sizes.pop("num_hidden_layers"), config.take("attention_bias", bool, False)
-    rope = read_rope(config, sizes["head_dim"], sizes["context_length"])
-    return ModelSpec(
-        model_type="llama",
-        layers=(Layer(rope),) * count,
-        qkv_bias=attention_bias,
-        o_bias=attention_bias,
-        mlp_bias=config.take("mlp_bias", bool, False),
-        **sizes,
-    )
+    bias = config.take("attention_bias", bool, False)
+    return read_dense(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.take("mlp_bias", bool, False))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from smolexport.arch._common import read_sizes, refuse_windows
+from smolexport.arch._common import read_dense, refuse_windows
 from smolexport.arch._config import ConfigReader
-from smolexport.arch._rope import read_rope
-from smolexport.spec import Layer, ModelSpec
+from smolexport.spec import ModelSpec
 
 
 def read(config: ConfigReader) -> ModelSpec:
     """ModelSpec of a Qwen2ForCausalLM config."""
-    sizes = read_sizes(config)
-    count = sizes.pop("num_hidden_layers")
-    refuse_windows(config, count)
-    rope = read_rope(config, sizes["head_dim"], sizes["context_length"])
-    return ModelSpec(model_type="qwen2", layers=(Layer(rope),) * count, qkv_bias=True, **sizes)
+    refuse_windows(config)
+    return read_dense(config, qkv_bias=True)

@@ -57,7 +57,7 @@ class Costs:
                 moved = np.einsum("ij,ij->i", error @ self._hessian(tensor), error).astype(np.float64)
                 cost += float(products[rows] * scale @ np.maximum(moved, 0))
             if lookups.any():
-                felt = self._felt(tensor.source, tensor.shape[1])
+                felt = self._felt(tensor.stored_name, tensor.shape[1])
                 cost += float(self._frequencies[rows] * scale @ (error.astype(np.float64) ** 2 @ felt))
             found = max(found, cost / 2)
         return found
@@ -66,8 +66,8 @@ class Costs:
         """How much each row matters as a factor of products, and as what is looked up, on comparable scales."""
         rows, nothing = tensor.shape[0], np.zeros(tensor.shape[0])
         if tensor.role is not Role.EMBED:
-            return self._felt(HEAD if tensor.role is Role.HEAD else tensor.source, rows), nothing
-        lookups = self._frequencies * float(self._felt(tensor.source, tensor.shape[1]).mean())
+            return self._felt(HEAD if tensor.role is Role.HEAD else tensor.stored_name, rows), nothing
+        lookups = self._frequencies * float(self._felt(tensor.stored_name, tensor.shape[1]).mean())
         if not self._checkpoint.spec.tied:
             return nothing, lookups
         return self._felt(HEAD, rows), lookups

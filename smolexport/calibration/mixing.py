@@ -135,12 +135,12 @@ class Mixer:
                 nbytes = max(sum(found[t].nbytes for t in group) for found in entries)
                 cost = sum(costs.of(t, [found[t] for found in entries]) for t in group)
                 options.append(Option(rung, nbytes, cost))
-            units.append(Unit(tuple(t.source for t in group), tuple(options)))
+            units.append(Unit(tuple(t.name for t in group), tuple(options)))
         return units
 
     def _bits(self, choice: Choice) -> dict[Tensor, int]:
         of = {name: o.bits for unit, o in zip(self.units, choice, strict=True) for name in unit.names}
-        return {tensor: of[tensor.source] for tensor in self._rungs}
+        return {tensor: of[tensor.name] for tensor in self._rungs}
 
     def _mixed(self, choice: Choice, measured: float | None) -> Mixed:
         windows = held_out(self.statistics.manifest.windows)
@@ -206,7 +206,7 @@ class Mixer:
         windows, teacher = self.statistics.windows()[start:], self.statistics.teacher(start)
         students: dict[object, Sequence[Entry]] = {}
         for plan in self._plans(self._bits(choice)):
-            lattices = frozenset((e.tensor, lattice_of(e)) for e in plan.entries if len(e.shape) == 2)
+            lattices = frozenset((e.tensor, lattice_of(e)) for e in plan.entries if e.is_matrix)
             students.setdefault(lattices, plan.entries)
         folder = self.checkpoint.folder
         return max(

@@ -7,9 +7,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KINDS", "Moments"]
+from smolexport.spec import Layer, ModelSpec
+
+__all__ = ["KINDS", "Moments", "input_columns"]
 
 KINDS = ("attn", "o", "mlp", "down")  # the inputs of a layer, in the order of the forward pass
+
+
+def input_columns(spec: ModelSpec, layer: Layer) -> dict[str, int]:
+    """Columns of each of `KINDS` in `layer`."""
+    heads = layer.mixer.num_attention_heads * layer.mixer.head_dim
+    columns = (spec.hidden_size, heads, spec.hidden_size, layer.mlp.intermediate_size)
+    return dict(zip(KINDS, columns, strict=True))
 
 
 @dataclass(frozen=True)

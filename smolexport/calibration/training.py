@@ -47,9 +47,11 @@ class Student:
         self._checkpoint = checkpoint
         self._entries = {e.tensor: e for e in entries if e.tensor is not None}
         with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-            self.rows = {t.source: self._encoded(e, t, pool) for t, e in self._entries.items() if e.solver is not None}
-        self.forms = {t.source: lattice_of(e) for t, e in self._entries.items() if e.solver is not None}
-        self.columns = {t.source: t.shape[-1] for t in self._entries}
+            self.rows = {
+                t.stored_name: self._encoded(e, t, pool) for t, e in self._entries.items() if e.solver is not None
+            }
+        self.forms = {t.stored_name: lattice_of(e) for t, e in self._entries.items() if e.solver is not None}
+        self.columns = {t.stored_name: t.shape[-1] for t in self._entries}
 
     def _encoded(self, entry: Entry, tensor: Tensor, pool: ThreadPoolExecutor) -> NDArray[np.uint8]:
         stored = self._checkpoint.stored[tensor]
@@ -61,12 +63,12 @@ class Student:
         return np.concatenate(list(pool.map(encode, range(0, tensor.shape[0], step))))
 
     def frozen(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """(source name, values) of all that is not trained, as a reader of the output will see it."""
+        """(name in the checkpoint, values) of all that is not trained, as a reader of the output will see it."""
         for tensor, entry in self._entries.items():
-            if tensor.source not in self.rows:
+            if tensor.stored_name not in self.rows:
                 rows = _rounded(self._checkpoint.stored[tensor].read_rows(), entry)
                 values = entry.format.decode(entry.format.encode(rows, entry.importance), tensor.shape[-1])
-                yield tensor.source, values.reshape(tensor.shape)
+                yield tensor.stored_name, values.reshape(tensor.shape)
 
     def with_factors(self, name: str, factors: Trained) -> NDArray[np.uint8]:
         """The encoded rows of the matrix `name` with other factors, rounded as they are stored."""
@@ -150,7 +152,7 @@ def distilled(
             )  # fmt: skip
             outcomes.append(outcome)
             kept = {name: Kept(student.with_factors(name, factors)) for name, factors in outcome.factors.items()}
-            known[key] = {e.tensor: kept[e.tensor.source] for e in entries if e.tensor and e.solver is not None}
+            known[key] = {e.tensor: kept[e.tensor.stored_name] for e in entries if e.tensor and e.solver is not None}
         rows = known[key]
         results.append(tuple(e if e.tensor not in rows else replace(e, solver=rows[e.tensor]) for e in entries))
     return results, outcomes

@@ -125,7 +125,7 @@ def _decoded(
         stored = own_tensors(reference.weights(), stored, foreign)
     pairs = weights.read_back(stored, model.path, reference.origin.spec)
     open_session: Callable[..., Session] = reference.runtime.open
-    options = {**reference.options, "dtype": "f32", "weights": ((t.source, values) for t, values in pairs)}
+    options = {**reference.options, "dtype": "f32", "weights": weights.as_stored(reference.origin.spec, pairs)}
     return open_session(reference.path, threads=settings.threads, context=len(base.windows[0].tokens), **options)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from smolexport.errors import FileFormatError
 from smolexport.parity.results import TensorError
+from smolexport.spec import Tensor
 from smolexport.weights import ReadableTensor, Weights, canonical
 
 __all__ = ["own_tensors", "tensor_errors"]
@@ -32,30 +33,27 @@ def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[Tenso
     Raises:
         FileFormatError: the file lacks a tensor, or has it in another shape.
     """
-    there = {(tensor.role, tensor.layer, tensor.part): tensor for tensor in stored}
+    there = {tensor.key: tensor for tensor in stored}
     found = []
     for tensor in canonical(original):
-        other = there.get((tensor.role, tensor.layer, tensor.part))
+        other = there.get(tensor.key)
         if other is None or other.shape != tensor.shape:
-            raise FileFormatError(
-                f"{path}: tensor {tensor.source} is missing or has another shape than the checkpoint's"
-            )
-        relative = _relative(original[tensor], stored[other], tensor.shape)
-        rounded = relative <= (MATRIX if len(tensor.shape) == 2 else VECTOR)  # NaN is not
-        found.append(TensorError(tensor.source, tensor.layer, tensor.size, relative, rounded))
+            raise FileFormatError(f"{path}: tensor {tensor.name} is missing or has another shape than the checkpoint's")
+        relative = _relative(original[tensor], stored[other], tensor)
+        rounded = relative <= (MATRIX if tensor.is_matrix else VECTOR)  # NaN is not
+        found.append(TensorError(tensor.name, tensor.layer, tensor.size, relative, rounded))
     return tuple(found)
 
 
 def own_tensors(original: Weights, stored: Weights, foreign: Collection[str]) -> Weights:
     """`stored` with the checkpoint's own tensors in place of those whose names are in `foreign`."""
-    own = {(t.role, t.layer, t.part): values for t, values in original.items() if t.source in foreign}
-    return {t: own.get((t.role, t.layer, t.part), values) for t, values in stored.items()}
+    own = {t.key: values for t, values in original.items() if t.name in foreign}
+    return {t: own.get(t.key, values) for t, values in stored.items()}
 
 
-def _relative(a: ReadableTensor, b: ReadableTensor, shape: tuple[int, ...]) -> float:
+def _relative(a: ReadableTensor, b: ReadableTensor, tensor: Tensor) -> float:
     """Root of the summed squared differences over that of `a`; 0 where both are 0."""
-    rows, columns = shape if len(shape) == 2 else (1, shape[0])
-    step = max(1, PIECE // columns)
+    rows, step = tensor.rows, max(1, PIECE // tensor.columns)
     apart = whole = 0.0
     for start in range(0, rows, step):
         x = a.read_rows(start, min(start + step, rows)).astype(np.float64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from smolexport.arch import architectures
 from smolexport.checkpoint import read_config
 from smolexport.model import Model, claimed_dtype
 from smolexport.testing.checkpoints import tiny_config, write_tokenizer
@@ -16,7 +17,7 @@ from smolexport.tokenizer import TokenizerSpec, read_tokenizer
 
 __all__ = ["FAMILIES", "model_of", "open_model", "tiny_model", "tiny_tokenizer"]
 
-FAMILIES = ("llama", "smollm3", "qwen2", "qwen3")
+FAMILIES = architectures()
 
 
 @cache

@@ -110,13 +110,13 @@ def test_the_check_would_notice_a_moved_nope_layer(tokenizer: Path, tmp_path: Pa
     ("model_type", "overrides", "said"),
     [
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1, 1, 1, 0]}, "hard-coded"),
-        ("smollm3", {"attention_bias": True}, "o_proj"),
-        ("smollm3", {"mlp_bias": True}, "feed-forward"),
+        ("smollm3", {"attention_bias": True}, "o_bias false"),
+        ("smollm3", {"mlp_bias": True}, "mlp bias false"),
         ("smollm3", {"rope_scaling": LLAMA3}, "llama3"),
         ("smollm3", {"rope_scaling": YARN | {"beta_fast": 64}}, "beta_fast 32"),
         ("qwen2", {"rope_scaling": LLAMA3}, "llama3"),
         ("qwen3", {"rope_scaling": YARN | {"truncate": False}}, "truncate false"),
-        ("qwen3", {"attention_bias": True}, "o_proj"),
+        ("qwen3", {"attention_bias": True}, "o_bias false"),
     ],
 )
 def test_what_llama_cpp_would_compute_differently_is_refused(

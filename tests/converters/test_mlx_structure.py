@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import smolexport
+from smolexport.arch import architectures
 from smolexport.checkpoint import open_checkpoint
 from smolexport.convert import export
 from smolexport.errors import UnsupportedError
@@ -61,7 +62,7 @@ def play_both(checkpoint: Path, folder: Path, count: int = 96) -> float:
     import smolexport_on_mlx as mlx
     import smolexport_on_torch as torch
 
-    back = ((t.source, values) for t, values in smolexport.read_back(folder, open_checkpoint(checkpoint).spec))
+    back = ((t.stored_name, values) for t, values in smolexport.read_back(folder, open_checkpoint(checkpoint).spec))
     with torch.open(checkpoint, dtype="f32", threads=1, context=128, weights=back) as session:
         tokens = np.random.default_rng(3).integers(0, session.vocab_size, count)
         reference = session.append(tokens)
@@ -132,7 +133,7 @@ def test_what_mlx_would_compute_differently_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("model_type", ["llama", "smollm3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", architectures())
 @pytest.mark.parametrize("tied", [True, False])
 def test_mlx_lm_itself_generates_what_our_loop_does(
     model_type: str, tied: bool, tokenizer: Path, tmp_path: Path

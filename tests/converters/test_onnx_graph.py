@@ -105,7 +105,7 @@ def test_every_scheme_plays_the_weights_that_are_read_back(
     out = export("onnx", folder, tmp_path / "out", quant=scheme, options={"accuracy_level": 0}).path
     [graph] = (out / "onnx").glob("*.onnx")
     tokens = np.random.default_rng(3).integers(0, 320, 96)
-    back = ((t.source, values) for t, values in smolexport.read_back(out, open_checkpoint(folder).spec))
+    back = ((t.stored_name, values) for t, values in smolexport.read_back(out, open_checkpoint(folder).spec))
     assert relative(play(graph, tokens), torch_logits(folder, tokens, back)) < TOLERANCES[scheme]
 
 

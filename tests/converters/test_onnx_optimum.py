@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import smolexport
+from smolexport.arch import architectures
 from smolexport.demo import demo_checkpoint
 from smolexport.generation import generate
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
@@ -52,7 +53,7 @@ def theirs(folder: Path, file: str, prompt: list[int], count: int) -> list[list[
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "smollm3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", architectures())
 def test_every_architecture(tmp_path: Path, family: str) -> None:
     """Heads of hidden_size / num_attention_heads: optimum 0.1 reads no head_dim, and cannot play others.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import smolexport
+from smolexport.arch import architectures
 from smolexport.convert import export_all
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx import lint, replaceable
@@ -18,7 +19,7 @@ from smolexport_to_onnx.messages import encode, read_graph
 from smolexport_to_onnx.reading import read_model
 from tests.onnx_for_tests import onnxruntime, play, session
 
-ARCHITECTURES = ("llama", "smollm3", "qwen2", "qwen3")
+ARCHITECTURES = architectures()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from smolexport.arch import architectures
 from smolexport.convert import export
 from smolexport.errors import FileFormatError, SessionClosedError, SessionError, UsageError
 from smolexport.generation import Sampling, generate
@@ -26,7 +27,7 @@ pytest.importorskip("llama_cpp", reason="the llamacpp extra is not installed")
 
 import smolexport_on_llamacpp
 
-FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]
+FAMILIES = architectures()
 STRICT: Mapping[str, Any] = {"threads": 1, "kv_type": "f32", "flash_attention": False}
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 320, 96)]
 

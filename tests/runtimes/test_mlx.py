@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from smolexport.arch import architectures
 from smolexport.errors import SessionError, UsageError
 from smolexport.generation import generate
 from smolexport.runtime import Runtime
@@ -26,7 +27,7 @@ mx = pytest.importorskip("mlx.core", reason="the mlx extra is not installed")
 import smolexport_on_mlx  # noqa: E402
 
 mlx_lm = mlx_for_tests.mlx_lm()
-FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]
+FAMILIES = architectures()
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 320, 48)]
 ON_CPU = pytest.mark.skipif(mx.default_device().type != mx.cpu, reason="about MLX's CPU backend")
 MODES: Mapping[str, Mapping[str, Any]] = {
