@@ -366,7 +366,7 @@ def _match(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> dic
     fused: dict[str, list[Tensor]] = {}
     for tensor in spec.tensors():
         fused.setdefault(tensor.stored_name, []).append(tensor)
-    stored = {}
+    stored: dict[Tensor, StoredTensor] = {}
     for name, parts in fused.items():
         place, shape = found.pop(name, None), stored_shape(parts)
         if place is None:
@@ -384,4 +384,4 @@ def _match(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> dic
         name = min(found)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise TensorError(f"{found[name].path}: tensor {label(name)}{more} is not part of a {spec.model_type} model")
-    return stored
+    return {tensor: stored[tensor] for tensor in spec.tensors()}

@@ -18,7 +18,7 @@ from smolexport.companions import eos_ids
 from smolexport.model import Model
 from smolexport.rope import Linear, Llama3, Rope, Yarn
 from smolexport.spec import Layer, ModelSpec
-from smolexport_to_mlx.architectures import ROWS, check, notes, rope_of
+from smolexport_to_mlx.architectures import ROWS, check, notes
 from smolexport_to_mlx.config import compose, quantization_object
 from tests.converters.mlx_models import FAMILIES, model_of, tiny_model
 from tests.core.published_configs import PUBLISHED
@@ -251,7 +251,7 @@ def test_what_is_refused_would_have_been_wrong(tmp_path: Path, case: str) -> Non
     sizes = {"head_dim": 64, "hidden_size": 256}
     model = tiny_model(tmp_path, model_type, **sizes)
     spec = change(model.spec)
-    rope = rope_of(spec)
+    rope = spec.rope
     assert rope is not None
     config = compose(replace(model, spec=spec), None, "BF16")
     angles, magnitude = turned_by_mlx(mlx_model(config).layers[0].self_attn.rope, 64)

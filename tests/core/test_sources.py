@@ -66,13 +66,13 @@ def moved(request: pytest.FixtureRequest, plain: Path, tmp_path: Path, monkeypat
 
 
 def test_every_row_is_that_of_the_plain_checkpoint(plain: Path, moved: Path) -> None:
-    monkey, found = open_checkpoint(moved), 0
+    there, found = open_checkpoint(moved), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "load_spec", load_spec)
         expected = open_checkpoint(plain)
-    assert list(monkey.stored) == list(expected.stored)
-    assert len({place.name for place in monkey.stored.values()}) <= len(expected.stored)
-    for tensor, place in monkey.stored.items():
+    assert list(there.stored) == list(expected.stored)
+    assert len({place.name for place in there.stored.values()}) <= len(expected.stored)
+    for tensor, place in there.stored.items():
         rows = expected.stored[tensor].read_rows()
         # What is stored less a constant is rounded once more.
         limit = 2.0**-23 * (1 + np.abs(rows).max()) if tensor.source.added else 0
