@@ -7,7 +7,7 @@ mlx-swift-lm, `Libraries/MLXLLM/Models/{Llama,SmolLM3,Qwen2,Qwen3}.swift`, state
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smolexport.rope import Linear, Llama3, Yarn
 from smolexport.spec import ModelSpec, departures
@@ -46,6 +46,7 @@ COMPUTED: Mapping[str, tuple[object, ...]] = {
     "mixer.window": (None,), "mixer.qk_norm": (False,), "mlp.activation": ("silu",),
 }  # fmt: skip
 NO_OUTPUT_BIAS: Mapping[str, tuple[object, ...]] = {"mixer.o_bias": (False,), "mlp.bias": (False,)}
+NO_BIAS: Mapping[str, tuple[object, ...]] = {**NO_OUTPUT_BIAS, "mixer.qkv_bias": (False,)}
 LLAMA = Row(
     one_switch=True,
     bias_keys=ATTENTION_AND_MLP,
@@ -54,11 +55,11 @@ LLAMA = Row(
 )
 ROWS: Mapping[str, Row] = {
     "llama": LLAMA,
-    "mistral": LLAMA,
+    "mistral": replace(LLAMA, computed=NO_BIAS, one_switch=False, bias_keys=()),
     "smollm3": Row(one_switch=True, bias_keys=ATTENTION_AND_MLP, nope=True),
     "qwen2": Row({**NO_OUTPUT_BIAS, "mixer.qkv_bias": (True,)}, square=True, swift_scalings=(Linear,)),
     "qwen3": Row(
-        {**NO_OUTPUT_BIAS, "mixer.qkv_bias": (False,), "mixer.qk_norm": (True,)},
+        {**NO_BIAS, "mixer.qk_norm": (True,)},
         bias_keys=("attention_bias",),
         swift_scalings=(Linear,),
     ),

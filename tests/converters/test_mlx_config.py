@@ -86,7 +86,7 @@ def rotary_model(folder: Path, model_type: str, scaling: str, old_style: bool) -
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_reader_rotates_alike(tmp_path: Path, model_type: str, scaling: str, old_style: bool) -> None:
     model = rotary_model(tmp_path / "in", model_type, scaling, old_style)
-    rope = rope_of(model.spec)
+    rope = model.spec.rope
     assert rope is not None
     assert check(model.spec) == []
     config = compose(model, {"group_size": 64, "bits": 4, "mode": "affine"}, "BF16")
@@ -153,19 +153,23 @@ def test_check_refuses_exactly_what_the_class_cannot_hold(tmp_path: Path, model_
     from mlx.utils import tree_flatten
 
     model = tiny_model(tmp_path, model_type, num_hidden_layers=4)
-    flags = ("qkv_bias", "o_bias", "mlp_bias", "qk_norm", "tied")
+    flags = ("qkv_bias", "o_bias", "qk_norm")
     accepted = 0
-    for values in product((False, True), repeat=len(flags)):
+    for *values, mlp_bias, tied in product((False, True), repeat=len(flags) + 2):
         for head_dim in (16, 32):
             changed = dict(zip(flags, values, strict=True))
-            layers = tuple(replace(x, rope=x.rope and replace(x.rope, dim=head_dim)) for x in model.spec.layers)
-            spec = replace(model.spec, **changed, head_dim=head_dim, layers=layers)
+            heads = [(x, x.mixer.rope and replace(x.mixer.rope, dim=head_dim)) for x in model.spec.layers]
+            layers = tuple(
+                Layer(replace(x.mixer, **changed, head_dim=head_dim, rope=rope), replace(x.mlp, bias=mlp_bias))
+                for x, rope in heads
+            )
+            spec = replace(model.spec, tied=tied, layers=layers)
             config = compose(replace(model, spec=spec), None, "BF16")
             theirs = {name: tuple(array.shape) for name, array in tree_flatten(mlx_model(config).parameters())}
             same = theirs == {t.stored_name: t.shape for t in spec.tensors()}
-            assert (check(spec) == []) == same, (changed, head_dim, check(spec))
+            assert (check(spec) == []) == same, (changed, mlp_bias, tied, head_dim, check(spec))
             accepted += same
-    assert accepted == {"llama": 16, "smollm3": 16, "qwen2": 2, "qwen3": 4}[model_type]
+    assert accepted == {"llama": 16, "mistral": 4, "smollm3": 16, "qwen2": 2, "qwen3": 4}[model_type]
 
 
 @needs_mlx

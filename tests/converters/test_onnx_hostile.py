@@ -317,7 +317,7 @@ def test_models_that_the_graph_cannot_express(tmp_path: Path) -> None:
     wrong, wide = (replace(first, mixer=replace(first.mixer, **changes)) for changes in mixer)
     gelu = replace(first, mlp=replace(first.mlp, activation="gelu"))
     for changed, said in (
-        (replace(spec, layers=(*spec.layers, wide)), "head_dim 16, the checkpoint has 32 on layer 4"),
+        (replace(spec, layers=(*spec.layers, wide)), f"head_dim 16, the checkpoint has 32 on layer {len(spec.layers)}"),
         (replace(spec, layers=(wrong,)), "3 query heads and 2 key heads"),
         (replace(spec, layers=(first, gelu)), "activation silu, the checkpoint has gelu on layer 1"),
         (replace(spec, layers=(wide,)), "rotates all 32 dimensions of a head, the checkpoint 16"),
