@@ -35,6 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama untied, wide heads": ("llama", {"tie_word_embeddings": False, "head_dim": 32}),
+    "mistral": ("mistral", {}),
+    "mistral without a window": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "smollm3": ("smollm3", {}),
     "smollm3 untied": ("smollm3", {"tie_word_embeddings": False}),
     "smollm3 own NoPE layers": ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1, 1, 1, 0]}),
@@ -122,6 +124,7 @@ def test_the_check_would_notice_a_lost_theta(tokenizer: Path, tmp_path: Path) ->
     [
         ("llama", {"rope_scaling": YARN | {"truncate": False}}, "truncate false"),
         ("qwen3", {"attention_bias": True}, "qkv_bias"),
+        ("mistral", {"sliding_window": 24}, "window none, the checkpoint has 24"),
     ],
 )
 def test_what_mlx_would_compute_differently_is_refused(
