@@ -28,10 +28,8 @@ def read_dense(
 
     Args:
         config: reader of config.json.
-        qkv_bias: as in `Attention`, like `o_bias` and `qk_norm`.
-        o_bias: see there.
+        qkv_bias, o_bias, qk_norm: as in `Attention`.
         mlp_bias: biases of the feed-forward.
-        qk_norm: see there.
         window: of every layer; one that the context length does not exceed hides nothing and is dropped.
         default_head_dim: where the config has none; None = hidden_size / num_attention_heads.
         default_theta: of the rotary embedding, where the config has none.
@@ -40,18 +38,8 @@ def read_dense(
     Raises:
         ConfigError: a size that is missing or contradictory, or an activation other than SiLU.
     """
-    heads = config.take("num_attention_heads", int)
     hidden = config.take("hidden_size", int)
-    if default_head_dim is None and not config.has("head_dim") and hidden % heads:
-        raise ConfigError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
-    head_dim = config.take("head_dim", int, default_head_dim or hidden // heads)
-    if head_dim % 2:
-        raise ConfigError(f"config.json: head_dim {head_dim} is odd; rotary embeddings need pairs")
-    kv_heads = config.take("num_key_value_heads", int, heads)
-    if heads % kv_heads:
-        raise ConfigError(
-            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
-        )
+    heads, kv_heads, head_dim = _heads(config, hidden, default_head_dim)
     count = config.take("num_hidden_layers", int)
     if count > MAX_LAYERS:
         raise ConfigError(f"config.json: num_hidden_layers {count} is more than the {MAX_LAYERS} of any known model")
@@ -70,6 +58,22 @@ def read_dense(
         norm_eps=config.take("rms_norm_eps", float, 1e-6),
         context_length=context,
     )
+
+
+def _heads(config: ConfigReader, hidden: int, default_head_dim: int | None) -> tuple[int, int, int]:
+    """Query heads, key and value heads, elements of each."""
+    heads = config.take("num_attention_heads", int)
+    if default_head_dim is None and not config.has("head_dim") and hidden % heads:
+        raise ConfigError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+    head_dim = config.take("head_dim", int, default_head_dim or hidden // heads)
+    if head_dim % 2:
+        raise ConfigError(f"config.json: head_dim {head_dim} is odd; rotary embeddings need pairs")
+    kv_heads = config.take("num_key_value_heads", int, heads)
+    if heads % kv_heads:
+        raise ConfigError(
+            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    return heads, kv_heads, head_dim
 
 
 def refuse_windows(config: ConfigReader) -> None:
