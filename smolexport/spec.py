@@ -216,6 +216,12 @@ class ModelSpec:
         name = f"{found.name.format(*index)}.{part}"
         return replace(found, name=name) if part == "weight" else Source(name)
 
+    @property
+    def rearranged(self) -> list[str]:
+        """Modules of the checkpoint whose tensors are not kept row by row under a name of their own."""
+        kept = list(self.sources.values())
+        return [source.name for source in kept if source.transposed or source.added or kept.count(source) > 1]
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that must exist, in the order of the forward pass.  A tied head is not listed."""
         h, v = self.hidden_size, self.vocab_size

@@ -80,6 +80,8 @@ def _layers(spec: ModelSpec, row: Row) -> Iterator[str]:
     bare = [i for i, layer in enumerate(spec.layers) if layer.mixer.rope is None]
     if bare and not row.nope:
         yield f"applies rotary embeddings on every layer, the checkpoint none on layers {bare}"
+    if spec.rearranged:
+        yield f"reads every tensor under a name of its own, as it is; the checkpoint rearranges {spec.rearranged[0]}"
     ropes = [rope for rope in dict.fromkeys(layer.mixer.rope for layer in spec.layers) if rope is not None]
     if len(ropes) > 1:
         yield f"has one rotary embedding for all layers, the checkpoint {len(ropes)}: {ropes[0]} and {ropes[1]}"

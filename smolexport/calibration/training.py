@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from smolexport.calibration.distillation import AffineBlocks, Distilled, Settings, Step, Trained
 from smolexport.calibration.statistics import Statistics
 from smolexport.checkpoint import Checkpoint
+from smolexport.errors import CalibrationError
 from smolexport.plan import Entry
 from smolexport.plugins import runtime
 from smolexport.quant import RowFormat
@@ -44,6 +45,8 @@ class Student:
 
     def __init__(self, entries: Sequence[Entry], checkpoint: Checkpoint, threads: int) -> None:
         """Encodes every matrix that has a solver."""
+        if checkpoint.spec.rearranged:  # torch knows the trained matrices by the checkpoint's names
+            raise CalibrationError(f"distil: the checkpoint rearranges {checkpoint.spec.rearranged[0]}; use gptq")
         self._checkpoint = checkpoint
         self._entries = {e.tensor: e for e in entries if e.tensor is not None}
         with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:

@@ -14,7 +14,7 @@ import smolexport
 from smolexport import checkpoint
 from smolexport.arch import load_spec
 from smolexport.checkpoint import open_checkpoint
-from smolexport.errors import TensorError
+from smolexport.errors import TensorError, UnsupportedError
 from smolexport.spec import ModelSpec, Role, Source
 from smolexport.testing.checkpoints import random_tensors, write_checkpoint, write_safetensors, write_tokenizer
 
@@ -91,6 +91,12 @@ def test_exports_are_the_same_to_the_byte(scheme: str, plain: Path, moved: Path,
         patch.setattr(checkpoint, "load_spec", load_spec)
         other = smolexport.export("gguf", plain, tmp_path / "plain.gguf", quant=scheme, name="tiny").path
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_mlx_refuses_what_its_class_reads_otherwise(moved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"the checkpoint rearranges \S+\.(qkv_proj|c_attn|input_layernorm)"):
+        smolexport.export("mlx", moved, tmp_path / "out", quant="q4")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("moved", ["fused"], indirect=True)
