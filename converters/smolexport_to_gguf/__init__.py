@@ -118,7 +118,7 @@ def _entries(spec: ModelSpec, scheme: Scheme, importance: Importance | None = No
     entries = []
     for tensor in spec.tensors():
         form, wanted = scheme.choose(tensor, spec, importance is not None)
-        reorder = InterleaveHeads(spec.head_dim) if pairs and tensor.role in (Role.Q, Role.K) else None
+        reorder = InterleaveHeads(spec.attention.head_dim) if pairs and tensor.role in (Role.Q, Role.K) else None
         name, via = architectures.output_name(tensor), scheme.via(tensor)
         weights = importance.of(tensor, form, scheme) if importance else None
         entries.append(Entry(name, form, tensor.shape, tensor, wanted, reorder, via, importance=weights))
@@ -130,7 +130,7 @@ def _entries(spec: ModelSpec, scheme: Scheme, importance: Importance | None = No
 
 def _advice(spec: ModelSpec, scheme: Scheme, made: Plan) -> list[str]:
     """When most matrices fall back, say what would serve better."""
-    matrices = sum(len(e.shape) == 2 for e in made.entries)
+    matrices = sum(e.is_matrix for e in made.entries)
     if len(made.fallbacks) * 2 < matrices:
         return []
     bits = {
@@ -146,9 +146,9 @@ def _advice(spec: ModelSpec, scheme: Scheme, made: Plan) -> list[str]:
 
 def bit_choices(tensor: Tensor) -> tuple[int, ...]:
     """Bits that the scheme `auto-bits` can give `tensor`, most first: q8_0, q6_k where rows allow it, q5_0, q4_0."""
-    if len(tensor.shape) != 2 or not FORMATS["q4_0"].fits(tensor.shape[1]):
+    if not tensor.is_matrix or not FORMATS["q4_0"].fits(tensor.columns):
         return ()
-    return (8, 6, 5, 4) if FORMATS["q6_k"].fits(tensor.shape[1]) else (8, 5, 4)
+    return (8, 6, 5, 4) if FORMATS["q6_k"].fits(tensor.columns) else (8, 5, 4)
 
 
 def size(plan: Plan) -> int:

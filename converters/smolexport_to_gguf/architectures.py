@@ -6,12 +6,12 @@ One row per `model_type`.  Facts: llama.cpp `src/models/*.cpp`, `src/llama-model
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from smolexport.model.rope import Linear, Llama3, Rope, Yarn
-from smolexport.model.spec import ModelSpec, Role, Tensor
+from smolexport.model.rope import Linear, Llama3, Yarn
+from smolexport.model.spec import ModelSpec, Role, Tensor, departures
 
-__all__ = ["ROWS", "Row", "check", "output_name", "rope_of"]
+__all__ = ["ROWS", "Row", "check", "output_name"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Row:
         pairs: rotary dimensions are adjacent pairs, so rows of q and k are reordered.
         rope_factors: the graph reads `rope_freqs.weight`.
         nope_every: every n-th layer has no rotary embedding, hard-coded; 0 = none.
-        output_bias: biases of o_proj and the feed-forward are loaded.
+        computed: what the graph computes beside, or instead of, `COMPUTED`.
         square: the loader assumes num_attention_heads * head_dim == hidden_size.
         since: month of the first llama.cpp release that runs it.
     """
@@ -32,28 +32,34 @@ class Row:
     pairs: bool = False
     rope_factors: bool = False
     nope_every: int = 0
-    output_bias: bool = False
+    computed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     square: bool = False
     since: str = ""
 
 
+COMPUTED: Mapping[str, tuple[object, ...]] = {
+    "mixer.window": (None,), "mixer.o_bias": (False,), "mixer.qk_norm": (False,), "mlp.activation": ("silu",),
+    "mlp.bias": (False,),
+}  # fmt: skip
+LLAMA = Row("llama", pairs=True, rope_factors=True, computed={"mixer.o_bias": (False, True), "mlp.bias": (False, True)})
 ROWS: Mapping[str, Row] = {
-    "llama": Row("llama", pairs=True, rope_factors=True, output_bias=True),
+    "llama": LLAMA,
+    "mistral": LLAMA,
     "smollm3": Row("smollm3", pairs=True, nope_every=4, since="July 2025"),
     "qwen2": Row("qwen2", square=True),
-    "qwen3": Row("qwen3", since="April 2025"),
+    "qwen3": Row("qwen3", computed={"mixer.qk_norm": (True,)}, since="April 2025"),
 }
 
 NAMES: Mapping[Role, str] = {
     Role.EMBED: "token_embd",
-    Role.ATTN_NORM: "blk.{}.attn_norm",
+    Role.NORM_BEFORE_ATTENTION: "blk.{}.attn_norm",
     Role.Q: "blk.{}.attn_q",
     Role.K: "blk.{}.attn_k",
     Role.V: "blk.{}.attn_v",
     Role.Q_NORM: "blk.{}.attn_q_norm",
     Role.K_NORM: "blk.{}.attn_k_norm",
     Role.O: "blk.{}.attn_output",
-    Role.MLP_NORM: "blk.{}.ffn_norm",
+    Role.NORM_BEFORE_MLP: "blk.{}.ffn_norm",
     Role.GATE: "blk.{}.ffn_gate",
     Role.UP: "blk.{}.ffn_up",
     Role.DOWN: "blk.{}.ffn_down",
@@ -64,12 +70,7 @@ NAMES: Mapping[Role, str] = {
 
 def output_name(tensor: Tensor) -> str:
     """Name of `tensor` in a GGUF file."""
-    return f"{NAMES[tensor.role].format(tensor.layer)}.{tensor.part}"
-
-
-def rope_of(spec: ModelSpec) -> Rope | None:
-    """The rotary embedding of the layers that have one; None when no layer has."""
-    return next((layer.rope for layer in spec.layers if layer.rope is not None), None)
+    return f"{NAMES[tensor.role].format(*tensor.index)}.{tensor.part}"
 
 
 def check(spec: ModelSpec) -> list[str]:
@@ -77,28 +78,27 @@ def check(spec: ModelSpec) -> list[str]:
     row = ROWS.get(spec.model_type)
     if row is None:
         return [f"GGUF has no architecture for model_type '{spec.model_type}'; known: {', '.join(ROWS)}"]
-    return [*_check_layers(spec, row), *_check_rope(spec, row), *_check_projections(spec, row)]
+    told = [f"llama.cpp's {row.name} graph {reason}" for reason in departures(spec, {**COMPUTED, **row.computed})]
+    return told or [*_check_layers(spec, row), *_check_rope(spec, row), *_check_square(spec, row)]
 
 
 def _check_layers(spec: ModelSpec, row: Row) -> list[str]:
     reasons = []
     count = len(spec.layers)
-    has = [int(layer.rope is not None) for layer in spec.layers]
+    has = [int(layer.mixer.rope is not None) for layer in spec.layers]
     needs = [int(not row.nope_every or (i + 1) % row.nope_every != 0) for i in range(count)]
     if has != needs:
         reasons.append(
             f"llama.cpp's {row.name} graph applies rotary embeddings on layers {needs} (hard-coded), "
             f"the checkpoint on layers {has}"
         )
-    if any(layer.window is not None for layer in spec.layers):
-        reasons.append(f"llama.cpp's {row.name} graph has full attention only; the checkpoint has a sliding window")
-    if len({layer.rope for layer in spec.layers if layer.rope is not None}) > 1:
+    if len({layer.mixer.rope for layer in spec.layers} - {None}) > 1:
         reasons.append("the layers have different rotary embeddings; a GGUF file holds one")
     return reasons
 
 
 def _check_rope(spec: ModelSpec, row: Row) -> list[str]:
-    rope = rope_of(spec)
+    rope = spec.rope
     if rope is None or row.rope_factors:
         return []
     match rope.scaling:
@@ -118,17 +118,11 @@ def is_plain_yarn(scaling: Yarn | Linear | Llama3 | None) -> bool:
     return isinstance(scaling, Yarn) and (scaling.beta_fast, scaling.beta_slow, scaling.truncate) == (32, 1, True)
 
 
-def _check_projections(spec: ModelSpec, row: Row) -> list[str]:
-    reasons = []
-    if (spec.o_bias or spec.mlp_bias) and not row.output_bias:
-        reasons.append(f"llama.cpp's {row.name} loader knows no bias on o_proj or the feed-forward")
-    if row.square and spec.num_attention_heads * spec.head_dim != spec.hidden_size:
-        reasons.append(
-            f"llama.cpp's {row.name} loader assumes heads x head_dim = hidden_size; the checkpoint has "
-            f"{spec.num_attention_heads} x {spec.head_dim} and {spec.hidden_size}"
-        )
-    if spec.qk_norm != (spec.model_type == "qwen3"):
-        reasons.append(f"llama.cpp's {row.name} graph and the checkpoint differ on query/key normalisation")
-    if spec.activation != "silu":
-        reasons.append(f"llama.cpp's {row.name} graph computes SiLU, the checkpoint {spec.activation}")
-    return reasons
+def _check_square(spec: ModelSpec, row: Row) -> list[str]:
+    a = spec.attention
+    if not row.square or a.num_attention_heads * a.head_dim == spec.hidden_size:
+        return []
+    return [
+        f"llama.cpp's {row.name} loader assumes heads x head_dim = hidden_size; the checkpoint has "
+        f"{a.num_attention_heads} x {a.head_dim} and {spec.hidden_size}"
+    ]

@@ -47,7 +47,7 @@ class Importance:
             FileFormatError: the entry is of another length, or is missing where `scheme` cannot do without.
         """
         name, columns = output_name(tensor), tensor.shape[-1]
-        if len(tensor.shape) != 2:
+        if not tensor.is_matrix:
             return None
         found = self.imatrix.entries.get(name)
         if found is not None and found.sums.size != columns:
@@ -80,7 +80,7 @@ class Importance:
         Raises:
             FileFormatError: it has no entry for any matrix of the model.
         """
-        matrices = {e.name: e for e in entries if len(e.shape) == 2}
+        matrices = {e.name: e for e in entries if e.is_matrix}
         known = matrices.keys() & self.imatrix.entries.keys()
         if not known:
             raise FileFormatError(f"{self.file}: has no entry for any matrix of the model; it was made for another one")

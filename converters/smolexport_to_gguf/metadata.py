@@ -11,7 +11,7 @@ from typing import Any
 from smolexport.conversion import portable
 from smolexport.model.rope import Linear, Llama3, Rope, Yarn
 from smolexport.model.spec import ModelSpec
-from smolexport_to_gguf.architectures import ROWS, is_plain_yarn, rope_of
+from smolexport_to_gguf.architectures import ROWS, is_plain_yarn
 from smolexport_to_gguf.schemes import Scheme
 
 __all__ = ["SCHEME_KEY", "model_metadata", "rope_factors"]
@@ -29,8 +29,7 @@ def model_metadata(spec: ModelSpec, scheme: Scheme, name: str) -> list[tuple[str
         scheme: the quantization scheme.
         name: what people call the model.
     """
-    row = ROWS[spec.model_type]
-    a = row.name
+    a, heads = ROWS[spec.model_type].name, spec.attention
     rows: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", a),
         ("general.type", "string", "model"),
@@ -47,14 +46,14 @@ def model_metadata(spec: ModelSpec, scheme: Scheme, name: str) -> list[tuple[str
         (f"{a}.context_length", "u32", spec.context_length),
         (f"{a}.embedding_length", "u32", spec.hidden_size),
         (f"{a}.block_count", "u32", len(spec.layers)),
-        (f"{a}.feed_forward_length", "u32", spec.intermediate_size),
-        (f"{a}.attention.head_count", "u32", spec.num_attention_heads),
-        (f"{a}.attention.head_count_kv", "u32", spec.num_key_value_heads),
-        (f"{a}.attention.key_length", "u32", spec.head_dim),
-        (f"{a}.attention.value_length", "u32", spec.head_dim),
+        (f"{a}.feed_forward_length", "u32", spec.layers[0].mlp.intermediate_size),
+        (f"{a}.attention.head_count", "u32", heads.num_attention_heads),
+        (f"{a}.attention.head_count_kv", "u32", heads.num_key_value_heads),
+        (f"{a}.attention.key_length", "u32", heads.head_dim),
+        (f"{a}.attention.value_length", "u32", heads.head_dim),
         (f"{a}.attention.layer_norm_rms_epsilon", "f32", spec.norm_eps),
-        (f"{a}.rope.dimension_count", "u32", spec.head_dim),
-        *_rope_metadata(a, rope_of(spec)),
+        (f"{a}.rope.dimension_count", "u32", heads.head_dim),
+        *_rope_metadata(a, spec.rope),
     ]
 
 
@@ -83,7 +82,7 @@ def _rope_metadata(a: str, rope: Rope | None) -> list[tuple[str, str, Any]]:
 
 def rope_factors(spec: ModelSpec) -> tuple[float, ...]:
     """What llama.cpp divides each angle by (`rope_freqs.weight`, [head_dim / 2]); empty when it needs none."""
-    rope = rope_of(spec)
+    rope = spec.rope
     if rope is None or not ROWS[spec.model_type].rope_factors:
         return ()
     by_factors = isinstance(rope.scaling, Llama3) or (

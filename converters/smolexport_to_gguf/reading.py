@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ def weights(path: Path) -> dict[Tensor, StoredRows]:
         FileFormatError: damaged, of an unknown architecture, or with tensors that have no role in it.
     """
     file = read_gguf(path)
-    a, known = file.text("general.architecture"), ", ".join(row.name for row in architectures.ROWS.values())
+    a, known = file.text("general.architecture"), ", ".join({row.name: None for row in architectures.ROWS.values()})
     row = next((r for r in architectures.ROWS.values() if r.name == a), None)
     if a is None:
         raise FileFormatError(f"{path}: general.architecture is missing or no text; known: {known}")
@@ -84,7 +84,7 @@ def weights(path: Path) -> dict[Tensor, StoredRows]:
             raise FileFormatError(
                 f"{path}: tensor {label(info.name)} has shape {list(info.shape)}; the file is damaged"
             )
-        found[Tensor(tensor.role, tensor.layer, tensor.part, info.shape)] = StoredRows(path, info, moved)
+        found[replace(tensor, shape=info.shape)] = StoredRows(path, info, moved)
         left.discard(info.name)
     if left:
         raise FileFormatError(f"{path}: tensor {label(min(left))} has no role in the architecture {row.name}")
@@ -115,7 +115,7 @@ def _candidates(file: GgufFile, a: str) -> list[Tensor]:
     if count is None or not 0 <= count <= MAX_LAYERS:
         found = "missing or no whole number" if count is None else f"{count}"
         raise FileFormatError(f"{file.path}: {a}.block_count is {found}; the file is damaged")
-    layered = [role for role in Role if "{}" in role.value]
-    places: list[tuple[Role, int | None]] = [(role, None) for role in Role if role not in layered]
-    places += [(role, layer) for layer in range(count) for role in layered]
-    return [Tensor(role, layer, part, ()) for role, layer in places for part in ("weight", "bias")]
+    layered = {role: "{}" in name for role, name in architectures.NAMES.items()}
+    places: list[tuple[Role, tuple[int, ...]]] = [(role, ()) for role in Role if not layered[role]]
+    places += [(role, (layer,)) for layer in range(count) for role in Role if layered[role]]
+    return [Tensor(role, index, part, ()) for role, index in places for part in ("weight", "bias")]

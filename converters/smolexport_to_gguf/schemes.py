@@ -14,12 +14,13 @@ from smolexport.conversion import portable
 from smolexport.conversion.converter import named_scheme
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.quant import FORMATS, BlockFormat
+from smolexport_to_gguf.architectures import ROWS
 
 __all__ = ["ALIASES", "SCHEMES", "PortableScheme", "Scheme", "better_schemes", "find_scheme"]
 
 # What a row that is no multiple of the block gets instead; what does not even fit 32 becomes f16.
 FALL_BACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-NORMS = frozenset({Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM, Role.Q_NORM, Role.K_NORM})
+NORMS = frozenset({Role.NORM_BEFORE_ATTENTION, Role.NORM_BEFORE_MLP, Role.FINAL_NORM, Role.Q_NORM, Role.K_NORM})
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Scheme:
         output = Role.EMBED if spec.tied else Role.HEAD
         if tensor.role is output:
             return FORMATS[self._output(tensor.shape[-1])]
-        group = spec.num_attention_heads // spec.num_key_value_heads
+        group = spec.attention.num_attention_heads // spec.attention.num_key_value_heads
         place = Place(tensor.layer or 0, len(spec.layers), group, weighed)
         exception = self.exceptions.get(tensor.role)
         chosen = (exception(place) if exception else None) or self.base
@@ -128,17 +129,17 @@ class PortableScheme(Scheme):
 
     def wants(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> BlockFormat:  # noqa: ARG002
         """The portable format, whatever the row length."""
-        return FORMATS["f32" if len(tensor.shape) == 1 else portable.wanted_of(tensor, self.name, self.bits).value]
+        return FORMATS["f32" if not tensor.is_matrix else portable.wanted_of(tensor, self.name, self.bits).value]
 
     def choose(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> tuple[BlockFormat, BlockFormat | None]:
         """(format, wanted), as in `Scheme.choose`."""
         wanted = self.wants(tensor, spec, weighed)
-        form = wanted if len(tensor.shape) == 1 else FORMATS[portable.storage_of(tensor, self.name, self.bits).value]
+        form = wanted if not tensor.is_matrix else FORMATS[portable.storage_of(tensor, self.name, self.bits).value]
         return form, (wanted if form is not wanted else None)
 
     def via(self, tensor: Tensor) -> BlockFormat | None:
         """llama.cpp wants norms and biases as f32; their values are those that f16 can hold."""
-        return FORMATS["f16"] if len(tensor.shape) == 1 else None
+        return None if tensor.is_matrix else FORMATS["f16"]
 
 
 def _fit(form: BlockFormat, columns: int) -> BlockFormat:
@@ -149,8 +150,9 @@ def _fit(form: BlockFormat, columns: int) -> BlockFormat:
 
 def _is_70b(spec: ModelSpec) -> bool:
     """llama.cpp's test for the 70B models, whose value projections are small and get more bits."""
-    grouped = spec.num_attention_heads != spec.num_key_value_heads
-    return len(spec.layers) == 80 and ((spec.model_type == "llama" and grouped) or spec.model_type == "qwen2")
+    grouped = spec.attention.num_attention_heads != spec.attention.num_key_value_heads
+    name = ROWS[spec.model_type].name
+    return len(spec.layers) == 80 and ((name == "llama" and grouped) or name == "qwen2")
 
 
 def _always(name: str) -> Exception_:

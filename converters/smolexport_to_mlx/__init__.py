@@ -94,7 +94,7 @@ def plan(model: SourceModel, scheme: str, *, dtype: str | None = None, encoder: 
     entries = []
     for tensor in model.spec.tensors():
         choice = chosen.choose(tensor, model.spec, floats, how)
-        entries.append(Entry(tensor.source, choice.format, tensor.shape, tensor, choice.wanted))
+        entries.append(Entry(tensor.stored_name, choice.format, tensor.shape, tensor, choice.wanted))
     config = compose(model, _quantization(chosen, entries), floats)
     notes = (
         *([portable.NOTE] if chosen.name in portable.SCHEMES else []),
@@ -156,7 +156,7 @@ def _quantization(scheme: Scheme, entries: list[Entry]) -> dict[str, object] | N
     default = setting_of(scheme.common) if scheme.common else False
     if default is False:
         return None
-    matrices = {e.name.removesuffix(".weight"): setting_of(e.format) for e in entries if len(e.shape) == 2}
+    matrices = {e.name.removesuffix(".weight"): setting_of(e.format) for e in entries if e.is_matrix}
     return quantization_object(default, matrices)
 
 
@@ -179,7 +179,7 @@ def _strings(model: SourceModel, scheme: Scheme) -> dict[str, str]:
 
 def bit_choices(tensor: Tensor) -> tuple[int, ...]:
     """Bits that the scheme `auto-bits` can give `tensor`, most first."""
-    return (8, 6, 5, 4) if len(tensor.shape) == 2 and tensor.shape[1] % portable.BLOCK == 0 else ()
+    return (8, 6, 5, 4) if tensor.is_matrix and tensor.columns % portable.BLOCK == 0 else ()
 
 
 def size(plan: Plan) -> int:

@@ -15,7 +15,7 @@ from smolexport.conversion.source_model import DTYPES as CLAIMS
 from smolexport.conversion.source_model import SourceModel
 from smolexport.model.rope import Linear, Llama3, Rope, Yarn
 from smolexport.model.spec import ModelSpec
-from smolexport_to_mlx.architectures import ROWS, rope_of
+from smolexport_to_mlx.architectures import ROWS
 
 __all__ = ["DTYPES", "compose", "quantization_object"]
 
@@ -43,7 +43,7 @@ def compose(model: SourceModel, quantization: Mapping[str, Any] | None, dtype: s
         for key, value in model.config.items()
         if key not in DROPPED and not key.startswith("quantization") and writable(key, value)
     }
-    config |= _sizes(spec) | _layers(spec, config) | _rope(rope_of(spec))
+    config |= _sizes(spec) | _layers(spec, config) | _rope(spec.rope)
     config["eos_token_id"] = config_eos(model)
     for key, index in (("bos_token_id", model.tokenizer.bos), ("pad_token_id", model.tokenizer.pad)):
         config.setdefault(key, index)
@@ -54,16 +54,17 @@ def compose(model: SourceModel, quantization: Mapping[str, Any] | None, dtype: s
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
+    heads, mlp = spec.attention, spec.layers[0].mlp
     return {
         "model_type": spec.model_type,
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.intermediate_size,
+        "intermediate_size": mlp.intermediate_size,
         "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": spec.num_attention_heads,
-        "num_key_value_heads": spec.num_key_value_heads,
-        "head_dim": spec.head_dim,
-        "hidden_act": spec.activation,
+        "num_attention_heads": heads.num_attention_heads,
+        "num_key_value_heads": heads.num_key_value_heads,
+        "head_dim": heads.head_dim,
+        "hidden_act": mlp.activation,
         "rms_norm_eps": spec.norm_eps,
         "max_position_embeddings": spec.context_length,
         "tie_word_embeddings": spec.tied,
@@ -72,10 +73,10 @@ def _sizes(spec: ModelSpec) -> dict[str, Any]:
 
 def _layers(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     row, count = ROWS[spec.model_type], len(spec.layers)
-    switches = {"attention_bias": spec.o_bias, "mlp_bias": spec.mlp_bias}
+    switches = {"attention_bias": spec.attention.o_bias, "mlp_bias": spec.layers[0].mlp.bias}
     keys: dict[str, Any] = {key: switches[key] for key in row.bias_keys}
     if row.nope:
-        keys["no_rope_layers"] = [int(layer.rope is not None) for layer in spec.layers]
+        keys["no_rope_layers"] = [int(layer.mixer.rope is not None) for layer in spec.layers]
         keys["no_rope_layer_interval"] = config.get("no_rope_layer_interval") or 4
     if config.get("layer_types") is not None:
         keys["layer_types"] = ["full_attention"] * count

@@ -73,7 +73,7 @@ def arrays_of(entries: Iterable[Entry]) -> Iterator[Array]:
         parts = entry.format.parts(entry.shape[-1])
         for part in parts:
             name = entry.name if len(parts) == 1 else f"{module}.{part.suffix}"
-            shape = (entry.shape[0], part.columns) if len(entry.shape) == 2 else (part.columns,)
+            shape = (entry.shape[0], part.columns) if entry.is_matrix else (part.columns,)
             yield Array(name, part.dtype, shape, entry.name, first, part.nbytes)
             first += part.nbytes
 

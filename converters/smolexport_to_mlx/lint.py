@@ -173,11 +173,11 @@ def _entry(entry: Mapping[str, Any]) -> Iterator[str]:
 def _modules(spec: ModelSpec, tensors: Mapping[str, StoredArray], table: Table) -> Iterator[str]:
     left = dict(tensors)
     for tensor in spec.tensors():
-        found, path = left.pop(tensor.source, None), tensor.source.removesuffix(".weight")
+        found, path = left.pop(tensor.stored_name, None), tensor.stored_name.removesuffix(".weight")
         scales, biases = (left.pop(f"{path}.{part}", None) for part in ("scales", "biases"))
-        matrix = len(tensor.shape) == 2
+        matrix = tensor.is_matrix
         if found is None:
-            yield f"tensor {tensor.source} {list(tensor.shape)} is missing"
+            yield f"tensor {tensor.stored_name} {list(tensor.shape)} is missing"
         elif scales is not None and matrix:
             entry = table.get(path, table.get("", False))
             yield from (f"{path}: {reason}" for reason in _packed(tensor.shape, found, scales, biases, entry))
@@ -185,7 +185,7 @@ def _modules(spec: ModelSpec, tensors: Mapping[str, StoredArray], table: Table) 
                 yield f"{path}: MLX on a CPU cannot unpack its rows of {tensor.shape[-1]}, no whole pieces of {PIECE}"
         elif found.dtype not in FLOATS or found.shape != tensor.shape or scales is not None or biases is not None:
             there = f"{found.dtype} {list(found.shape)}" + (" with scales or biases" if scales or biases else "")
-            yield f"tensor {tensor.source} is {there}, it should be float {list(tensor.shape)}"
+            yield f"tensor {tensor.stored_name} is {there}, it should be float {list(tensor.shape)}"
         elif matrix and table and table.get(path) is not False:
             yield f"{path} stays float in a quantized folder without being named so (false)"
     if left:

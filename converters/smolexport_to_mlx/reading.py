@@ -6,7 +6,7 @@ Notation: g = group size, b = bits; a quantized module's weight is [out, in * b 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.errors import CheckpointError, FileFormatError, UsageError
+from smolexport.errors import CheckpointError, ConfigError, FileFormatError, UsageError
+from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
-from smolexport.model.spec import Role, Tensor
+from smolexport.model.spec import Tensor
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, RowFormat
 from smolexport.quant.microscale import MODES
 from smolexport.text import label, show
@@ -26,7 +27,6 @@ from smolexport_to_mlx.schemes import DTYPES
 __all__ = ["Folder", "StoredRows", "read_folder", "weights"]
 
 CONFIG = "config.json"
-ROLES: Mapping[str, Role] = {role.value: role for role in Role}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,11 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
         FileFormatError: damaged, or an array that is no part of a module known here.
     """
     folder = read_folder(path)
-    tensors = {_tensor(name, stored): stored for name, stored in folder.stored.items()}
+    try:
+        known = {tensor.stored_name: tensor for tensor in load_spec(folder.config, strict=False).tensors()}
+    except ConfigError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    tensors = {_tensor(name, stored, known): stored for name, stored in folder.stored.items()}
     for array in folder.others:
         raise FileFormatError(
             f"{array.path}: the array {label(array.name)}, {array.dtype} {list(array.shape)}, "
@@ -130,16 +134,12 @@ def read_folder(path: Path) -> Folder:
     return Folder(path, config, metadata, stored, tuple(others))
 
 
-def _tensor(name: str, stored: StoredRows) -> Tensor:
-    module, _, part = name.rpartition(".")
-    words = module.split(".")
-    layer = next((int(word) for word in words if word.isdecimal() and len(word) < 6), None)
-    role = ROLES.get(module if layer is None else ".".join("{}" if word == str(layer) else word for word in words))
-    if role is None or part not in ("weight", "bias") or len(stored.shape) > 2:
+def _tensor(name: str, stored: StoredRows, known: Mapping[str, Tensor]) -> Tensor:
+    if name not in known or len(stored.shape) > 2:
         raise FileFormatError(
             f"{stored.parts[0].path}: the array {label(name)} {list(stored.shape)} is no part of a known module"
         )
-    return Tensor(role, layer, part, stored.shape)
+    return replace(known[name], shape=stored.shape)
 
 
 def _packed(

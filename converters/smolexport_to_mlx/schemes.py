@@ -136,7 +136,7 @@ class Affine:
     def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:
         """Affine where the rows are whole groups, of a smaller size if need be; floats for the rest."""
         plain = FORMATS[dtype.lower()]
-        if len(tensor.shape) == 1:
+        if not tensor.is_matrix:
             return Choice(plain)
         bits = self.high if self.high and more_bits(tensor, len(spec.layers)) else self.bits
         columns = tensor.shape[-1]
@@ -164,7 +164,7 @@ class Micro:
     def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
         """The mode for matrices whose rows are whole groups and that MLX can play then, floats for the rest."""
         plain, form = FORMATS[dtype.lower()], MicroFormat(self.name, dtype)
-        if len(tensor.shape) == 1:
+        if not tensor.is_matrix:
             return Choice(plain)
         fits = form.fits(tensor.shape[-1]) and is_whole_pieces(tensor)
         return Choice(form) if fits else Choice(plain, form)

@@ -154,17 +154,17 @@ def _entries(model: SourceModel, scheme: Scheme) -> list[Entry]:
     entries = []
     for tensor in model.spec.tensors():
         choice = scheme.choose(tensor)
-        name = f"{STEMS[scheme.js]}/{tensor.source}"
+        name = f"{STEMS[scheme.js]}/{tensor.name}"
         entries.append(Entry(name, choice.format, tensor.shape, tensor, choice.wanted, via=choice.via))
     return entries
 
 
 def _tables(model: SourceModel, scheme: Scheme, positions: int) -> list[Table]:
     """Cosines and sines of every rotary embedding that some layer has."""
-    ropes = dict.fromkeys(layer.rope for layer in model.spec.layers if layer.rope is not None)
+    ropes = dict.fromkeys(layer.mixer.rope for layer in model.spec.layers)
     return [
         Table(f"rope.{number}.{function}", rope, function, positions, scheme.dtype)
-        for number, rope in enumerate(ropes)
+        for number, rope in enumerate(rope for rope in ropes if rope is not None)
         for function in ("cos", "sin")
     ]
 
@@ -190,7 +190,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 def bit_choices(tensor: Tensor) -> tuple[int, ...]:
     """Bits that the scheme `auto-bits` can give `tensor`, most first: those that all formats share."""
-    return portable.BIT_CHOICES if len(tensor.shape) == 2 and tensor.shape[1] % portable.BLOCK == 0 else ()
+    return portable.BIT_CHOICES if tensor.is_matrix and tensor.columns % portable.BLOCK == 0 else ()
 
 
 def size(plan: Plan) -> int:

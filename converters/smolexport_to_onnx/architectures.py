@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from smolexport.model.spec import ModelSpec
+from smolexport.model.spec import ModelSpec, departures
 from smolexport_to_onnx.graph import rotated_apart
 
 __all__ = ["check", "notes"]
 
+COMPUTED: Mapping[str, tuple[object, ...]] = {"mlp.activation": ("silu",)}
 HEAD_UNIT = 8  # of GroupQueryAttention in ONNX Runtime 1.31
 
 
@@ -21,27 +22,21 @@ def check(spec: ModelSpec) -> list[str]:
 
 
 def _reasons(spec: ModelSpec) -> Iterator[str]:
-    if not spec.layers:
-        yield "has at least one layer, the checkpoint has none"
-    windows = {i: layer.window for i, layer in enumerate(spec.layers) if layer.window is not None}
-    if windows:
-        layer, window = next(iter(windows.items()))
-        yield (
-            f"has full attention only, the checkpoint has sliding windows on {len(windows)} layers "
-            f"({window} tokens on layer {layer})"
-        )
-    partial = {layer.rope.dim for layer in spec.layers if layer.rope is not None and layer.rope.dim != spec.head_dim}
+    told = list(departures(spec, COMPUTED))
+    yield from told
+    if told:
+        return
+    a = spec.attention
+    partial = {layer.mixer.rope.dim for layer in spec.layers if layer.mixer.rope is not None} - {a.head_dim}
     if partial:
-        yield f"rotates all {spec.head_dim} dimensions of a head, the checkpoint {min(partial)}"
-    if spec.head_dim % HEAD_UNIT:
-        yield f"has heads of a multiple of {HEAD_UNIT} dimensions, the checkpoint of {spec.head_dim}"
-    if spec.num_attention_heads % spec.num_key_value_heads:
+        yield f"rotates all {a.head_dim} dimensions of a head, the checkpoint {min(partial)}"
+    if a.head_dim % HEAD_UNIT:
+        yield f"has heads of a multiple of {HEAD_UNIT} dimensions, the checkpoint of {a.head_dim}"
+    if a.num_attention_heads % a.num_key_value_heads:
         yield (
-            f"shares each key head among as many query heads, the checkpoint has {spec.num_attention_heads} query "
-            f"heads and {spec.num_key_value_heads} key heads"
+            f"shares each key head among as many query heads, the checkpoint has {a.num_attention_heads} query "
+            f"heads and {a.num_key_value_heads} key heads"
         )
-    if spec.activation != "silu":
-        yield f"computes silu, the checkpoint {spec.activation}"
 
 
 def notes(spec: ModelSpec, positions: int) -> Iterator[str]:
@@ -51,8 +46,11 @@ def notes(spec: ModelSpec, positions: int) -> Iterator[str]:
             f"positions up to {positions} of the {spec.context_length} that the model knows; "
             f"--set max_positions={spec.context_length} for all of them"
         )
+    windows = sorted({layer.mixer.window for layer in spec.layers if layer.mixer.window is not None})
+    if windows:
+        yield f"sliding windows of {', '.join(map(str, windows))} tokens: checked on the CPU, not tried in browsers"
     if rotated_apart(spec):
         yield (
-            f"heads of {spec.head_dim} dimensions: rotated by an operator of their own, since GroupQueryAttention "
-            "rotates multiples of 16 only; a batch must not be padded"
+            f"heads of {spec.attention.head_dim} dimensions: rotated by an operator of their own, since "
+            "GroupQueryAttention rotates multiples of 16 only; a batch must not be padded"
         )

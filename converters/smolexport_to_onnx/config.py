@@ -43,9 +43,9 @@ def compose(model: SourceModel, schemes: Sequence[Scheme], layouts: Sequence[Lay
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": spec.num_attention_heads,
-        "num_key_value_heads": spec.num_key_value_heads,
-        "head_dim": spec.head_dim,
+        "num_attention_heads": spec.attention.num_attention_heads,
+        "num_key_value_heads": spec.attention.num_key_value_heads,
+        "head_dim": spec.attention.head_dim,
         "tie_word_embeddings": spec.tied,
         "eos_token_id": config_eos(model),
     }
@@ -91,10 +91,10 @@ def genai(model: SourceModel, layout: Layout, positions: int, files: Mapping[str
             **{key: value for key, value in ids.items() if value is not None},
             "decoder": {
                 "filename": layout.graph,
-                "head_size": spec.head_dim,
+                "head_size": spec.attention.head_dim,
                 "hidden_size": spec.hidden_size,
-                "num_attention_heads": spec.num_attention_heads,
-                "num_key_value_heads": spec.num_key_value_heads,
+                "num_attention_heads": spec.attention.num_attention_heads,
+                "num_key_value_heads": spec.attention.num_key_value_heads,
                 "num_hidden_layers": len(spec.layers),
                 "inputs": {
                     "input_ids": "input_ids",

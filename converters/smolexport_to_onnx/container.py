@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from smolexport.conversion.plan import Entry
 from smolexport.conversion.writer import ByteRange
 from smolexport.model.rope import Rope
-from smolexport.model.spec import Role, Tensor
+from smolexport.model.spec import NAMES, Role, Tensor
 from smolexport.quant import ChannelFormat, RowFormat
 from smolexport.quant.formats import SIZES
 from smolexport_to_onnx.messages import External, Initializer
@@ -53,7 +53,7 @@ class Module:
     def columns(self) -> int | None:
         """Elements of a row; None for a vector."""
         shape = self.entries[0].shape
-        return shape[1] if len(shape) == 2 else None
+        return shape[1] if self.entries[0].is_matrix else None
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Layout:
 
 def module_name(tensor: Tensor) -> str:
     """The module that `tensor` belongs to, with its part."""
-    return f"{PACKED.get(tensor.role, tensor.role.value).format(tensor.layer)}.{tensor.part}"
+    return f"{PACKED.get(tensor.role, NAMES[tensor.role]).format(*tensor.index)}.{tensor.part}"
 
 
 def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table], file: int) -> Layout:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from smolexport.model.rope import Rope
-from smolexport.model.spec import Layer, ModelSpec, Role
+from smolexport.model.spec import NAMES, Attention, Mlp, ModelSpec, Role
 from smolexport.quant import ChannelFormat
 from smolexport.quant.channel import MIDDLE
 from smolexport_to_onnx.container import GATE_UP, QKV, Layout
@@ -171,25 +171,25 @@ def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping
     """
     b = Builder(layout, settings)
     lengths = _lengths(b, spec)
-    embed = Role.EMBED.value
+    embed = NAMES[Role.EMBED]
     hidden = b.embedding(embed, "input_ids")
-    name, epsilon = "model.layers.0.input_layernorm.weight", spec.norm_eps
+    name, epsilon = f"{NAMES[Role.NORM_BEFORE_ATTENTION].format(0)}.weight", spec.norm_eps
     normed = b.add(
         "SimplifiedLayerNormalization", "/model/layers.0/input_layernorm", hidden, name,
         axis=-1, epsilon=epsilon, stash_type=1,
     )  # fmt: skip
     for number, layer in enumerate(spec.layers):
         scope, final = f"/model/layers.{number}", number + 1 == len(spec.layers)
-        after = "model.norm" if final else f"model.layers.{number + 1}.input_layernorm"
-        attended = _attention(b, spec, layer, number, normed, lengths)
+        after = NAMES[Role.FINAL_NORM if final else Role.NORM_BEFORE_ATTENTION].format(number + 1)
+        attended = _attention(b, layer.mixer, epsilon, number, normed, lengths)
         if final:
             attended, hidden = _kept(b, attended, hidden)
-        attended = b.linear(f"model.layers.{number}.self_attn.o_proj", f"{scope}/attn/o_proj", attended)
-        norm = f"model.layers.{number}.post_attention_layernorm"
+        attended = b.linear(NAMES[Role.O].format(number), f"{scope}/attn/o_proj", attended)
+        norm = NAMES[Role.NORM_BEFORE_MLP].format(number)
         normed, hidden = _skip_norm(b, f"{scope}/post_attention_layernorm", hidden, attended, norm, epsilon)
-        fed = _feed_forward(b, spec, number, normed)
+        fed = _feed_forward(b, layer.mlp, number, normed)
         normed, hidden = _skip_norm(b, f"/{after.replace('.', '/', 1)}", hidden, fed, after, epsilon)
-    _head(b, embed if spec.tied else Role.HEAD.value, normed)
+    _head(b, embed if spec.tied else NAMES[Role.HEAD], normed)
     return Graph(
         tuple(b.nodes),
         (*layout.initializers(), *b.constants.values()),
@@ -223,23 +223,23 @@ def _lengths(b: Builder, spec: ModelSpec) -> Lengths:
 
 def rotated_apart(spec: ModelSpec) -> bool:
     """Whether rotary embeddings need an operator of their own."""
-    return spec.head_dim % ROTARY_UNIT != 0
+    return spec.attention.head_dim % ROTARY_UNIT != 0
 
 
-def _attention(b: Builder, spec: ModelSpec, layer: Layer, number: int, x: str, lengths: Lengths) -> str:
+def _attention(b: Builder, a: Attention, epsilon: float, number: int, x: str, lengths: Lengths) -> str:
     """Attention up to its output projection; `x` [b, s, h], the result [b, s, q d]."""
-    scope, base = f"/model/layers.{number}/attn", f"model.layers.{number}.self_attn"
+    scope = f"/model/layers.{number}/attn"
     packed = b.linear(QKV.format(number), f"{scope}/qkv_proj", x)
     query, key, value = packed, "", ""
     tables: tuple[str, ...] = ()
-    apart = layer.rope is not None and rotated_apart(spec)
-    if spec.qk_norm or apart:
-        query, key, value = _split(b, spec, scope, packed)
-    if spec.qk_norm:
-        query = _head_norm(b, f"{scope}/q_norm", query, f"{base}.q_norm.weight", spec)
-        key = _head_norm(b, f"{scope}/k_norm", key, f"{base}.k_norm.weight", spec)
-    if layer.rope is not None:
-        tables = _tables(b, layer.rope)
+    apart = a.rope is not None and a.head_dim % ROTARY_UNIT != 0
+    if a.qk_norm or apart:
+        query, key, value = _split(b, a, scope, packed)
+    if a.qk_norm:
+        query = _head_norm(b, f"{scope}/q_norm", query, Role.Q_NORM, number, a, epsilon)
+        key = _head_norm(b, f"{scope}/k_norm", key, Role.K_NORM, number, a, epsilon)
+    if a.rope is not None:
+        tables = _tables(b, a.rope)
     if apart:
         query, key = (
             b.add("RotaryEmbedding", f"{scope}/{part}_rotary", rows, lengths.start, *tables, domain=MICROSOFT)
@@ -250,23 +250,25 @@ def _attention(b: Builder, spec: ModelSpec, layer: Layer, number: int, x: str, l
     return b.add(
         "GroupQueryAttention", scope, query, key, value, *past, lengths.last, lengths.total, *tables,
         outputs=(f"{scope}/output_0", f"present.{number}.key", f"present.{number}.value"), domain=MICROSOFT,
-        num_heads=spec.num_attention_heads, kv_num_heads=spec.num_key_value_heads,
-        scale=float(spec.head_dim**-0.5), do_rotary=int(bool(tables)), rotary_interleaved=0, local_window_size=-1,
+        num_heads=a.num_attention_heads, kv_num_heads=a.num_key_value_heads,
+        scale=float(a.head_dim**-0.5), do_rotary=int(bool(tables)), rotary_interleaved=0,
+        local_window_size=-1 if a.window is None else a.window,
     )  # fmt: skip
 
 
-def _split(b: Builder, spec: ModelSpec, scope: str, packed: str) -> tuple[str, str, str]:
+def _split(b: Builder, a: Attention, scope: str, packed: str) -> tuple[str, str, str]:
     """Queries [b, s, q d], keys and values [b, s, k d]."""
     names = (f"{scope}/query", f"{scope}/key", f"{scope}/value")
-    heads = (spec.num_attention_heads, spec.num_key_value_heads, spec.num_key_value_heads)
-    b.add("Split", scope, packed, b.integers(*(n * spec.head_dim for n in heads)), outputs=names, axis=-1)
+    heads = (a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads)
+    b.add("Split", scope, packed, b.integers(*(n * a.head_dim for n in heads)), outputs=names, axis=-1)
     return names
 
 
-def _head_norm(b: Builder, scope: str, x: str, weight: str, spec: ModelSpec) -> str:
-    """RMS normalisation of every head of `x` [b, s, heads d]."""
-    heads = b.add("Reshape", f"{scope}/heads", x, b.integers(0, 0, -1, spec.head_dim))
-    normed = b.add("SimplifiedLayerNormalization", scope, heads, weight, axis=-1, epsilon=spec.norm_eps, stash_type=1)
+def _head_norm(b: Builder, scope: str, x: str, role: Role, number: int, a: Attention, epsilon: float) -> str:
+    """RMS normalization of every head of `x` [b, s, heads d] in layer `number`."""
+    weight = f"{NAMES[role].format(number)}.weight"
+    heads = b.add("Reshape", f"{scope}/heads", x, b.integers(0, 0, -1, a.head_dim))
+    normed = b.add("SimplifiedLayerNormalization", scope, heads, weight, axis=-1, epsilon=epsilon, stash_type=1)
     return b.add("Reshape", scope, normed, b.integers(0, 0, -1))
 
 
@@ -276,15 +278,15 @@ def _tables(b: Builder, rope: Rope) -> tuple[str, str]:
     return cos, sin
 
 
-def _feed_forward(b: Builder, spec: ModelSpec, number: int, x: str) -> str:
+def _feed_forward(b: Builder, mlp: Mlp, number: int, x: str) -> str:
     """down(silu(gate(x)) up(x)); `x` and the result [b, s, h]."""
-    scope, base = f"/model/layers.{number}/mlp", f"model.layers.{number}.mlp"
+    scope = f"/model/layers.{number}/mlp"
     gate, up = f"{scope}/gate", f"{scope}/up"
     packed = b.linear(GATE_UP.format(number), f"{scope}/gate_up_proj", x)
-    size = spec.intermediate_size
+    size = mlp.intermediate_size
     b.add("Split", scope, packed, b.integers(size, size), outputs=(gate, up), axis=-1)
     active = b.add("Mul", f"{scope}/act", gate, b.add("Sigmoid", scope, gate))
-    return b.linear(f"{base}.down_proj", f"{scope}/down_proj", b.add("Mul", scope, active, up))
+    return b.linear(NAMES[Role.DOWN].format(number), f"{scope}/down_proj", b.add("Mul", scope, active, up))
 
 
 def _skip_norm(b: Builder, scope: str, hidden: str, added: str, norm: str, epsilon: float) -> tuple[str, str]:
@@ -323,12 +325,14 @@ def _head(b: Builder, module: str, x: str) -> None:
 
 
 def _caches(spec: ModelSpec, dtype: Dtype, prefix: str, length: str) -> list[Port]:
-    shape = ("batch_size", spec.num_key_value_heads, length, spec.head_dim)
     return [
-        Port(f"{prefix}.{number}.{part}", dtype, shape)
-        for number in range(len(spec.layers))
+        Port(
+            f"{prefix}.{number}.{part}", dtype,
+            ("batch_size", layer.mixer.num_key_value_heads, length, layer.mixer.head_dim),
+        )
+        for number, layer in enumerate(spec.layers)
         for part in ("key", "value")
-    ]
+    ]  # fmt: skip
 
 
 def _inputs(spec: ModelSpec, settings: Settings) -> tuple[Port, ...]:

@@ -107,9 +107,10 @@ def _genai(folder: Path, generation: Mapping[str, Any], spec: ModelSpec, models:
     if found is None:
         yield f"{GENAI}: filename is {show(decoder.get('filename'))}, and there is no such graph"
         return
+    heads = spec.attention
     due = {
-        "head_size": spec.head_dim, "hidden_size": spec.hidden_size, "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": spec.num_attention_heads, "num_key_value_heads": spec.num_key_value_heads,
+        "head_size": heads.head_dim, "hidden_size": spec.hidden_size, "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": heads.num_attention_heads, "num_key_value_heads": heads.num_key_value_heads,
     }  # fmt: skip
     for key, value in (*due.items(), ("vocab_size", spec.vocab_size)):
         told = model.get(key) if key == "vocab_size" else decoder.get(key)
@@ -123,14 +124,14 @@ def _genai(folder: Path, generation: Mapping[str, Any], spec: ModelSpec, models:
 
 def _ports(spec: ModelSpec, model: Model) -> Iterator[str]:
     ports = {port.name: port for port in (*model.graph.inputs, *model.graph.outputs)}
-    due = {"input_ids", "attention_mask", "logits"}
+    due, heads = {"input_ids", "attention_mask", "logits"}, spec.attention
     for layer in range(len(spec.layers)):
         caches = {f"{side}.{layer}.{part}" for side in ("past_key_values", "present") for part in ("key", "value")}
         due |= caches
         for name in sorted(caches & ports.keys()):
             shape = ports[name].shape
-            if len(shape) != 4 or (shape[1], shape[3]) != (spec.num_key_value_heads, spec.head_dim):
-                yield f"{name} is {list(shape)}, should have {spec.num_key_value_heads} heads of {spec.head_dim}"
+            if len(shape) != 4 or (shape[1], shape[3]) != (heads.num_key_value_heads, heads.head_dim):
+                yield f"{name} is {list(shape)}, should have {heads.num_key_value_heads} heads of {heads.head_dim}"
     for name in sorted(due - ports.keys()):
         yield f"has no input or output {name}"
     for name in sorted(ports.keys() - due - {KEEP}):
@@ -143,12 +144,12 @@ def _tensors(spec: ModelSpec, model: Model) -> Iterator[str]:
     except FileFormatError as error:
         yield str(error).removeprefix(f"{model.path}: ")
         return
-    shapes = {tensor.source: tensor.shape for tensor in found}
+    shapes = {tensor.name: tensor.shape for tensor in found}
     for tensor in spec.tensors():
-        shape = shapes.pop(tensor.source, None)
+        shape = shapes.pop(tensor.name, None)
         if shape != tensor.shape:
             there = "is missing" if shape is None else f"is {list(shape)}"
-            yield f"tensor {tensor.source} {there}, {CONFIG} asks for {list(tensor.shape)}"
+            yield f"tensor {tensor.name} {there}, {CONFIG} asks for {list(tensor.shape)}"
     if shapes:
         yield f"tensor {show(min(shapes))} is not part of the model ({len(shapes)} such)"
 

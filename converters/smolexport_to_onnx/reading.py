@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import CheckpointError, FileFormatError, UsageError
 from smolexport.model.checkpoint import read_json
-from smolexport.model.spec import Role, Tensor
+from smolexport.model.spec import NAMES, Role, Tensor
 from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.text import label, show
@@ -40,7 +40,7 @@ __all__ = [
 HALF_BLOCK = 16  # bytes of the smallest block at 4 bits
 GENAI, SCHEME_KEY = "genai_config.json", "smolexport.scheme"
 FLOATS = ("F32", "F16", "BF16")
-ROLES: Mapping[str, Role] = {role.value: role for role in Role}
+ROLES: Mapping[str, Role] = {name: role for role, name in NAMES.items()}
 SPLITS: Mapping[str, tuple[Role, ...]] = {QKV: (Role.Q, Role.K, Role.V), GATE_UP: (Role.GATE, Role.UP)}
 ROTATING = {"GroupQueryAttention": slice(7, 9), "RotaryEmbedding": slice(2, 4)}  # where the tables are
 
@@ -346,7 +346,7 @@ def _tensors(
     for role, share in zip(roles, shares, strict=True):
         own = rows // sum(shares) * share
         shape = (own, *stored.shape[1:])
-        yield Tensor(role, layer, part, shape), replace(stored, shape=shape, first=first)
+        yield Tensor(role, () if layer is None else (layer,), part, shape), replace(stored, shape=shape, first=first)
         first += own
 
 

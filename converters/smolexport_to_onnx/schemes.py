@@ -164,7 +164,7 @@ class Blocks:
     def choose(self, tensor: Tensor) -> Choice:
         """Blocks where the rows are whole ones, of a smaller size if need be; floats for the rest."""
         plain = Choice(FORMATS[self.dtype.lower()])
-        if len(tensor.shape) == 1:
+        if not tensor.is_matrix:
             return plain
         columns = tensor.shape[-1]
         if tensor.role in (Role.EMBED, Role.HEAD):
@@ -193,7 +193,7 @@ class Rows:
 
     def choose(self, tensor: Tensor) -> Choice:
         """Rows may have any length."""
-        return Choice(FORMATS[self.dtype.lower()] if len(tensor.shape) == 1 else ChannelFormat())
+        return Choice(FORMATS[self.dtype.lower()] if not tensor.is_matrix else ChannelFormat())
 
 
 @dataclass(frozen=True)

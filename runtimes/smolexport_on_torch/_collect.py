@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from smolexport.calibration.trainer import KINDS, ActivationStats
+from smolexport.calibration.trainer import ActivationStats, input_columns
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.run.session import choose_threads
 from smolexport_on_torch._decoder import (
     Cache,
     Weights,
+    check,
     embed,
     layer_forward,
     load_embedding,
@@ -76,6 +77,7 @@ class TorchEngine:
     """Runs the layers of `checkpoint` for `smolexport.calibration.collect`."""
 
     def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
+        check(checkpoint.spec)
         self._checkpoint = checkpoint
         self._threads = choose_threads(threads)
 
@@ -103,9 +105,7 @@ class TorchEngine:
         """
         self._start()
         spec = self._checkpoint.spec
-        heads = spec.num_attention_heads * spec.head_dim
-        columns = (spec.hidden_size, heads, spec.hidden_size, spec.intermediate_size)
-        gathered = {kind: Gathering(c) for kind, c in zip(KINDS, columns, strict=True)}
+        gathered = {kind: Gathering(c) for kind, c in input_columns(spec, spec.layers[index]).items()}
         weights = load_layer(self._checkpoint, index)
         with torch.inference_mode(), target.open("wb") as file:
             for x in _hidden(source, (*shape, spec.hidden_size)):
@@ -162,7 +162,7 @@ class TorchEngine:
         self._start()
         random = torch.Generator().manual_seed(seed)
         spec = self._checkpoint.spec
-        per_window = 8 * len(spec.layers) * spec.num_key_value_heads * spec.head_dim * window
+        per_window = sum(8 * layer.mixer.num_key_value_heads * layer.mixer.head_dim * window for layer in spec.layers)
         batch = max(1, min(count, CACHES // per_window))
         written = []
         writer = _Writer(self._checkpoint)
@@ -199,8 +199,7 @@ class _Writer:
     ) -> NDArray[np.int32]:
         """[b, window] tokens that begin with `prompt` [b, n]."""
         spec, b = self._checkpoint.spec, len(prompt)
-        shape = (b, spec.num_key_value_heads, window, spec.head_dim)
-        caches = [Cache(torch.zeros(shape), torch.zeros(shape)) for _ in spec.layers]
+        caches = [Cache.of(layer.mixer, b, window) for layer in spec.layers]
         ids = torch.zeros(b, window, dtype=torch.int64)
         ids[:, : prompt.shape[1]] = prompt
         progress(prompt.numel())

@@ -11,24 +11,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from smolexport.errors import TensorError
+from smolexport.errors import TensorError, UnsupportedError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.rope import Rope
-from smolexport.model.spec import Layer, ModelSpec, Role
+from smolexport.model.spec import Attention, ModelSpec, Role, departures
 from smolexport.model.tensor_file import StoredTensor
 from smolexport.text import label
 
-__all__ = ["Cache", "Tap", "Weights", "embed", "layer_forward", "load_embedding", "load_head", "load_layer", "norm"]
+__all__ = [
+    "Cache",
+    "Tap",
+    "Weights",
+    "check",
+    "embed",
+    "layer_forward",
+    "load_embedding",
+    "load_head",
+    "load_layer",
+    "norm",
+]
 
 Weights = Mapping[tuple[Role, str], torch.Tensor]  # by role and part, float32
 # Called with `attn` (q, k and v read it), `o`, `mlp` (gate and up do) or `down`, and what is read: [b, n, columns].
 Tap = Callable[[str, torch.Tensor], None]
 BLOCK = 8 << 20  # bytes read at a time
+
+
+COMPUTED: Mapping[str, tuple[object, ...]] = {"mlp.activation": ("silu",)}
+
+
+def check(spec: ModelSpec) -> None:
+    """Refuse what the forward pass below does not compute; raises UnsupportedError."""
+    for reason in departures(spec, COMPUTED):
+        raise UnsupportedError(f"the layer-by-layer forward pass {reason}")
 
 
 @dataclass
@@ -38,6 +59,12 @@ class Cache:
     keys: torch.Tensor
     values: torch.Tensor
     length: int = 0
+
+    @classmethod
+    def of(cls, a: Attention, b: int, capacity: int) -> Cache:
+        """An empty cache of `b` sequences."""
+        shape = (b, a.num_key_value_heads, capacity, a.head_dim)
+        return cls(torch.zeros(shape), torch.zeros(shape))
 
     def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hold `keys` and `values` of the next positions too; returns all that are held."""
@@ -50,7 +77,7 @@ class Cache:
 
 def _load(place: StoredTensor) -> torch.Tensor:
     """A tensor in float32, read in blocks: beside it only one block is in memory.  Raises TensorError for NaN."""
-    rows, columns = place.shape if len(place.shape) == 2 else (1, place.shape[0])
+    rows, columns = prod(place.shape[:-1]), place.shape[-1]
     out = np.empty((rows, columns), np.float32)
     step = max(1, BLOCK // (columns * place.dtype.itemsize))
     for start in range(0, rows, step):
@@ -84,7 +111,7 @@ def embed(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMS normalisation over the last axis."""
+    """RMS normalization over the last axis."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
@@ -109,24 +136,24 @@ def _mask(window: int | None, n: int, held: int) -> torch.Tensor | None:
     return seen if window is None else seen & (keys > queries - window)
 
 
-def _attention(x: torch.Tensor, weights: Weights, spec: ModelSpec, layer: Layer, cache: Cache | None) -> torch.Tensor:
-    """What o_proj reads, [b, n, q * d], of the normalised hidden states [b, n, h]."""
+def _attention(x: torch.Tensor, weights: Weights, a: Attention, eps: float, cache: Cache | None) -> torch.Tensor:
+    """What o_proj reads, [b, n, q * d], of the normalized hidden states [b, n, h]."""
     b, n, _ = x.shape
     start = cache.length if cache else 0
     heads = []
     for role, normed in ((Role.Q, Role.Q_NORM), (Role.K, Role.K_NORM), (Role.V, None)):
-        y = F.linear(x, weights[role, "weight"], weights.get((role, "bias"))).view(b, n, -1, spec.head_dim)
-        if spec.qk_norm and normed is not None:
-            y = norm(y, weights[normed, "weight"], spec.norm_eps)
+        y = F.linear(x, weights[role, "weight"], weights.get((role, "bias"))).view(b, n, -1, a.head_dim)
+        if a.qk_norm and normed is not None:
+            y = norm(y, weights[normed, "weight"], eps)
         y = y.transpose(1, 2)
-        heads.append(_rotate(y, layer.rope, start) if layer.rope is not None and normed is not None else y)
+        heads.append(_rotate(y, a.rope, start) if a.rope is not None and normed is not None else y)
     queries, keys, values = heads
     if cache is not None:
         keys, values = cache.extend(keys, values)
-    groups = spec.num_attention_heads // spec.num_key_value_heads
-    mask = _mask(layer.window, n, keys.shape[2])
+    groups = a.num_attention_heads // a.num_key_value_heads
+    mask = _mask(a.window, n, keys.shape[2])
     if n == 1 and mask is None:  # heads that share keys are as good as positions that see them all: no copies
-        out = F.scaled_dot_product_attention(queries.view(b, -1, groups, spec.head_dim), keys, values)
+        out = F.scaled_dot_product_attention(queries.view(b, -1, groups, a.head_dim), keys, values)
         return out.reshape(b, 1, -1)
     if groups > 1:
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
@@ -158,13 +185,13 @@ def layer_forward(
         return F.linear(y, weights[role, "weight"], weights.get((role, "bias")))
 
     tap = tap or (lambda _kind, _x: None)
-    y = norm(x, weights[Role.ATTN_NORM, "weight"], spec.norm_eps)
+    y = norm(x, weights[Role.NORM_BEFORE_ATTENTION, "weight"], spec.norm_eps)
     tap("attn", y)
-    y = _attention(y, weights, spec, spec.layers[index], cache)
+    y = _attention(y, weights, spec.layers[index].mixer, spec.norm_eps, cache)
     tap("o", y)
     x = x + linear(Role.O, y)
-    y = norm(x, weights[Role.MLP_NORM, "weight"], spec.norm_eps)
+    y = norm(x, weights[Role.NORM_BEFORE_MLP, "weight"], spec.norm_eps)
     tap("mlp", y)
-    y = F.silu(linear(Role.GATE, y), inplace=True).mul_(linear(Role.UP, y))  # the only activation that loads
+    y = F.silu(linear(Role.GATE, y), inplace=True).mul_(linear(Role.UP, y))
     tap("down", y)
     return x + linear(Role.DOWN, y)

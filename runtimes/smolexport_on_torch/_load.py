@@ -16,7 +16,7 @@ from transformers.utils import logging
 from smolexport.errors import CheckpointError, TensorError, UsageError
 from smolexport.model.checkpoint import claimed_quantization, read_json, weight_files
 from smolexport.model.source_files import refuse_links
-from smolexport.model.spec import Role
+from smolexport.model.spec import NAMES, Role
 from smolexport.model.tensor_file import stored_tensors
 from smolexport.text import first_line, printable, show
 
@@ -90,7 +90,7 @@ def _settled(config: Any, stored: Mapping[str, Any], names: Collection[str]) -> 
     filled with random numbers: where config.json does not forbid it, the embedding is the head.
     """
     config.__dict__.pop("quantization_config", None)
-    if stored.get("tie_word_embeddings") is None and f"{Role.HEAD.value}.weight" not in names:
+    if stored.get("tie_word_embeddings") is None and f"{NAMES[Role.HEAD]}.weight" not in names:
         config.tie_word_embeddings = True
     return config
 

@@ -133,12 +133,12 @@ class BitAllocator:
                 nbytes = max(sum(found[t].nbytes for t in group) for found in entries)
                 cost = sum(costs.of(t, [found[t] for found in entries]) for t in group)
                 options.append(Option(choice, nbytes, cost))
-            units.append(Unit(tuple(t.source for t in group), tuple(options)))
+            units.append(Unit(tuple(t.name for t in group), tuple(options)))
         return units
 
     def _bits(self, choice: Choice) -> dict[Tensor, int]:
         of = {name: o.bits for unit, o in zip(self.units, choice, strict=True) for name in unit.names}
-        return {tensor: of[tensor.source] for tensor in self._choices}
+        return {tensor: of[tensor.name] for tensor in self._choices}
 
     def _allocation(self, choice: Choice, measured: float | None) -> Allocation:
         windows = held_out(self.statistics.manifest.windows)
@@ -201,7 +201,7 @@ class BitAllocator:
         windows, teacher = self.statistics.windows()[start:], self.statistics.teacher(start)
         outputs: dict[object, Sequence[Entry]] = {}
         for plan in self._plans(self._bits(choice)):
-            canonical = frozenset((e.tensor, e.canonical) for e in plan.entries if len(e.shape) == 2)
+            canonical = frozenset((e.tensor, e.canonical) for e in plan.entries if e.is_matrix)
             outputs.setdefault(canonical, plan.entries)
         return max(
             self._trainer.divergence(
@@ -241,7 +241,7 @@ class Costs:
                 moved = np.einsum("ij,ij->i", error @ self._hessian(tensor), error).astype(np.float64)
                 cost += float(products[rows] * scale @ np.maximum(moved, 0))
             if lookups.any():
-                felt = self._felt(tensor.source, tensor.shape[1])
+                felt = self._felt(tensor.stored_name, tensor.shape[1])
                 cost += float(self._frequencies[rows] * scale @ (error.astype(np.float64) ** 2 @ felt))
             found = max(found, cost / 2)
         return found
@@ -250,8 +250,8 @@ class Costs:
         """How much each row matters as a factor of products, and as what is looked up, on comparable scales."""
         rows, nothing = tensor.shape[0], np.zeros(tensor.shape[0])
         if tensor.role is not Role.EMBED:
-            return self._felt(HEAD if tensor.role is Role.HEAD else tensor.source, rows), nothing
-        lookups = self._frequencies * float(self._felt(tensor.source, tensor.shape[1]).mean())
+            return self._felt(HEAD if tensor.role is Role.HEAD else tensor.stored_name, rows), nothing
+        lookups = self._frequencies * float(self._felt(tensor.stored_name, tensor.shape[1]).mean())
         if not self._checkpoint.spec.tied:
             return nothing, lookups
         return self._felt(HEAD, rows), lookups

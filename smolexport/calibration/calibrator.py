@@ -163,7 +163,7 @@ class Calibrator:
         count = sum(entry.encoder is not None for entry in entries)
         if not count:
             return plan
-        matrices = sum(len(entry.shape) == 2 for entry in entries)
+        matrices = sum(entry.is_matrix for entry in entries)
         note = f"{self._name}: calibrates {count} of {matrices} matrices on {self.statistics.manifest.tokens:,} tokens"
         return replace(plan, entries=entries, notes=(note, *plan.notes))
 
@@ -199,7 +199,7 @@ def _untied(plan: Plan) -> bool:
 def _reached(entry: Entry, untied: bool) -> bool:
     tensor = entry.tensor
     # A row of an embedding that is no head as well is looked up, not multiplied: no column matters more.
-    if tensor is None or len(tensor.shape) != 2 or (untied and tensor.role is Role.EMBED):
+    if tensor is None or not tensor.is_matrix or (untied and tensor.role is Role.EMBED):
         return False
     form = searching(entry.format)
     base = form.lattice or form

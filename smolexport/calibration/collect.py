@@ -34,7 +34,7 @@ from smolexport.calibration.statistics import (
     write_manifest,
 )
 from smolexport.calibration.texts import Render, Source, cut, read_source, source_name
-from smolexport.calibration.trainer import Engine
+from smolexport.calibration.trainer import Engine, input_columns
 from smolexport.cleanup import Provisional
 from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CalibrationError, OutputError, UsageError
@@ -313,9 +313,8 @@ def _whole(path: Path) -> bool:
 def _nbytes(checkpoint: Checkpoint, m: Manifest) -> int:
     """Bytes that the folder will have at most."""
     spec = checkpoint.spec
-    columns = (spec.hidden_size, spec.num_attention_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
-    layer = sum(2 * c * (c + 1) for c in columns)
-    return m.layers * layer + 8 * m.tokens * m.kept + 8 * m.tokens * spec.hidden_size
+    layers = sum(2 * c * (c + 1) for layer in spec.layers for c in input_columns(spec, layer).values())
+    return layers + 8 * m.tokens * m.kept + 8 * m.tokens * spec.hidden_size
 
 
 def _flush(path: Path) -> None:
@@ -335,7 +334,7 @@ def write_importance(statistics: Statistics, checkpoint: Checkpoint, path: Path,
     if write is None:
         raise UsageError("--imatrix: the installed GGUF converter writes no importance matrix; update it")
     m = statistics.manifest
-    matrices = [t for t in checkpoint.spec.tensors() if t.layer is not None and len(t.shape) == 2]
+    matrices = [t for t in checkpoint.spec.tensors() if t.layer is not None and t.is_matrix]
     sums = {t: statistics.mean_squares(t) * np.float32(m.tokens) for t in matrices}
     names = tuple(source.name for source in m.sources)
     write(sums, path, count=m.tokens, datasets=names, chunks=m.windows, chunk_size=m.window, force=force)

@@ -89,7 +89,7 @@ class GptqEncoders:
         for tensor in tensors:
             if tensor in self._sums:
                 before, after, whole = self._sums[tensor]
-                found[tensor.source] = {"before": float(before / whole), "after": float(after / whole)}
+                found[tensor.name] = {"before": float(before / whole), "after": float(after / whole)}
         return found
 
 

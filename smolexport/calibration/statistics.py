@@ -87,7 +87,7 @@ def input_of(tensor: Tensor) -> Input:
         CalibrationError: it is no matrix of a linear map.
     """
     if tensor.role not in READS or tensor.part != "weight":
-        raise CalibrationError(f"{tensor.source}: is no matrix, so there is no statistic of what it reads")
+        raise CalibrationError(f"{tensor.name}: is no matrix, so there is no statistic of what it reads")
     return Input(tensor.layer, READS[tensor.role])
 
 
@@ -172,7 +172,7 @@ class Statistics:
             CalibrationError: names the file and the tensor.
         """
         file, name, columns = self._place(tensor, "hessian")
-        size, source = triangle_size(columns), tensor.source
+        size, source = triangle_size(columns), tensor.name
         file.check(name, source, (size,), "float32")
 
         def part(start: int) -> NDArray[np.float32]:
@@ -190,11 +190,9 @@ class Statistics:
             CalibrationError: names the file and the tensor.
         """
         file, name, columns = self._place(tensor, "mean_squares")
-        found: NDArray[np.float32] = file.read(name, tensor.source, (columns,), "float32")
+        found: NDArray[np.float32] = file.read(name, tensor.name, (columns,), "float32")
         if not (np.isfinite(found) & (found >= 0)).all():
-            raise CalibrationError(
-                f"{file.path}: {name} holds numbers that no mean square is ({tensor.source}); {AGAIN}"
-            )
+            raise CalibrationError(f"{file.path}: {name} holds numbers that no mean square is ({tensor.name}); {AGAIN}")
         return found
 
     def largest_share(self, tensor: Tensor) -> float:
@@ -205,7 +203,7 @@ class Statistics:
         except (KeyError, ValueError):
             found = math.nan
         if not math.isfinite(found):
-            raise CalibrationError(f"{file.path}: has no {name} ({tensor.source}); {AGAIN}")
+            raise CalibrationError(f"{file.path}: has no {name} ({tensor.name}); {AGAIN}")
         return found
 
     def windows(self) -> NDArray[np.int32]:
@@ -241,7 +239,7 @@ class Statistics:
 
     def _place(self, tensor: Tensor, what: str) -> tuple[Arrays, str, int]:
         where = input_of(tensor)
-        return open_arrays(self.folder / file_of(where), tensor.source), f"{where.kind}.{what}", tensor.shape[1]
+        return open_arrays(self.folder / file_of(where), tensor.name), f"{where.kind}.{what}", tensor.shape[1]
 
 
 def open_statistics(folder: Path, checkpoint: Checkpoint | None = None) -> Statistics:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from smolexport.calibration.trainer import AffineBlocks, Trained
 from smolexport.conversion.plan import Entry
+from smolexport.errors import CalibrationError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
@@ -49,13 +50,15 @@ class Student:
 
     def __init__(self, entries: Sequence[Entry], source: Checkpoint, threads: int) -> None:
         """Encodes every matrix whose scales can be trained, on `threads` threads."""
+        if source.spec.rearranged:  # a trainer knows the matrices by the checkpoint's names
+            raise CalibrationError(f"distil: the checkpoint rearranges {source.spec.rearranged[0]}; use gptq")
         self._source = source
         self._entries = {e.tensor: e for e in entries if e.tensor is not None}
         opened = {tensor: entry for tensor, entry in self._entries.items() if has_scales(entry)}
         with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-            self.rows = {tensor.source: self._encoded(entry, tensor, pool) for tensor, entry in opened.items()}
-        self.forms: dict[str, RowFormat] = {tensor.source: entry.canonical for tensor, entry in opened.items()}
-        self.columns = {tensor.source: tensor.shape[-1] for tensor in self._entries}
+            self.rows = {tensor.stored_name: self._encoded(entry, tensor, pool) for tensor, entry in opened.items()}
+        self.forms: dict[str, RowFormat] = {tensor.stored_name: entry.canonical for tensor, entry in opened.items()}
+        self.columns = {tensor.stored_name: tensor.shape[-1] for tensor in self._entries}
 
     def _encoded(self, entry: Entry, tensor: Tensor, pool: ThreadPoolExecutor) -> NDArray[np.uint8]:
         stored = self._source.stored[tensor]
@@ -69,9 +72,9 @@ class Student:
     def frozen(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """(source name, values) of all that is not trained, as a reader of the output will see it."""
         for tensor, entry in self._entries.items():
-            if tensor.source not in self.rows:
+            if tensor.stored_name not in self.rows:
                 encoded = entry.encode(self._source.stored[tensor].read_rows())
-                yield tensor.source, entry.canonical.decode(encoded, tensor.shape[-1]).reshape(tensor.shape)
+                yield tensor.stored_name, entry.canonical.decode(encoded, tensor.shape[-1]).reshape(tensor.shape)
 
     def decoded(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """(source name, values) of all tensors as a reader of the output will see them."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 from smolexport.model.checkpoint import Checkpoint
+from smolexport.model.spec import Layer, ModelSpec
 
 __all__ = [
     "KINDS",
@@ -35,12 +36,20 @@ __all__ = [
     "Trained",
     "Trainer",
     "held_out",
+    "input_columns",
     "to_half",
 ]
 
 KINDS = ("attn", "o", "mlp", "down")  # the inputs of a layer, in the order of the forward pass
 HELD_OUT = 16  # one window of so many is for validation
 LEAST_HELD_OUT = 2
+
+
+def input_columns(spec: ModelSpec, layer: Layer) -> dict[str, int]:
+    """Columns of each of `KINDS` in `layer`."""
+    heads = layer.mixer.num_attention_heads * layer.mixer.head_dim
+    columns = (spec.hidden_size, heads, spec.hidden_size, layer.mlp.intermediate_size)
+    return dict(zip(KINDS, columns, strict=True))
 
 
 @dataclass(frozen=True)

@@ -126,10 +126,10 @@ def _warn(found: Statistics, job: Job) -> None:
     """Tell of inputs of which a single token makes much: their Hessians say little about the others."""
     seen = []
     for tensor in job.checkpoint.spec.tensors():
-        if tensor.layer is not None and len(tensor.shape) == 2:
+        if tensor.layer is not None and tensor.is_matrix:
             share = found.largest_share(tensor)
             if share > LARGE_SHARE:
-                seen.append(f"{tensor.source} ({share:.0%})")
+                seen.append(f"{tensor.name} ({share:.0%})")
     if seen:
         more = f" and {len(seen) - 3} more" if len(seen) > 3 else ""
         say(f"note: one token makes much of what is read by {', '.join(seen[:3])}{more}; more text would help")

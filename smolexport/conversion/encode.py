@@ -97,11 +97,10 @@ def _chunks(outputs: Sequence[Sequence[Entry]], nbytes: int) -> Iterator[Chunk]:
             else:
                 by_tensor.setdefault(entry.tensor, []).append((number, entry))
     for tensor, wanted in by_tensor.items():
-        rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
         unit = max(entry.transform.head_dim if entry.transform else 1 for _, entry in wanted)
-        step = max(unit, nbytes // (4 * columns) // unit * unit)
-        for start in range(0, rows, step):
-            yield Chunk(tensor, tuple(wanted), start, min(start + step, rows))
+        step = max(unit, nbytes // (4 * tensor.columns) // unit * unit)
+        for start in range(0, tensor.rows, step):
+            yield Chunk(tensor, tuple(wanted), start, min(start + step, tensor.rows))
     yield from generated
 
 
@@ -137,7 +136,7 @@ def _moved(encoded: NDArray[np.uint8], entry: Entry) -> NDArray[np.uint8]:
     """Encoded rows in the order of the output; of a vector, whose elements are its rows, the elements."""
     if entry.transform is None:
         return encoded
-    if len(entry.shape) == 2:
+    if entry.is_matrix:
         return entry.transform(encoded)
     return entry.transform(encoded.reshape(entry.shape[0], -1)).reshape(1, -1)
 
@@ -171,5 +170,5 @@ def _refuse_importance(stored: StoredTensor, rows: NDArray[Any], entry: Entry, e
 
 def _described(stored: StoredTensor, rows: NDArray[Any], start: int, row: int, column: int) -> str:
     """File, tensor, value and its place in the checkpoint; `rows` begin at row `start`."""
-    place = f"[{row + start}, {column}]" if len(stored.shape) == 2 else f"[{column}]"
+    place = f"[{row + start}, {column}]" if len(stored.shape) > 1 else f"[{column}]"
     return f"{stored.path}: tensor {label(stored.name)} has {rows[row, column]} at {place}"

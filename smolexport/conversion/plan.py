@@ -110,6 +110,11 @@ class Entry:
         return made[key]
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether it has rows; a vector counts as a single one."""
+        return len(self.shape) > 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the encoded tensor."""
         return self.format.size(self.shape)

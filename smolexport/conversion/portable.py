@@ -77,7 +77,7 @@ def decided(bits: Bits | None) -> Bits:
 
 def wanted_of(tensor: Tensor, scheme: str, bits: Bits | None = None) -> Storage:
     """What `scheme`, of `SCHEMES` or `auto-bits` with `bits`, stores `tensor` as if its rows are whole blocks."""
-    if len(tensor.shape) == 1:
+    if not tensor.is_matrix:
         return Storage.HALF
     if scheme == AUTO_BITS:
         return OF_BITS[decided(bits).get(tensor, 8)]

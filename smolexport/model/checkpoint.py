@@ -17,7 +17,7 @@ import numpy as np
 from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
 from smolexport.model.arch import load_spec
 from smolexport.model.source_files import SMALL_FILES, Stamps, file_in, stamps
-from smolexport.model.spec import ModelSpec, Role, Tensor
+from smolexport.model.spec import ModelSpec, Role, Tensor, stored_shape
 from smolexport.model.tensor_file import DTYPES, StoredTensor, stored_tensors
 from smolexport.text import first_line, label, show
 
@@ -323,7 +323,7 @@ def _head(
     Raises:
         TensorError: there is no head, and config.json does not allow the embedding in its place.
     """
-    name, embedding = f"{Role.HEAD.value}.weight", f"{Role.EMBED.value}.weight"
+    name, embedding = spec.source(Role.HEAD).name, spec.source(Role.EMBED).name
     head, embed = found.get(name), found.get(embedding)
     if not spec.tied:
         if head is not None or embed is None:
@@ -363,19 +363,25 @@ def _equal(a: StoredTensor, b: StoredTensor, chunk: int = 512) -> bool:
 
 def _match(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> dict[Tensor, StoredTensor]:
     """Every tensor of the spec with its place; nothing missing, nothing left over, all shapes equal."""
-    stored = {}
+    fused: dict[str, list[Tensor]] = {}
     for tensor in spec.tensors():
-        place = found.pop(tensor.source, None)
+        fused.setdefault(tensor.stored_name, []).append(tensor)
+    stored: dict[Tensor, StoredTensor] = {}
+    for name, parts in fused.items():
+        place, shape = found.pop(name, None), stored_shape(parts)
         if place is None:
-            raise TensorError(f"{folder}: tensor {tensor.source} {list(tensor.shape)} is missing")
-        if place.shape != tensor.shape:
+            raise TensorError(f"{folder}: tensor {name} {list(shape)} is missing")
+        if place.shape != shape:
             raise TensorError(
-                f"{place.path}: tensor {tensor.source} has shape {list(place.shape)}, "
-                f"config.json asks for {list(tensor.shape)}"
+                f"{place.path}: tensor {name} has shape {list(place.shape)}, config.json asks for {list(shape)}"
             )
-        stored[tensor] = place
+        first = 0
+        for tensor in parts:
+            how = tensor.source
+            stored[tensor] = place.part(first, tensor.shape, transposed=how.transposed, added=how.added)
+            first += tensor.shape[0]
     if found:
         name = min(found)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise TensorError(f"{found[name].path}: tensor {label(name)}{more} is not part of a {spec.model_type} model")
-    return stored
+    return {tensor: stored[tensor] for tensor in spec.tensors()}

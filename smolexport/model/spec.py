@@ -4,119 +4,294 @@ The layer is told, never asked: whatever differs from layer to layer stands in `
 or runtime needs to know which family a model belongs to.
 
 Notation: h = hidden_size, i = intermediate_size, d = head_dim, q = num_attention_heads,
-k = num_key_value_heads, v = vocab_size.  Matrices are [out, in], as in the checkpoint.
+k = num_key_value_heads, v = vocab_size.  Matrices are [out, in].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from math import prod
+from operator import attrgetter
 
 from smolexport.model.rope import Rope
 
-__all__ = ["Layer", "ModelSpec", "Role", "Tensor"]
+__all__ = ["NAMES", "Attention", "Layer", "Mlp", "ModelSpec", "Role", "Source", "Tensor", "departures", "stored_shape"]
 
 
 class Role(Enum):
-    """What a tensor does.  The value is its place in a transformers checkpoint, `{}` = layer."""
+    """The place of a tensor in the computation, in the order of the forward pass."""
 
-    EMBED = "model.embed_tokens"
-    ATTN_NORM = "model.layers.{}.input_layernorm"
-    Q = "model.layers.{}.self_attn.q_proj"
-    K = "model.layers.{}.self_attn.k_proj"
-    V = "model.layers.{}.self_attn.v_proj"
-    Q_NORM = "model.layers.{}.self_attn.q_norm"
-    K_NORM = "model.layers.{}.self_attn.k_norm"
-    O = "model.layers.{}.self_attn.o_proj"  # noqa: E741
-    MLP_NORM = "model.layers.{}.post_attention_layernorm"
-    GATE = "model.layers.{}.mlp.gate_proj"
-    UP = "model.layers.{}.mlp.up_proj"
-    DOWN = "model.layers.{}.mlp.down_proj"
-    FINAL_NORM = "model.norm"
-    HEAD = "lm_head"
+    EMBED = auto()
+    NORM_BEFORE_ATTENTION = auto()
+    Q = auto()
+    K = auto()
+    V = auto()
+    Q_NORM = auto()
+    K_NORM = auto()
+    O = auto()  # noqa: E741
+    NORM_BEFORE_MLP = auto()
+    GATE = auto()
+    UP = auto()
+    DOWN = auto()
+    FINAL_NORM = auto()
+    HEAD = auto()
+
+
+# What we call the module of each role in reports, statistics and ONNX graphs, `{}` = layer.  Most checkpoints use
+# the same names; `ModelSpec.sources` tells where one departs.
+NAMES: Mapping[Role, str] = {
+    Role.EMBED: "model.embed_tokens",
+    Role.NORM_BEFORE_ATTENTION: "model.layers.{}.input_layernorm",
+    Role.Q: "model.layers.{}.self_attn.q_proj",
+    Role.K: "model.layers.{}.self_attn.k_proj",
+    Role.V: "model.layers.{}.self_attn.v_proj",
+    Role.Q_NORM: "model.layers.{}.self_attn.q_norm",
+    Role.K_NORM: "model.layers.{}.self_attn.k_norm",
+    Role.O: "model.layers.{}.self_attn.o_proj",
+    Role.NORM_BEFORE_MLP: "model.layers.{}.post_attention_layernorm",
+    Role.GATE: "model.layers.{}.mlp.gate_proj",
+    Role.UP: "model.layers.{}.mlp.up_proj",
+    Role.DOWN: "model.layers.{}.mlp.down_proj",
+    Role.FINAL_NORM: "model.norm",
+    Role.HEAD: "lm_head",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint keeps a tensor.
+
+    Attributes:
+        name: of the tensor in the checkpoint; of a module with `{}` for the layer where an architecture tells it.
+            Tensors that share a name are fused: their rows follow one another in the order of the spec.
+        transposed: matrices are stored [in, out].
+        added: constant that is added to each weight on reading.
+    """
+
+    name: str
+    transposed: bool = False
+    added: float = 0.0
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the checkpoint: its role, layer (None outside the layers), part and shape."""
+    """One tensor of a model.
+
+    Attributes:
+        role: its place in the computation.
+        index: the layer, and what else its role counts; empty outside the layers.
+        part: `weight` or `bias`.
+        shape: [out, in] or [n].
+        source: where the checkpoint keeps it; without a name for a tensor that was found in an exported file.
+    """
 
     role: Role
-    layer: int | None
+    index: tuple[int, ...]
     part: str
     shape: tuple[int, ...]
+    source: Source = field(default=Source(""), compare=False, repr=False)
 
     @property
-    def source(self) -> str:
-        """Name in a transformers checkpoint."""
-        return f"{self.role.value.format(self.layer)}.{self.part}"
+    def key(self) -> tuple[Role, tuple[int, ...], str]:
+        """What names it whatever its shape."""
+        return self.role, self.index, self.part
+
+    @property
+    def layer(self) -> int | None:
+        """Number of its layer; None outside the layers."""
+        return self.index[0] if self.index else None
+
+    @property
+    def name(self) -> str:
+        """Our name for it, unique in a model and the same for every architecture."""
+        return f"{NAMES[self.role].format(*self.index)}.{self.part}"
+
+    @property
+    def stored_name(self) -> str:
+        """Its name in the checkpoint, which fused tensors share."""
+        return self.source.name or self.name
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has rows; a vector counts as a single one."""
+        return len(self.shape) > 1
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; 1 for a vector."""
+        return prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return self.shape[-1]
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return self.shape[0] * (self.shape[1] if len(self.shape) == 2 else 1)
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention.
+
+    Attributes:
+        num_attention_heads: query heads.
+        num_key_value_heads: key and value heads.
+        head_dim: elements of a head.
+        rope: rotary embedding; None = no rotation (NoPE).
+        window: positions that a token sees, itself included; None = all before it.
+        qkv_bias: biases on the query, key and value projections.
+        o_bias: bias on the output projection.
+        qk_norm: RMS normalization of each query and key head.
+    """
+
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope: Rope | None
+    window: int | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Gated feed-forward: down(activation(gate(x)) up(x))."""
+
+    intermediate_size: int
+    activation: str = "silu"
+    bias: bool = False
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What may differ from layer to layer.  No rotary embedding (NoPE) = `rope` is None."""
+    """One block: x + mixer(norm(x)), then x + mlp(norm(x)), with RMS norms."""
 
-    rope: Rope | None
-    window: int | None = None
+    mixer: Attention
+    mlp: Mlp
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A dense decoder: pre-norm blocks of grouped-query attention and a gated feed-forward.
+    """A decoder.
 
-    Biases are told per projection group; `qk_norm` is RMS normalisation of each query and key head.
+    Attributes:
+        model_type: its architecture.
+        vocab_size: rows of the embedding.
+        hidden_size: width of the residual stream.
+        layers: in the order of the forward pass.
+        tied: the embedding is the head.
+        norm_eps: of all norms.
+        context_length: positions that it was trained for.
+        sources: where the checkpoint departs from `NAMES`.
     """
 
     model_type: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
     layers: tuple[Layer, ...]
     tied: bool
     norm_eps: float
     context_length: int
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    activation: str = "silu"
+    sources: Mapping[Role, Source] = field(default_factory=dict, hash=False)
+
+    @property
+    def attention(self) -> Attention:
+        """The first layer's attention, for files that hold one set of sizes (see `departures`)."""
+        return self.layers[0].mixer
+
+    @property
+    def rope(self) -> Rope | None:
+        """The first rotary embedding; None when no layer has one."""
+        return next((layer.mixer.rope for layer in self.layers if layer.mixer.rope is not None), None)
+
+    def source(self, role: Role, *index: int, part: str = "weight") -> Source:
+        """Where the checkpoint keeps the tensor."""
+        found = self.sources.get(role) or Source(NAMES[role])
+        name = f"{found.name.format(*index)}.{part}"
+        return replace(found, name=name) if part == "weight" else Source(name)
+
+    @property
+    def rearranged(self) -> list[str]:
+        """Modules of the checkpoint whose tensors are not kept row by row under a name of their own."""
+        kept = list(self.sources.values())
+        return [source.name for source in kept if source.transposed or source.added or kept.count(source) > 1]
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that must exist, in the order of the forward pass.  A tied head is not listed."""
         h, v = self.hidden_size, self.vocab_size
-        yield Tensor(Role.EMBED, None, "weight", (v, h))
-        for layer in range(len(self.layers)):
-            yield from self._layer_tensors(layer)
-        yield Tensor(Role.FINAL_NORM, None, "weight", (h,))
+        yield self._tensor(Role.EMBED, (v, h))
+        for number, layer in enumerate(self.layers):
+            yield from self._layer_tensors(layer, number)
+        yield self._tensor(Role.FINAL_NORM, (h,))
         if not self.tied:
-            yield Tensor(Role.HEAD, None, "weight", (v, h))
+            yield self._tensor(Role.HEAD, (v, h))
 
-    def _layer_tensors(self, layer: int) -> Iterator[Tensor]:
-        h, i, d = self.hidden_size, self.intermediate_size, self.head_dim
-        q, k = self.num_attention_heads * d, self.num_key_value_heads * d
+    def _tensor(self, role: Role, shape: tuple[int, ...], *index: int, part: str = "weight") -> Tensor:
+        return Tensor(role, index, part, shape, self.source(role, *index, part=part))
+
+    def _layer_tensors(self, layer: Layer, number: int) -> Iterator[Tensor]:
+        a, h, i = layer.mixer, self.hidden_size, layer.mlp.intermediate_size
+        q, k = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
 
         def linear(role: Role, out: int, columns: int, bias: bool) -> Iterator[Tensor]:
-            yield Tensor(role, layer, "weight", (out, columns))
+            yield self._tensor(role, (out, columns), number)
             if bias:
-                yield Tensor(role, layer, "bias", (out,))
+                yield self._tensor(role, (out,), number, part="bias")
 
-        yield Tensor(Role.ATTN_NORM, layer, "weight", (h,))
-        yield from linear(Role.Q, q, h, self.qkv_bias)
-        yield from linear(Role.K, k, h, self.qkv_bias)
-        yield from linear(Role.V, k, h, self.qkv_bias)
-        if self.qk_norm:
-            yield Tensor(Role.Q_NORM, layer, "weight", (d,))
-            yield Tensor(Role.K_NORM, layer, "weight", (d,))
-        yield from linear(Role.O, h, q, self.o_bias)
-        yield Tensor(Role.MLP_NORM, layer, "weight", (h,))
-        yield from linear(Role.GATE, i, h, self.mlp_bias)
-        yield from linear(Role.UP, i, h, self.mlp_bias)
-        yield from linear(Role.DOWN, h, i, self.mlp_bias)
+        yield self._tensor(Role.NORM_BEFORE_ATTENTION, (h,), number)
+        yield from linear(Role.Q, q, h, a.qkv_bias)
+        yield from linear(Role.K, k, h, a.qkv_bias)
+        yield from linear(Role.V, k, h, a.qkv_bias)
+        if a.qk_norm:
+            yield self._tensor(Role.Q_NORM, (a.head_dim,), number)
+            yield self._tensor(Role.K_NORM, (a.head_dim,), number)
+        yield from linear(Role.O, h, q, a.o_bias)
+        yield self._tensor(Role.NORM_BEFORE_MLP, (h,), number)
+        yield from linear(Role.GATE, i, h, layer.mlp.bias)
+        yield from linear(Role.UP, i, h, layer.mlp.bias)
+        yield from linear(Role.DOWN, h, i, layer.mlp.bias)
+
+
+def stored_shape(parts: Sequence[Tensor]) -> tuple[int, ...]:
+    """The shape of the checkpoint's tensor that `parts`, which share its name, make up."""
+    shape = (sum(tensor.shape[0] for tensor in parts), *parts[0].shape[1:])
+    return shape[::-1] if parts[0].source.transposed else shape
+
+
+ONE_SIZE = ("mixer.num_attention_heads", "mixer.num_key_value_heads", "mixer.head_dim", "mlp.intermediate_size")
+
+
+def departures(spec: ModelSpec, computed: Mapping[str, tuple[object, ...]]) -> Iterator[str]:
+    """What of `spec` a target does not compute: a phrase for each field, with both values.
+
+    Args:
+        spec: the model.
+        computed: field of a layer, such as `mixer.window` -> the values that the target computes.  The sizes of
+            heads and feed-forward must be equal on all layers in any case.
+    """
+    if not spec.layers:
+        yield "has at least one layer, the checkpoint has none"
+        return
+    one = {path: (attrgetter(path)(spec.layers[0]),) for path in ONE_SIZE}
+    for path, values in (*one.items(), *computed.items()):
+        found = {number: attrgetter(path)(layer) for number, layer in enumerate(spec.layers)}
+        odd = [number for number, value in found.items() if value not in values]
+        if odd:
+            where = "" if len(odd) == len(found) else f" on {'layer' if len(odd) == 1 else 'layers'} {_few(odd)}"
+            due = " or ".join(map(_told, values))
+            name = path.removeprefix("mixer.").replace(".", " ")
+            yield f"has {name} {due}, the checkpoint has {_told(found[odd[0]])}{where}"
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:4])) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")
+
+
+def _told(value: object) -> str:
+    return "none" if value is None else str(value).lower()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import FileIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +34,70 @@ COMPUTED = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: file, dtype, shape, first byte in the file."""
+    """Where one tensor lies.
+
+    Attributes:
+        name: in the file.
+        path: of the file.
+        dtype: of its elements in the file.
+        shape: [rows, columns] or [n].
+        offset: first byte in the file.
+        pitch: of a matrix that is stored transposed, elements from one column to the next; 0 = rows are stored.
+        added: constant that is added to every element.
+    """
 
     name: str
     path: Path
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
+    pitch: int = 0
+    added: float = 0.0
+
+    def part(self, first: int, shape: tuple[int, ...], *, transposed: bool, added: float) -> StoredTensor:
+        """The tensor of `shape` whose rows (elements of a vector) begin at number `first` of this one, as stored.
+
+        Args:
+            first: row; column where `transposed`.
+            shape: of the part.
+            transposed: the part's columns are the rows that are stored.
+            added: constant that is added to every element.
+        """
+        turned = transposed and len(shape) > 1
+        step = 1 if turned else prod(shape[1:])
+        place = self.offset + first * step * self.dtype.itemsize
+        return replace(self, shape=shape, offset=place, pitch=self.shape[-1] if turned else 0, added=added)
 
     def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows [start, stop) as [rows, columns] in the stored dtype; a vector is one row.
+        """Rows [start, stop) as [rows, columns] in the stored dtype, in float32 with a constant; a vector is one row.
 
         Raises:
             CheckpointError: the file vanished, became shorter or unreadable since it was opened.
         """
-        rows, columns = self.shape if len(self.shape) == 2 else (1, self.shape[0])
+        rows, columns = prod(self.shape[:-1]), self.shape[-1]
         stop = rows if stop is None else stop
-        out = np.empty((stop - start, columns), self.dtype)
+        # Runs of elements that follow one another in the file: all of them, or those of each column.
+        shape, step, skip = (1, (stop - start) * columns), 0, start * columns
+        if self.pitch:
+            shape, step, skip = (columns, stop - start), self.pitch, start
+        out = np.empty(shape, self.dtype)
         try:
-            self._fill(memoryview(out.view(np.uint8).reshape(-1).data), start * columns * self.dtype.itemsize)
+            with self.path.open("rb", buffering=0) as file:
+                for number, run in enumerate(out.view(np.uint8)):
+                    file.seek(self.offset + (skip + number * step) * self.dtype.itemsize)
+                    self._fill(file, memoryview(run.data))
         except OSError as error:
             raise CheckpointError(f"{self.path}: reading the tensor {label(self.name)}: {error.strerror}") from error
-        return out
+        found = np.ascontiguousarray(out.T) if self.pitch else out.reshape(stop - start, columns)
+        return found.astype(np.float32) + np.float32(self.added) if self.added else found
 
-    def _fill(self, view: memoryview, skip: int) -> None:
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + skip)
-            filled = 0
-            while filled < len(view):
-                count = file.readinto(view[filled:])
-                if not count:
-                    raise CheckpointError(f"{self.path}: ends inside the tensor {label(self.name)}")
-                filled += count
+    def _fill(self, file: FileIO, view: memoryview) -> None:
+        filled = 0
+        while filled < len(view):
+            count = file.readinto(view[filled:])
+            if not count:
+                raise CheckpointError(f"{self.path}: ends inside the tensor {label(self.name)}")
+            filled += count
 
 
 def stored_tensors(path: Path, method: str | None) -> Iterator[StoredTensor]:

@@ -6,7 +6,8 @@ Whatever a format renamed, reordered or packed is undone, so that files of diffe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from smolexport.errors import FileFormatError
 from smolexport.model.spec import ModelSpec, Role, Tensor
 
-__all__ = ["ReadableTensor", "Weights", "canonical", "fingerprint", "read_back"]
+__all__ = ["ReadableTensor", "Weights", "as_stored", "canonical", "fingerprint", "read_back"]
 
 CHUNK = 1 << 20  # elements
 DIGITS = 32
@@ -38,9 +39,9 @@ def canonical(tensors: Mapping[Tensor, Any]) -> list[Tensor]:
     """`tensors` in the order of the forward pass, whatever the order in the file."""
     roles = {role: number for number, role in enumerate(Role)}
 
-    def place(tensor: Tensor) -> tuple[int, int, int, str]:
+    def place(tensor: Tensor) -> tuple[int, tuple[int, ...], int, str]:
         stage = 0 if tensor.role is Role.EMBED else 1 if tensor.layer is not None else 2
-        return stage, tensor.layer or 0, roles[tensor.role], tensor.part
+        return stage, tensor.index, roles[tensor.role], tensor.part
 
     return sorted(tensors, key=place)
 
@@ -56,13 +57,35 @@ def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[T
     Raises:
         FileFormatError: the tensors are not those of `spec`.
     """
-    shapes = {(t.role, t.layer, t.part): t.shape for t in weights}
+    shapes = {tensor.key: tensor.shape for tensor in weights}
     for tensor in spec.tensors():
-        shape = shapes.get((tensor.role, tensor.layer, tensor.part))
+        shape = shapes.get(tensor.key)
         if shape != tensor.shape:
             found = "is missing" if shape is None else f"has shape {list(shape)}"
-            raise FileFormatError(f"{path}: tensor {tensor.source} {found}; the model asks for {list(tensor.shape)}")
+            raise FileFormatError(f"{path}: tensor {tensor.name} {found}; the model asks for {list(tensor.shape)}")
         yield tensor, _whole(tensor, weights[tensor]).reshape(tensor.shape)
+
+
+def as_stored(spec: ModelSpec, tensors: Iterable[tuple[Tensor, NDArray[Any]]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and array of each tensor as the checkpoint keeps them: the inverse of reading it.
+
+    Args:
+        spec: the model.
+        tensors: of `spec`, with values in its own terms; fused ones are held until all are there.
+    """
+    missing = Counter(tensor.stored_name for tensor in spec.tensors())
+    held: dict[str, dict[Tensor, NDArray[Any]]] = {}
+    for tensor, values in tensors:
+        name, how = tensor.stored_name, tensor.source
+        held.setdefault(name, {})[tensor] = values - np.float32(how.added) if how.added else values
+        missing[name] -= 1
+        if missing[name] == 0:
+            whole = _joined([*held.pop(name).values()])
+            yield name, whole.T if how.transposed else whole
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _whole(tensor: Tensor, stored: ReadableTensor) -> NDArray[np.float32]:
@@ -76,14 +99,13 @@ def _whole(tensor: Tensor, stored: ReadableTensor) -> NDArray[np.float32]:
 
 def _steps(tensor: Tensor) -> tuple[int, int, int]:
     """Rows, columns, and the rows of a piece."""
-    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-    return rows, columns, max(1, CHUNK // columns)
+    return tensor.rows, tensor.columns, max(1, CHUNK // tensor.columns)
 
 
 def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], None] | None = None) -> str:
     """A hash that two exports share exactly when every decoded weight is equal.
 
-    SHA-256 over the SHA-256 of each tensor in `canonical` order: its source name, shape, and its values as
+    SHA-256 over the SHA-256 of each tensor in `canonical` order: its name, shape, and its values as
     little-endian float32 in the checkpoint's order of rows, -0 counted as 0.  Cut to 128 bits.
 
     Args:
@@ -103,7 +125,7 @@ def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], No
 
 
 def _digest(tensor: Tensor, stored: ReadableTensor, progress: Callable[[int], None] | None) -> bytes:
-    found = hashlib.sha256(f"{tensor.source} {list(tensor.shape)}\n".encode())
+    found = hashlib.sha256(f"{tensor.name} {list(tensor.shape)}\n".encode())
     rows, _, step = _steps(tensor)
     for start in range(0, rows, step):
         values = stored.read_rows(start, min(start + step, rows)).astype("<f4")

@@ -128,7 +128,7 @@ def _decoded(
         stored = with_original_tensors(reference.weights(), stored, mismatched)
     pairs = weights.read_back(stored, model.path, reference.origin.spec)
     open_session: Callable[..., Session] = reference.runtime.open
-    options = {**reference.options, "dtype": "f32", "weights": ((t.source, values) for t, values in pairs)}
+    options = {**reference.options, "dtype": "f32", "weights": weights.as_stored(reference.origin.spec, pairs)}
     return open_session(reference.path, threads=settings.threads, context=len(run.windows[0].tokens), **options)
 
 

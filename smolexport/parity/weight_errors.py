@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from smolexport.errors import FileFormatError
+from smolexport.model.spec import Tensor
 from smolexport.model.weights import ReadableTensor, Weights, canonical
 from smolexport.parity.results import WeightError
 
@@ -32,30 +33,27 @@ def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[Weigh
     Raises:
         FileFormatError: a tensor is missing from the file or has another shape.
     """
-    there = {(tensor.role, tensor.layer, tensor.part): tensor for tensor in stored}
+    there = {tensor.key: tensor for tensor in stored}
     found = []
     for tensor in canonical(original):
-        other = there.get((tensor.role, tensor.layer, tensor.part))
+        other = there.get(tensor.key)
         if other is None or other.shape != tensor.shape:
-            raise FileFormatError(
-                f"{path}: tensor {tensor.source} is missing or has another shape than the checkpoint's"
-            )
-        relative = _relative(original[tensor], stored[other], tensor.shape)
-        rounded = relative <= (MATRIX if len(tensor.shape) == 2 else VECTOR)  # NaN compares false
-        found.append(WeightError(tensor.source, tensor.layer, tensor.size, relative, rounded))
+            raise FileFormatError(f"{path}: tensor {tensor.name} is missing or has another shape than the checkpoint's")
+        relative = _relative(original[tensor], stored[other], tensor)
+        rounded = relative <= (MATRIX if tensor.is_matrix else VECTOR)  # NaN compares false
+        found.append(WeightError(tensor.name, tensor.layer, tensor.size, relative, rounded))
     return tuple(found)
 
 
 def with_original_tensors(original: Weights, stored: Weights, mismatched: Collection[str]) -> Weights:
     """`stored`, with the checkpoint's tensors replacing those whose names are in `mismatched`."""
-    own = {(t.role, t.layer, t.part): values for t, values in original.items() if t.source in mismatched}
-    return {t: own.get((t.role, t.layer, t.part), values) for t, values in stored.items()}
+    own = {t.key: values for t, values in original.items() if t.name in mismatched}
+    return {t: own.get(t.key, values) for t, values in stored.items()}
 
 
-def _relative(a: ReadableTensor, b: ReadableTensor, shape: tuple[int, ...]) -> float:
+def _relative(a: ReadableTensor, b: ReadableTensor, tensor: Tensor) -> float:
     """Root of the summed squared differences over that of `a`; 0 if both are 0."""
-    rows, columns = shape if len(shape) == 2 else (1, shape[0])
-    step = max(1, PIECE // columns)
+    rows, step = tensor.rows, max(1, PIECE // tensor.columns)
     apart = whole = 0.0
     for start in range(0, rows, step):
         x = a.read_rows(start, min(start + step, rows)).astype(np.float64)

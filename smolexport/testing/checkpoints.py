@@ -24,6 +24,7 @@ from smolexport.errors import UsageError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import ModelSpec, Role, Tensor
+from smolexport.model.weights import as_stored
 from smolexport.tokenizer import read_tokenizer
 
 __all__ = ["model_of", "random_tensors", "tiny_config", "write_checkpoint", "write_safetensors", "write_tokenizer"]
@@ -55,6 +56,8 @@ COMMON: Mapping[str, Any] = {
 }
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {"attention_bias": False, "mlp_bias": False}),
+    # A window that the context length does not exceed, as published: it hides nothing.
+    "mistral": ("MistralForCausalLM", {"sliding_window": 512, "head_dim": 32}),
     "smollm3": (
         "SmolLM3ForCausalLM",
         {"num_hidden_layers": 8, "rope_theta": 5e6, "no_rope_layer_interval": 4, "attention_bias": False},
@@ -78,7 +81,7 @@ def tiny_config(model_type: str, *, dtype: str = "bf16", old_style: bool = True,
     """A config.json of a few hundred thousand parameters.
 
     Args:
-        model_type: `llama`, `smollm3`, `qwen2` or `qwen3`.
+        model_type: a key of `FAMILIES`.
         dtype: what the config claims.
         old_style: `rope_theta` beside `rope_scaling`; otherwise both in `rope_parameters`, as transformers 5 writes.
         overrides: keys that replace the tiny ones; rope keys in the old spelling, whatever the style.
@@ -144,10 +147,14 @@ def write_checkpoint(
 
 
 def random_tensors(spec: ModelSpec, *, seed: int = 0, dtype: str = "f32") -> Iterator[tuple[str, NDArray[Any]]]:
-    """(source name, array) for every tensor of `spec`, in its order."""
+    """Name and array of every tensor of `spec`, as a checkpoint keeps them, in its order."""
+    yield from as_stored(spec, _random_tensors(spec, seed, dtype))
+
+
+def _random_tensors(spec: ModelSpec, seed: int, dtype: str) -> Iterator[tuple[Tensor, NDArray[Any]]]:
     for index, tensor in enumerate(spec.tensors()):
         random = np.random.default_rng([seed, index])
-        yield tensor.source, _random(tensor, spec, random).astype(NUMPY[dtype])
+        yield tensor, _random(tensor, spec, random).astype(NUMPY[dtype])
 
 
 def _random(tensor: Tensor, spec: ModelSpec, random: np.random.Generator) -> NDArray[np.float32]:
@@ -155,7 +162,7 @@ def _random(tensor: Tensor, spec: ModelSpec, random: np.random.Generator) -> NDA
     sharpness = 3 / math.sqrt(spec.hidden_size)
     if tensor.part == "bias":
         return random.normal(0, 0.5, tensor.shape).astype(np.float32)
-    if len(tensor.shape) == 1:
+    if not tensor.is_matrix:
         scale = sharpness if tensor.role is Role.FINAL_NORM and spec.tied else 1.0
         return (scale * random.uniform(0.5, 1.5, tensor.shape)).astype(np.float32)
     match tensor.role:
@@ -164,7 +171,7 @@ def _random(tensor: Tensor, spec: ModelSpec, random: np.random.Generator) -> NDA
         case Role.HEAD:
             deviation = sharpness
         case _:
-            deviation = 1.5 / math.sqrt(tensor.shape[1])
+            deviation = 1.5 / math.sqrt(tensor.columns)
     return random.normal(0, deviation, tensor.shape).astype(np.float32)
 
 

@@ -113,7 +113,7 @@ class ConverterTests:
         self.write(plan, checkpoint, self.target(tmp_path))
         for tensor, stored in self.converter.weights(self.target(tmp_path)).items():
             whole = stored.read_rows()
-            assert whole.shape == (tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape))
+            assert whole.shape == (tensor.rows, tensor.columns)
             for start, stop in ((0, 1), (1, 2), (len(whole) // 3, len(whole) - 1), (len(whole) - 1, len(whole))):
                 if 0 <= start < stop <= len(whole):
                     np.testing.assert_array_equal(stored.read_rows(start, stop), whole[start:stop])
@@ -142,7 +142,7 @@ class ConverterTests:
         assert self.converter.describe(self.target(tmp_path)).scheme == portable.AUTO_BITS
         assert self.converter.lint(self.target(tmp_path)) == []
         limits = {4: 0.12, 5: 0.06, 6: 0.03, 8: 0.006}
-        assert set(bits) == {t for t in checkpoint.spec.tensors() if len(t.shape) == 2}
+        assert set(bits) == {t for t in checkpoint.spec.tensors() if t.is_matrix}
         for tensor, values in self.read_back(self.target(tmp_path), checkpoint.spec):
             original = checkpoint.stored[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
             error = float(np.linalg.norm(values - original) / np.linalg.norm(original))
@@ -202,6 +202,6 @@ class ConverterTests:
             file.seek(stored.offset)
             file.write(np.full(1, np.nan, stored.dtype).tobytes())
         before = sorted(tmp_path.iterdir())
-        with pytest.raises(TensorError, match=last.source):
+        with pytest.raises(TensorError, match=last.name):
             self.write(plan, checkpoint, self.target(tmp_path))
         assert sorted(tmp_path.iterdir()) == before

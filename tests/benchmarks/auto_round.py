@@ -157,9 +157,9 @@ def decoded(checkpoint: Path, path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     for tensor, array in read_back(path, opened.spec):
         if tensor.role in (Role.EMBED, Role.HEAD):
             rows = own[tensor.role, tensor.layer, tensor.part].read_rows().astype(np.float32)
-            yield tensor.source, round8.decode(round8.encode(rows), rows.shape[1])
+            yield tensor.stored_name, round8.decode(round8.encode(rows), rows.shape[1])
         else:
-            yield tensor.source, array
+            yield tensor.stored_name, array
 
 
 def accuracy(checkpoint: Path, path: Path, windows: Sequence[Window], threads: int) -> Accuracy:

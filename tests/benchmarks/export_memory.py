@@ -49,7 +49,7 @@ def write_random(folder: Path, config: dict[str, Any], tokenizer: Path) -> int:
     header, offset = {}, 0
     for tensor in load_spec(config).tensors():
         end = offset + 2 * tensor.size
-        header[tensor.source] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[tensor.stored_name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)

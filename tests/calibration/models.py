@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.model.arch import architectures
 from smolexport.model.checkpoint import Checkpoint, open_checkpoint
 from tests.cli.commands import tiny_checkpoint
 
@@ -20,12 +21,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "dtype": "f32"}),
     "llama, llama3 rope": ("llama", {"rope_scaling": LLAMA3, "dtype": "f16"}),
     "llama, linear rope": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "mistral, a window": ("mistral", {"sliding_window": 24}),
     "smollm3, a layer without rope": ("smollm3", {"num_hidden_layers": 4}),
     "smollm3, yarn": ("smollm3", {"num_hidden_layers": 4, "rope_scaling": YARN, "tie_word_embeddings": False}),
     "qwen2, biases": ("qwen2", {"num_hidden_layers": 3}),
     "qwen3, normed heads": ("qwen3", {"num_key_value_heads": 1}),
 }  # fmt: skip
-FAMILIES = ("llama", "smollm3", "qwen2", "qwen3")
+FAMILIES = architectures()
 
 
 def made(folder: Path, case: str) -> Checkpoint:

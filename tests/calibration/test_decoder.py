@@ -21,8 +21,7 @@ def logits(checkpoint: Checkpoint, ids: object, step: int) -> object:
     from smolexport_on_torch import _decoder as d
 
     spec, n = checkpoint.spec, len(ids)
-    shape = (1, spec.num_key_value_heads, n, spec.head_dim)
-    caches = [d.Cache(torch.zeros(shape), torch.zeros(shape)) if step < n else None for _ in spec.layers]
+    caches = [d.Cache.of(layer.mixer, 1, n) if step < n else None for layer in spec.layers]
     table, (weight, head) = d.load_embedding(checkpoint), d.load_head(checkpoint)
     found = []
     with torch.inference_mode():
@@ -63,7 +62,7 @@ def test_a_layer_tells_what_its_matrices_read(tmp_path: Path) -> None:
 def test_a_window_hides_what_lies_before_it(tmp_path: Path) -> None:
     """No published config of these architectures has one; the spec can say it, so it is computed."""
     checkpoint = made(tmp_path, "llama")
-    layers = tuple(replace(layer, window=8) for layer in checkpoint.spec.layers)
+    layers = tuple(replace(layer, mixer=replace(layer.mixer, window=8)) for layer in checkpoint.spec.layers)
     windowed = replace(checkpoint, spec=replace(checkpoint.spec, layers=layers))
     ids = random_ids(40)
     found, plain = logits(windowed, ids, 40), logits(checkpoint, ids, 40)

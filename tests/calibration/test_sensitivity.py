@@ -65,7 +65,7 @@ def test_the_head_and_all_names(tiny: Path) -> None:
 
     windows = np.random.default_rng(0).integers(0, 300, (3, 16)).astype(np.int32)
     found = engine.sensitivity(tiny, windows, seed=1)
-    matrices = {t.source for t in open_checkpoint(tiny).spec.tensors() if len(t.shape) == 2}
+    matrices = {t.stored_name for t in open_checkpoint(tiny).spec.tensors() if len(t.shape) == 2}
     assert set(found) == matrices | {"lm_head.weight"}
     with torch.no_grad():
         p = load_model(tiny, "f32", None)(input_ids=torch.from_numpy(windows).long()).logits[:, 1:].softmax(-1)
@@ -80,7 +80,7 @@ def test_the_original_does_not_diverge_from_itself(demo: Path, demo_statistics: 
     from smolexport_on_torch import trainer as engine
 
     checkpoint, statistics = open_checkpoint(demo), open_statistics(demo_statistics)
-    weights = {t.source: s.read_rows().astype(np.float32).reshape(t.shape) for t, s in checkpoint.stored.items()}
+    weights = {t.stored_name: s.read_rows().astype(np.float32).reshape(t.shape) for t, s in checkpoint.stored.items()}
     windows, teacher = statistics.windows()[-1:], statistics.teacher(statistics.manifest.windows - 1)
     assert engine.divergence(demo, weights.items(), windows, teacher) < 1e-6
     weights["model.norm.weight"] = weights["model.norm.weight"] * np.float32(1.1)

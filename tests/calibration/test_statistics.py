@@ -44,7 +44,7 @@ def stats(whole: Path, tmp_path: Path) -> Path:
 
 
 def tensor_of(checkpoint: Checkpoint, source: str = DOWN) -> Tensor:
-    return next(t for t in checkpoint.spec.tensors() if t.source == source)
+    return next(t for t in checkpoint.spec.tensors() if t.stored_name == source)
 
 
 def read_all(folder: Path, checkpoint: Checkpoint) -> None:
@@ -161,7 +161,7 @@ def test_what_has_no_statistic(whole: Path, checkpoint: Checkpoint) -> None:
     with pytest.raises(CalibrationError, match=r"model\.norm\.weight: is no matrix"):
         found.hessian(norm)
     with pytest.raises(CalibrationError, match=r"q_proj\.bias: is no matrix"):
-        input_of(Tensor(Role.Q, 0, "bias", (64,)))
+        input_of(Tensor(Role.Q, (0,), "bias", (64,)))
     assert input_of(tensor_of(checkpoint)).kind == "down"
 
 

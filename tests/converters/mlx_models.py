@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from smolexport.conversion.source_model import SourceModel, claimed_dtype
+from smolexport.model.arch import architectures
 from smolexport.model.checkpoint import read_config
 from smolexport.testing.checkpoints import tiny_config, write_tokenizer
 from smolexport.tokenizer import TokenizerSpec, read_tokenizer
 
 __all__ = ["FAMILIES", "model_of", "open_model", "tiny_model", "tiny_tokenizer"]
 
-FAMILIES = ("llama", "smollm3", "qwen2", "qwen3")
+FAMILIES = architectures()
 
 
 @cache

@@ -151,7 +151,7 @@ def test_an_export_read_by_gguf_py_holds_the_weights(scheme: str, tmp_path: Path
         assert values.shape == tensor.shape
         spread = float(np.std(original)) or 1.0
         limit = {"f32": 0, "bf16": 0, "q8_0": 0.02, "q4_k": 0.3}[scheme] * spread
-        assert np.abs(values - original).max() <= limit * 2, tensor.source
+        assert np.abs(values - original).max() <= limit * 2, tensor.stored_name
 
 
 def test_read_back_of_another_model(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama yarn, not truncated": ("llama", {"rope_scaling": YARN | {"truncate": False}}),
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama untied, wide heads": ("llama", {"tie_word_embeddings": False, "head_dim": 32}),
+    "mistral": ("mistral", {}),
+    "mistral without a window": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "smollm3": ("smollm3", {}),
     "smollm3 yarn": ("smollm3", {"rope_scaling": YARN}),
     "smollm3 yarn, own magnitude": ("smollm3", {"rope_scaling": YARN | {"attention_factor": 1.3}}),
@@ -110,13 +112,14 @@ def test_the_check_would_notice_a_moved_nope_layer(tokenizer: Path, tmp_path: Pa
     ("model_type", "overrides", "said"),
     [
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1, 1, 1, 0]}, "hard-coded"),
-        ("smollm3", {"attention_bias": True}, "o_proj"),
-        ("smollm3", {"mlp_bias": True}, "feed-forward"),
+        ("smollm3", {"attention_bias": True}, "o_bias false"),
+        ("smollm3", {"mlp_bias": True}, "mlp bias false"),
         ("smollm3", {"rope_scaling": LLAMA3}, "llama3"),
         ("smollm3", {"rope_scaling": YARN | {"beta_fast": 64}}, "beta_fast 32"),
         ("qwen2", {"rope_scaling": LLAMA3}, "llama3"),
         ("qwen3", {"rope_scaling": YARN | {"truncate": False}}, "truncate false"),
-        ("qwen3", {"attention_bias": True}, "o_proj"),
+        ("qwen3", {"attention_bias": True}, "o_bias false"),
+        ("mistral", {"sliding_window": 24}, "window none, the checkpoint has 24"),
     ],
 )
 def test_what_llama_cpp_would_compute_differently_is_refused(

@@ -18,6 +18,7 @@ import smolexport
 import smolexport_on_mlx
 from smolexport.conversion.pipeline import prepare
 from smolexport.errors import FileFormatError, SessionError
+from smolexport.model.arch import architectures
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_mlx import lint
 from smolexport_to_mlx.container import StoredArray, read_arrays
@@ -80,7 +81,7 @@ def test_every_scheme(scheme: str, tokenizer: Path, tmp_path: Path) -> None:
     assert lint(ours) == []
 
 
-@pytest.mark.parametrize("model_type", ["llama", "smollm3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", architectures())
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_architecture(model_type: str, tied: bool, tokenizer: Path, tmp_path: Path) -> None:
     sizes = WIDE | {"tie_word_embeddings": tied}

@@ -18,7 +18,7 @@ from smolexport.conversion.source_model import SourceModel
 from smolexport.model.arch import load_spec
 from smolexport.model.rope import Linear, Llama3, Rope, Yarn
 from smolexport.model.spec import Layer, ModelSpec
-from smolexport_to_mlx.architectures import ROWS, check, notes, rope_of
+from smolexport_to_mlx.architectures import ROWS, check, notes
 from smolexport_to_mlx.config import compose, quantization_object
 from tests.converters.mlx_models import FAMILIES, model_of, tiny_model
 from tests.core.published_configs import PUBLISHED
@@ -86,7 +86,7 @@ def rotary_model(folder: Path, model_type: str, scaling: str, old_style: bool) -
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_reader_rotates_alike(tmp_path: Path, model_type: str, scaling: str, old_style: bool) -> None:
     model = rotary_model(tmp_path / "in", model_type, scaling, old_style)
-    rope = rope_of(model.spec)
+    rope = model.spec.rope
     assert rope is not None
     assert check(model.spec) == []
     config = compose(model, {"group_size": 64, "bits": 4, "mode": "affine"}, "BF16")
@@ -153,19 +153,23 @@ def test_check_refuses_exactly_what_the_class_cannot_hold(tmp_path: Path, model_
     from mlx.utils import tree_flatten
 
     model = tiny_model(tmp_path, model_type, num_hidden_layers=4)
-    flags = ("qkv_bias", "o_bias", "mlp_bias", "qk_norm", "tied")
+    flags = ("qkv_bias", "o_bias", "qk_norm")
     accepted = 0
-    for values in product((False, True), repeat=len(flags)):
+    for *values, mlp_bias, tied in product((False, True), repeat=len(flags) + 2):
         for head_dim in (16, 32):
             changed = dict(zip(flags, values, strict=True))
-            layers = tuple(replace(x, rope=x.rope and replace(x.rope, dim=head_dim)) for x in model.spec.layers)
-            spec = replace(model.spec, **changed, head_dim=head_dim, layers=layers)
+            heads = [(x, x.mixer.rope and replace(x.mixer.rope, dim=head_dim)) for x in model.spec.layers]
+            layers = tuple(
+                Layer(replace(x.mixer, **changed, head_dim=head_dim, rope=rope), replace(x.mlp, bias=mlp_bias))
+                for x, rope in heads
+            )
+            spec = replace(model.spec, tied=tied, layers=layers)
             config = compose(replace(model, spec=spec), None, "BF16")
             theirs = {name: tuple(array.shape) for name, array in tree_flatten(mlx_model(config).parameters())}
-            same = theirs == {t.source: t.shape for t in spec.tensors()}
-            assert (check(spec) == []) == same, (changed, head_dim, check(spec))
+            same = theirs == {t.stored_name: t.shape for t in spec.tensors()}
+            assert (check(spec) == []) == same, (changed, mlp_bias, tied, head_dim, check(spec))
             accepted += same
-    assert accepted == {"llama": 16, "smollm3": 16, "qwen2": 2, "qwen3": 4}[model_type]
+    assert accepted == {"llama": 16, "mistral": 4, "smollm3": 16, "qwen2": 2, "qwen3": 4}[model_type]
 
 
 @needs_mlx
@@ -186,35 +190,51 @@ def each_layer(spec: ModelSpec, change: Callable[[Layer], Layer]) -> ModelSpec:
     return replace(spec, layers=tuple(change(layer) for layer in spec.layers))
 
 
+def mixer(**changes: Any) -> Callable[[ModelSpec], ModelSpec]:
+    return lambda spec: each_layer(spec, lambda x: replace(x, mixer=replace(x.mixer, **changes)))
+
+
+def mlp(**changes: Any) -> Callable[[ModelSpec], ModelSpec]:
+    return lambda spec: each_layer(spec, lambda x: replace(x, mlp=replace(x.mlp, **changes)))
+
+
 def with_scaling(scaling: Any) -> Callable[[ModelSpec], ModelSpec]:
-    return lambda spec: each_layer(spec, lambda x: replace(x, rope=x.rope and replace(x.rope, scaling=scaling)))
+    def change(layer: Layer) -> Layer:
+        rope = layer.mixer.rope
+        return replace(layer, mixer=replace(layer.mixer, rope=rope and replace(rope, scaling=scaling)))
+
+    return lambda spec: each_layer(spec, change)
 
 
-def second_layer(layer: Layer) -> Callable[[ModelSpec], ModelSpec]:
-    return lambda spec: replace(spec, layers=(spec.layers[0], layer, *spec.layers[2:]))
+def second_layer(**changes: Any) -> Callable[[ModelSpec], ModelSpec]:
+    return lambda spec: replace(spec, layers=(spec.layers[0], mixer(**changes)(spec).layers[1], *spec.layers[2:]))
 
 
 REFUSED: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec], tuple[str, ...]]] = {
-    "unknown": ("llama", lambda s: replace(s, model_type="mamba"), ("'mamba'", "llama, smollm3, qwen2, qwen3")),
-    "window": ("llama", second_layer(Layer(Rope(1e4, 16), 128)), ("full attention", "128 tokens on layer 1")),
-    "nope": ("qwen3", second_layer(Layer(None)), ("every layer", "layers [1]")),
-    "two bases": ("smollm3", second_layer(Layer(Rope(123.0, 16))), ("one rotary", "123.0", "5000000.0")),
+    "unknown": (
+        "llama",
+        lambda s: replace(s, model_type="mamba"),
+        ("'mamba'", "llama, mistral, smollm3"),
+    ),
+    "window": ("llama", second_layer(window=128), ("window none", "128 on layer 1")),
+    "nope": ("qwen3", second_layer(rope=None), ("every layer", "layers [1]")),
+    "two bases": ("smollm3", second_layer(rope=Rope(123.0, 16)), ("one rotary", "123.0", "5000000.0")),
     "part of a head": (
         "llama",
-        lambda s: each_layer(s, lambda x: replace(x, rope=Rope(1e4, 8))),
+        mixer(rope=Rope(1e4, 8)),
         ("all 16 dimensions", "checkpoint 8"),
     ),
     "yarn limits": ("qwen2", with_scaling(Yarn(4.0, 128, 1.1, truncate=False)), ("truncate true", "truncate false")),
     "yarn magnitude": ("qwen3", with_scaling(Yarn(1.0, 128, 1.25)), ("no magnitude but 1", "1.25")),
-    "half the biases": ("llama", lambda s: replace(s, qkv_bias=True), ("qkv_bias true", "o_bias false")),
-    "qwen2 without": ("qwen2", lambda s: replace(s, qkv_bias=False), ("qkv_bias true", "checkpoint false")),
-    "qwen2 o bias": ("qwen2", lambda s: replace(s, o_bias=True), ("o_bias false", "checkpoint true")),
-    "qwen2 head": ("qwen2", lambda s: replace(s, head_dim=32), ("head_dim of 32", "64 / 4")),
-    "qwen3 biases": ("qwen3", lambda s: replace(s, qkv_bias=True), ("qkv_bias false", "checkpoint true")),
-    "qwen3 mlp": ("qwen3", lambda s: replace(s, mlp_bias=True), ("mlp_bias false", "checkpoint true")),
-    "no norms": ("qwen3", lambda s: replace(s, qk_norm=False), ("norms true", "checkpoint false")),
-    "norms": ("smollm3", lambda s: replace(s, qk_norm=True), ("norms false", "checkpoint true")),
-    "gelu": ("llama", lambda s: replace(s, activation="gelu"), ("silu", "gelu")),
+    "half the biases": ("llama", mixer(qkv_bias=True), ("qkv_bias true", "o_bias false")),
+    "qwen2 without": ("qwen2", mixer(qkv_bias=False), ("qkv_bias true", "checkpoint has false")),
+    "qwen2 o bias": ("qwen2", mixer(o_bias=True), ("o_bias false", "checkpoint has true")),
+    "qwen2 head": ("qwen2", mixer(head_dim=32, rope=Rope(1e6, 32)), ("head_dim of 32", "64 / 4")),
+    "qwen3 biases": ("qwen3", mixer(qkv_bias=True), ("qkv_bias false", "checkpoint has true")),
+    "qwen3 mlp": ("qwen3", mlp(bias=True), ("mlp bias false", "checkpoint has true")),
+    "no norms": ("qwen3", mixer(qk_norm=False), ("qk_norm true", "checkpoint has false")),
+    "norms": ("smollm3", mixer(qk_norm=True), ("qk_norm false", "checkpoint has true")),
+    "gelu": ("llama", mlp(activation="gelu"), ("silu", "gelu")),
 }
 
 
@@ -235,7 +255,7 @@ def test_what_is_refused_would_have_been_wrong(tmp_path: Path, case: str) -> Non
     sizes = {"head_dim": 64, "hidden_size": 256}
     model = tiny_model(tmp_path, model_type, **sizes)
     spec = change(model.spec)
-    rope = rope_of(spec)
+    rope = spec.rope
     assert rope is not None
     config = compose(replace(model, spec=spec), None, "BF16")
     angles, magnitude = turned_by_mlx(mlx_model(config).layers[0].self_attn.rope, 64)

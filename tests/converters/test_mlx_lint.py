@@ -38,10 +38,10 @@ def headers_of(model: Any, default: dict[str, Any] | None, departures: dict[str,
     """Every tensor of a folder in which all matrices have the default format but those named."""
     found: Headers = {}
     for tensor in model.spec.tensors():
-        path = tensor.source.removesuffix(".weight")
+        path = tensor.stored_name.removesuffix(".weight")
         form = departures.get(path, default)
         found |= packed(path, tensor.shape, form) if form and len(tensor.shape) == 2 else {
-            tensor.source: ("F16", tensor.shape)
+            tensor.stored_name: ("F16", tensor.shape)
         }  # fmt: skip
     return found
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import smolexport
 from smolexport.conversion.pipeline import export
 from smolexport.errors import UnsupportedError
+from smolexport.model.arch import architectures
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.run.generate import generate
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
@@ -34,6 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama untied, wide heads": ("llama", {"tie_word_embeddings": False, "head_dim": 32}),
+    "mistral": ("mistral", {}),
+    "mistral without a window": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "smollm3": ("smollm3", {}),
     "smollm3 untied": ("smollm3", {"tie_word_embeddings": False}),
     "smollm3 own NoPE layers": ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1, 1, 1, 0]}),
@@ -61,7 +64,7 @@ def play_both(checkpoint: Path, folder: Path, count: int = 96) -> float:
     import smolexport_on_mlx as mlx
     import smolexport_on_torch as torch
 
-    back = ((t.source, values) for t, values in smolexport.read_back(folder, open_checkpoint(checkpoint).spec))
+    back = ((t.stored_name, values) for t, values in smolexport.read_back(folder, open_checkpoint(checkpoint).spec))
     with torch.open(checkpoint, dtype="f32", threads=1, context=128, weights=back) as session:
         tokens = np.random.default_rng(3).integers(0, session.vocab_size, count)
         reference = session.append(tokens)
@@ -121,6 +124,7 @@ def test_the_check_would_notice_a_lost_theta(tokenizer: Path, tmp_path: Path) ->
     [
         ("llama", {"rope_scaling": YARN | {"truncate": False}}, "truncate false"),
         ("qwen3", {"attention_bias": True}, "qkv_bias"),
+        ("mistral", {"sliding_window": 24}, "window none, the checkpoint has 24"),
     ],
 )
 def test_what_mlx_would_compute_differently_is_refused(
@@ -132,7 +136,7 @@ def test_what_mlx_would_compute_differently_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("model_type", ["llama", "smollm3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", architectures())
 @pytest.mark.parametrize("tied", [True, False])
 def test_mlx_lm_itself_generates_what_our_loop_does(
     model_type: str, tied: bool, tokenizer: Path, tmp_path: Path

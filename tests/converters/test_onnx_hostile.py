@@ -20,7 +20,6 @@ from smolexport.conversion.pipeline import prepare, write
 from smolexport.errors import FileFormatError, OutputError, SmolexportError, TensorError, UnsupportedError, UsageError
 from smolexport.files import check_target
 from smolexport.model.arch import load_spec
-from smolexport.model.spec import Layer
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx.messages import External, Graph, Initializer, Node, decode, encode
 from smolexport_to_onnx.wire import WireError, bytes_field, fields, int_field
@@ -313,14 +312,15 @@ def test_models_that_the_graph_cannot_express(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="heads of a multiple of 8 dimensions, the checkpoint of 12"):
         smolexport.export("onnx", source, tmp_path / "x")
     spec = load_spec(json.loads((tiny_checkpoint(tmp_path / "other") / "config.json").read_text()))
+    first = spec.layers[0]
+    mixer = {"num_attention_heads": 3}, {"head_dim": 32}
+    wrong, wide = (replace(first, mixer=replace(first.mixer, **changes)) for changes in mixer)
+    gelu = replace(first, mlp=replace(first.mlp, activation="gelu"))
     for changed, said in (
-        (
-            replace(spec, layers=(*spec.layers, Layer(spec.layers[0].rope, 64))),
-            "sliding windows on 1 layers (64 tokens on",
-        ),
-        (replace(spec, num_attention_heads=3), "3 query heads and 2 key heads"),
-        (replace(spec, activation="gelu"), "computes silu, the checkpoint gelu"),
-        (replace(spec, head_dim=32), "rotates all 32 dimensions of a head, the checkpoint 16"),
+        (replace(spec, layers=(*spec.layers, wide)), f"head_dim 16, the checkpoint has 32 on layer {len(spec.layers)}"),
+        (replace(spec, layers=(wrong,)), "3 query heads and 2 key heads"),
+        (replace(spec, layers=(first, gelu)), "activation silu, the checkpoint has gelu on layer 1"),
+        (replace(spec, layers=(wide,)), "rotates all 32 dimensions of a head, the checkpoint 16"),
         (replace(spec, layers=()), "has at least one layer"),
     ):
         assert any(said in reason for reason in smolexport_to_onnx.check(changed)), said

@@ -13,6 +13,7 @@ import pytest
 
 import smolexport
 from smolexport.demo import demo_checkpoint
+from smolexport.model.arch import architectures
 from smolexport.run.generate import generate
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.onnx_for_tests import onnxruntime
@@ -52,7 +53,7 @@ def theirs(folder: Path, file: str, prompt: list[int], count: int) -> list[list[
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "smollm3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", architectures())
 def test_every_architecture(tmp_path: Path, family: str) -> None:
     """Heads of hidden_size / num_attention_heads: optimum 0.1 reads no head_dim, and cannot play others.
 

@@ -12,13 +12,14 @@ import pytest
 
 import smolexport
 from smolexport.conversion.pipeline import export_all
+from smolexport.model.arch import architectures
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx import lint, replaceable
 from smolexport_to_onnx.messages import encode, read_graph
 from smolexport_to_onnx.reading import read_model
 from tests.onnx_for_tests import onnxruntime, play, session
 
-ARCHITECTURES = ("llama", "smollm3", "qwen2", "qwen3")
+ARCHITECTURES = architectures()
 
 
 @pytest.fixture(scope="module")

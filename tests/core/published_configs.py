@@ -132,6 +132,25 @@ QWEN3: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32768,
+}
 
 
 def sized(base: dict[str, Any], hidden: int, intermediate: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -152,6 +171,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "SmolLM3-3B": SMOLLM3,
     "Llama-3.2-1B": sized(LLAMA32, 2048, 8192, 16, 32, head_dim=64),
     "Llama-3.2-3B": sized(LLAMA32, 3072, 8192, 28, 24, head_dim=128),
+    "Mistral-7B-v0.3": sized(MISTRAL, 4096, 14336, 32, 32),
     "Qwen2.5-0.5B": sized(QWEN25, 896, 4864, 24, 14, max_window_layers=24),
     "Qwen2.5-3B": sized(QWEN25, 2048, 11008, 36, 16, max_window_layers=36),
     "Qwen3-0.6B": sized(QWEN3, 1024, 3072, 28, 16, max_window_layers=28),
@@ -160,6 +180,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 # Parameters of each model as its card states them, embeddings counted once.
 PARAMETERS = {
+    "Mistral-7B-v0.3": 7_248_023_552,
     "SmolLM2-135M": 134_515_008,
     "SmolLM2-360M": 361_821_120,
     "SmolLM2-1.7B": 1_711_376_384,

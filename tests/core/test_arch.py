@@ -11,7 +11,7 @@ import pytest
 from smolexport.errors import ConfigError
 from smolexport.model.arch import architectures, load_spec
 from smolexport.model.spec import ModelSpec
-from tests.core.published_configs import LLAMA32, PARAMETERS, PUBLISHED, QWEN3, SMOLLM2, SMOLLM3, sized
+from tests.core.published_configs import LLAMA32, MISTRAL, PARAMETERS, PUBLISHED, QWEN3, SMOLLM2, SMOLLM3, sized
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
 TINY = {
@@ -19,6 +19,7 @@ TINY = {
     "smollm3": SMOLLM3
     | SMALL
     | {"num_key_value_heads": 2, "vocab_size": 50, "layer_types": None, "no_rope_layers": None, "pad_token_id": 1},
+    "mistral": MISTRAL | SMALL | {"num_key_value_heads": 2, "vocab_size": 50},
     "qwen2": PUBLISHED["Qwen2.5-0.5B"] | SMALL | {"num_key_value_heads": 2, "vocab_size": 50},
     "qwen3": QWEN3 | SMALL | {"num_key_value_heads": 2, "vocab_size": 50, "head_dim": 32},
 }
@@ -53,7 +54,7 @@ def state_shapes(values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def spec_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     tensors = list(spec.tensors())
-    shapes = {t.source: t.shape for t in tensors}
+    shapes = {t.stored_name: t.shape for t in tensors}
     assert len(shapes) == len(tensors)
     return shapes
 
@@ -71,7 +72,7 @@ def test_published_models_have_their_stated_parameters(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_untied_heads_and_biases_match_transformers(name: str) -> None:
     values = TINY[name] | {"tie_word_embeddings": False}
-    if name != "qwen2":
+    if name not in ("mistral", "qwen2"):
         values |= {"attention_bias": True}
     if name in ("llama", "smollm3"):
         values |= {"mlp_bias": True}
@@ -89,7 +90,7 @@ def test_rotary_frequencies_equal_transformers_in_both_spellings(name: str, scal
     new = base | {"rope_parameters": scaling | {"rope_theta": 50_000.0}}
     spec = load_spec(old)
     assert spec == load_spec(new)
-    rope = spec.layers[0].rope
+    rope = spec.layers[0].mixer.rope
     assert rope is not None
     if scaling["rope_type"] == "default":
         expected, factor = 50_000.0 ** (-np.arange(0, rope.dim, 2) / rope.dim), 1.0
@@ -109,16 +110,16 @@ def test_old_type_key_means_rope_type() -> None:
 
 def test_smollm3_knows_its_layers_without_rotary() -> None:
     spec = load_spec(SMOLLM3)
-    assert [i for i, layer in enumerate(spec.layers) if layer.rope is None] == list(range(3, 36, 4))
+    assert [i for i, layer in enumerate(spec.layers) if layer.mixer.rope is None] == list(range(3, 36, 4))
     by_interval = load_spec({k: v for k, v in SMOLLM3.items() if k != "no_rope_layers"})
     assert by_interval == spec
     moved = load_spec(SMOLLM3 | {"no_rope_layers": [0] + [1] * 35})
-    assert [layer.rope is None for layer in moved.layers] == [True] + [False] * 35
+    assert [layer.mixer.rope is None for layer in moved.layers] == [True] + [False] * 35
 
 
 def test_published_transformers_default_of_theta() -> None:
     without = {k: v for k, v in TINY["smollm3"].items() if k != "rope_theta"}
-    rope = load_spec(without).layers[0].rope
+    rope = load_spec(without).layers[0].mixer.rope
     assert rope is not None
     assert rope.theta == config_of(without).rope_parameters["rope_theta"]
 
@@ -172,6 +173,22 @@ def test_windows_are_refused(name: str, change: dict[str, Any]) -> None:
         load_spec(TINY[name] | change)
 
 
+@pytest.mark.parametrize(
+    ("change", "window"),
+    [
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 32768}, None),  # the context length does not exceed it
+        ({"sliding_window": 1024}, 1024),
+        ({"sliding_window": ...}, 4096),  # absent
+    ],
+)
+def test_the_window_of_mistral_is_that_of_transformers(change: dict[str, Any], window: int | None) -> None:
+    values = {key: value for key, value in (TINY["mistral"] | change).items() if value is not ...}
+    assert {layer.mixer.window for layer in load_spec(values).layers} == {window}
+    theirs = config_of(values).sliding_window
+    assert theirs == window or theirs >= values["max_position_embeddings"]
+
+
 def test_an_unknown_key_passes_when_vouched_for_or_null() -> None:
     assert load_spec(TINY["llama"] | {"my_note": None}) == load_spec(TINY["llama"])
     assert load_spec(TINY["llama"] | {"my_note": 3}, strict=False) == load_spec(TINY["llama"])
@@ -180,7 +197,7 @@ def test_an_unknown_key_passes_when_vouched_for_or_null() -> None:
 
 
 def test_architectures_are_the_files() -> None:
-    assert architectures() == ["llama", "qwen2", "qwen3", "smollm3"]
+    assert architectures() == ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 
 def test_explicit_head_dim_sets_the_projections() -> None:

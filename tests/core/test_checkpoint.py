@@ -36,9 +36,9 @@ def test_every_tensor_comes_back(model_type: str, shards: int, dtype: str, tmp_p
     checkpoint = open_checkpoint(folder)
     assert checkpoint.dtype == dtype.upper()
     expected = dict(random_tensors(checkpoint.spec, dtype=dtype))
-    assert [t.source for t in checkpoint.stored] == list(expected)
+    assert [t.stored_name for t in checkpoint.stored] == list(expected)
     for tensor, place in checkpoint.stored.items():
-        np.testing.assert_array_equal(place.read_rows().reshape(tensor.shape), expected[tensor.source])
+        np.testing.assert_array_equal(place.read_rows().reshape(tensor.shape), expected[tensor.stored_name])
     assert checkpoint.nbytes == sum(a.nbytes for a in expected.values())
 
 
@@ -102,7 +102,7 @@ def test_computed_buffers_are_skipped(folder: Path) -> None:
 
 def test_untied_head_is_a_tensor(tmp_path: Path) -> None:
     stored = open_checkpoint(tiny_checkpoint(tmp_path, tie_word_embeddings=False)).stored
-    assert [t.source for t in stored][-1] == "lm_head.weight"
+    assert [t.stored_name for t in stored][-1] == "lm_head.weight"
 
 
 def test_weights_that_change_underfoot(folder: Path) -> None:

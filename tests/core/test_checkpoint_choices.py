@@ -75,7 +75,7 @@ def played_everywhere(folder: Path, expected: NDArray[np.float32], *words: str) 
 def test_a_single_file_beside_old_shards(demo: Path, tmp_path: Path) -> None:
     folder = made_case("08", tmp_path / "case")
     found = open_checkpoint(folder)
-    place = next(p for t, p in found.stored.items() if t.source == UP)
+    place = next(p for t, p in found.stored.items() if t.stored_name == UP)
     np.testing.assert_array_equal(place.read_rows(), weights(demo)[UP])
     expected = reference(folder)
     np.testing.assert_array_equal(expected, reference(demo))

@@ -30,8 +30,8 @@ def test_it_is_small_and_understood(demo: Path) -> None:
     assert sum(p.stat().st_size for p in demo.iterdir()) <= MOST_BYTES
     assert checkpoint.dtype == "BF16"
     assert (spec.model_type, spec.hidden_size, spec.tied) == ("llama", 256, True)
-    assert spec.intermediate_size % 256 == 0
-    assert spec.num_key_value_heads < spec.num_attention_heads
+    assert spec.layers[0].mlp.intermediate_size % 256 == 0
+    assert spec.attention.num_key_value_heads < spec.attention.num_attention_heads
 
 
 def test_its_tokenizer_is_smollm2s_kind(demo: Path) -> None:

@@ -33,11 +33,11 @@ def entries_of(spec: ModelSpec, form: str = "q8_0") -> tuple[Entry, ...]:
     """An entry for each tensor: matrices in `form`, vectors in f32, q and k reordered."""
     return tuple(
         Entry(
-            tensor.source,
+            tensor.stored_name,
             FORMATS[form if len(tensor.shape) == 2 else "f32"],
             tensor.shape,
             tensor,
-            transform=InterleaveHeads(spec.head_dim) if tensor.role in (Role.Q, Role.K) else None,
+            transform=InterleaveHeads(spec.attention.head_dim) if tensor.role in (Role.Q, Role.K) else None,
         )
         for tensor in spec.tensors()
     )
@@ -75,7 +75,7 @@ def test_chunks_and_threads_change_nothing(
 
 def test_what_differs_in_importance_is_not_shared(checkpoint: Checkpoint) -> None:
     """Outputs that want one tensor in one format under different importances each get their own search."""
-    tensor = next(t for t in checkpoint.spec.tensors() if t.source == UP)
+    tensor = next(t for t in checkpoint.spec.tensors() if t.stored_name == UP)
     rows, random = checkpoint.stored[tensor].read_rows(), np.random.default_rng(2)
     importances = [None, *(random.lognormal(0, 3, rows.shape[1]).astype(np.float32) for _ in range(2))]
     form = FORMATS["q4_0"]
@@ -122,9 +122,9 @@ def test_position_in_a_later_chunk(
 def store(path: Path, rows: np.ndarray) -> tuple[Checkpoint, Tensor]:
     """`rows` as the only tensor of a checkpoint."""
     rows.tofile(path)
-    tensor = Tensor(Role.UP, 0, "weight", rows.shape)
-    place = StoredTensor(tensor.source, path, rows.dtype, rows.shape, 0)
-    spec = ModelSpec("llama", 1, 1, 1, 1, 1, 1, (), True, 1e-5, 1)
+    tensor = Tensor(Role.UP, (0,), "weight", rows.shape)
+    place = StoredTensor(tensor.stored_name, path, rows.dtype, rows.shape, 0)
+    spec = ModelSpec("llama", 1, 1, (), True, 1e-5, 1)
     return Checkpoint(path.parent, {}, spec, {tensor: place}), tensor
 
 

@@ -11,9 +11,10 @@ from safetensors import safe_open
 
 from smolexport.errors import UsageError
 from smolexport.model.arch import architectures, load_spec
+from smolexport.testing import checkpoints
 from smolexport.testing.checkpoints import tiny_config, write_checkpoint, write_tokenizer
 
-FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]
+FAMILIES = architectures()
 
 
 def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -27,7 +28,7 @@ def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def test_every_architecture_has_one() -> None:
-    assert sorted(FAMILIES) == architectures()
+    assert sorted(checkpoints.FAMILIES) == architectures()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +36,7 @@ def test_every_architecture_has_one() -> None:
 def test_tensors_are_those_of_the_spec(tmp_path: Path, family: str, dtype: str) -> None:
     write_checkpoint(tmp_path, family, dtype=dtype, tie_word_embeddings=False)
     spec = load_spec(json.loads((tmp_path / "config.json").read_text()))
-    assert stored(tmp_path) == {t.source: (dtype.upper(), t.shape) for t in spec.tensors()}
+    assert stored(tmp_path) == {t.stored_name: (dtype.upper(), t.shape) for t in spec.tensors()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,14 +70,19 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 
 def test_smollm3_leaves_out_the_rotation_on_every_fourth_layer() -> None:
-    rotary = [layer.rope is not None for layer in load_spec(tiny_config("smollm3")).layers]
+    rotary = [layer.mixer.rope is not None for layer in load_spec(tiny_config("smollm3")).layers]
     assert rotary == [True, True, True, False] * 2
 
 
 def test_overrides_reach_the_config(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "llama", hidden_size=96, num_attention_heads=6, num_hidden_layers=2)
     spec = load_spec(json.loads((tmp_path / "config.json").read_text()))
-    assert (spec.hidden_size, spec.num_attention_heads, len(spec.layers), spec.head_dim) == (96, 6, 2, 16)
+    assert (spec.hidden_size, spec.attention.num_attention_heads, len(spec.layers), spec.attention.head_dim) == (
+        96,
+        6,
+        2,
+        16,
+    )
 
 
 @pytest.mark.parametrize("size", [259, 320, 500])

@@ -17,6 +17,7 @@ import pytest
 
 from smolexport.conversion.pipeline import export
 from smolexport.errors import FileFormatError, SessionClosedError, SessionError, UsageError
+from smolexport.model.arch import architectures
 from smolexport.run.generate import Sampling, generate
 from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
@@ -26,7 +27,7 @@ pytest.importorskip("llama_cpp", reason="the llamacpp extra is not installed")
 
 import smolexport_on_llamacpp
 
-FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]
+FAMILIES = architectures()
 STRICT: Mapping[str, Any] = {"threads": 1, "kv_type": "f32", "flash_attention": False}
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 320, 96)]
 

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from smolexport.errors import SessionError, UsageError
+from smolexport.model.arch import architectures
 from smolexport.run.generate import generate
 from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
@@ -26,7 +27,7 @@ mx = pytest.importorskip("mlx.core", reason="the mlx extra is not installed")
 import smolexport_on_mlx  # noqa: E402
 
 mlx_lm = mlx_for_tests.mlx_lm()
-FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]
+FAMILIES = architectures()
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 320, 48)]
 ON_CPU = pytest.mark.skipif(mx.default_device().type != mx.cpu, reason="about MLX's CPU backend")
 MODES: Mapping[str, Mapping[str, Any]] = {

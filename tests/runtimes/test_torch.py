@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from smolexport.errors import CheckpointError, TensorError, UsageError
-from smolexport.model.arch import load_spec
+from smolexport.model.arch import architectures, load_spec
 from smolexport.run.generate import generate
 from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import random_tensors, write_checkpoint, write_safetensors, write_tokenizer
@@ -26,7 +26,7 @@ transformers = pytest.importorskip("transformers", reason="the torch extra is no
 
 import smolexport_on_torch  # noqa: E402
 
-FAMILIES = ["llama", "smollm3", "qwen2", "qwen3"]
+FAMILIES = architectures()
 TORCH = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 
@@ -95,7 +95,7 @@ def test_the_tiny_checkpoints_are_worth_testing_with(tmp_path: Path, family: str
     chances /= chances.sum(-1, keepdims=True)
     entropy = -(chances * np.log(chances + 1e-30)).sum(-1).mean()
     assert 0.5 < entropy < 0.7 * np.log(spec.vocab_size)
-    for role in {t.role: t.source for t in spec.tensors()}.values():
+    for role in {t.role: t.stored_name for t in spec.tensors()}.values():
         changed = {**tensors, role: tensors[role][::-1].copy()}
         with smolexport_on_torch.open(folder, threads=1, dtype="f32", weights=changed.items()) as session:
             assert np.abs(session.append(ids()) - whole).max() > 0.1, role

@@ -60,7 +60,7 @@ class Distil(Gptq):
                 )  # fmt: skip
                 outcomes.append(outcome)
                 kept = {name: Kept(student.with_factors(name, factors)) for name, factors in outcome.factors.items()}
-                known[key] = {e.tensor: kept[e.tensor.source] for e in solved if e.tensor}
+                known[key] = {e.tensor: kept[e.tensor.stored_name] for e in solved if e.tensor}
             rows = known.get(key, {})
             results.append(tuple(replace(e, encoder=rows[e.tensor]) if e.tensor in rows else e for e in entries))
         self.outcomes = outcomes

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from smolexport.model.arch._common import read_sizes
+from smolexport.model.arch._common import read_dense
 from smolexport.model.arch._config import ConfigReader
-from smolexport.model.arch._rope import read_rope
-from smolexport.model.spec import Layer, ModelSpec
+from smolexport.model.spec import ModelSpec
 
 
 def read(config: ConfigReader) -> ModelSpec:
     """ModelSpec of a LlamaForCausalLM config."""
-    sizes = read_sizes(config)
-    count, attention_bias = sizes.pop("num_hidden_layers"), config.take("attention_bias", bool, False)
-    rope = read_rope(config, sizes["head_dim"], sizes["context_length"])
-    return ModelSpec(
-        model_type="llama",
-        layers=(Layer(rope),) * count,
-        qkv_bias=attention_bias,
-        o_bias=attention_bias,
-        mlp_bias=config.take("mlp_bias", bool, False),
-        **sizes,
-    )
+    bias = config.take("attention_bias", bool, False)
+    return read_dense(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.take("mlp_bias", bool, False))

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from smolexport.errors import ConfigError
-from smolexport.model.arch._common import read_sizes, refuse_windows
+from smolexport.model.arch._common import read_dense, refuse_windows
 from smolexport.model.arch._config import ConfigReader
-from smolexport.model.arch._rope import read_rope
-from smolexport.model.spec import Layer, ModelSpec
+from smolexport.model.spec import ModelSpec
 
 
 def read(config: ConfigReader) -> ModelSpec:
     """ModelSpec of a SmolLM3ForCausalLM config."""
-    sizes = read_sizes(config, tied_by_default=True)
-    count, attention_bias = sizes.pop("num_hidden_layers"), config.take("attention_bias", bool, False)
-    refuse_windows(config, count)
-    rope = read_rope(config, sizes["head_dim"], sizes["context_length"], default_theta=2_000_000.0)
-    return ModelSpec(
-        model_type="smollm3",
-        layers=tuple(Layer(rope if rotary else None) for rotary in _rotary_layers(config, count)),
-        qkv_bias=attention_bias,
-        o_bias=attention_bias,
-        mlp_bias=config.take("mlp_bias", bool, False),
-        **sizes,
+    refuse_windows(config)
+    bias, mlp_bias = config.take("attention_bias", bool, False), config.take("mlp_bias", bool, False)
+    spec = read_dense(
+        config, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias, default_theta=2_000_000.0, tied_by_default=True
     )
+    rotary, layer = _rotary_layers(config, len(spec.layers)), spec.layers[0]
+    bare = replace(layer, mixer=replace(layer.mixer, rope=None))
+    return replace(spec, layers=tuple(layer if rotates else bare for rotates in rotary))
 
 
 def _rotary_layers(config: ConfigReader, count: int) -> list[bool]:
