@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from smolexport.spec import ModelSpec
-from smolexport_to_onnx.graph import rotated_apart
 
-__all__ = ["check", "notes"]
+__all__ = ["check", "notes", "rotated_apart"]
 
-HEAD_UNIT = 8  # of GroupQueryAttention in ONNX Runtime 1.31
+HEAD_UNIT, ROTARY_UNIT = 8, 16  # GroupQueryAttention in ONNX Runtime 1.31 takes, and rotates, heads of multiples of
 
 
 def check(spec: ModelSpec) -> list[str]:
@@ -42,6 +41,11 @@ def _reasons(spec: ModelSpec) -> Iterator[str]:
         )
     if spec.activation != "silu":
         yield f"computes silu, the checkpoint {spec.activation}"
+
+
+def rotated_apart(spec: ModelSpec) -> bool:
+    """Whether rotary embeddings need an operator of their own."""
+    return spec.head_dim % ROTARY_UNIT != 0
 
 
 def notes(spec: ModelSpec, positions: int) -> Iterator[str]:
