@@ -16,7 +16,7 @@ from smolexport.checkpoint import read_json
 from smolexport.companions import TEMPLATE, TOKENIZER
 from smolexport.errors import CheckpointError, ConfigError, FileFormatError
 from smolexport.spec import ModelSpec, Tensor
-from smolexport.text import show
+from smolexport.text import first_line, show
 from smolexport_to_onnx.container import DTYPES, KEEP, PAGE
 from smolexport_to_onnx.reading import GENAI, Model, graph_paths, primary_graph, read_model, weights
 from smolexport_to_onnx.schemes import STEMS
@@ -29,8 +29,8 @@ CONFIG, JS = "config.json", "transformers.js_config"
 def lint(folder: Path) -> list[str]:
     """Everything about `folder` that some reader would refuse or misread; empty when it is fine, and for a bare graph.
 
-    Checked: both configurations against the graphs, every tensor against the shapes that config.json asks for, the
-    sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
+    Checked: the graphs themselves, both configurations against them, every tensor against the shapes that config.json
+    asks for, the sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
 
     Raises:
         FileFormatError: a file is missing or too damaged to be read.
@@ -58,7 +58,7 @@ def _findings(folder: Path) -> Iterator[str]:
         return
     yield from _genai(folder, generation, spec, models)
     for model in models:
-        named = (*_ports(spec, model), *_tensors(spec, model), *_arrays(model))
+        named = (*_operators(model), *_ports(spec, model), *_tensors(spec, model), *_arrays(model))
         yield from (f"{model.path.name}: {finding}" for finding in named)
 
 
@@ -119,10 +119,32 @@ def _genai(folder: Path, generation: Mapping[str, Any], spec: ModelSpec, models:
         yield f"{GENAI}: context_length is {show(length)}, the rotary tables end at {positions}"
 
 
+def _operators(model: Model) -> Iterator[str]:
+    """What the onnx library's checker finds; it does not know ONNX Runtime's own operators."""
+    from onnx import checker, helper
+
+    whole = type(model.proto)()
+    whole.CopyFrom(model.proto)
+    graph = whole.graph
+    inside = [tensor for tensor in graph.initializer if tensor.name not in model.arrays]
+    outside = [tensor for tensor in graph.initializer if tensor.name in model.arrays]
+    # To the checker, arrays beside the graph are inputs: it would look for their file in the working directory.
+    graph.input.extend(helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in outside)
+    del graph.initializer[:]
+    graph.initializer.extend(inside)
+    for node in graph.node:
+        if node.op_type == "SimplifiedLayerNormalization":  # which ONNX Runtime has in ONNX's own domain
+            node.domain = "com.microsoft"
+    try:
+        checker.check_model(whole)
+    except Exception as error:  # whatever the library's binding raises
+        yield f"is not a valid graph ({first_line(error)})"
+
+
 def _interface(model: Model) -> dict[str, tuple[int, list[int | str]]]:
     """Element type and shape of every input and output."""
     ports = {}
-    for port in (*model.graph.input, *model.graph.output):
+    for port in (*model.proto.graph.input, *model.proto.graph.output):
         tensor = port.type.tensor_type
         shape = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in tensor.shape.dim]
         ports[str(port.name)] = tensor.elem_type, shape

@@ -132,7 +132,7 @@ class Model:
 
     Attributes:
         path: the graph's file.
-        graph: what it says, an onnx.GraphProto.
+        proto: what it says, an onnx.ModelProto.
         metadata: strings about it.
         arrays: all that lie outside of it, by name.
         stored: module name with its part -> the matrix or vector.
@@ -141,7 +141,7 @@ class Model:
     """
 
     path: Path
-    graph: Any
+    proto: Any
     metadata: Mapping[str, str]
     arrays: Mapping[str, StoredArray]
     stored: Mapping[str, StoredRows]
@@ -198,7 +198,7 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
             f"{model.path}: the array {label(array.name)}, {array.dtype} {list(array.shape)}, "
             "belongs to no known module"
         )
-    heads = dict(_heads(model.graph))
+    heads = dict(_heads(model.proto.graph))
     tensors: dict[Tensor, StoredRows] = {}
     for name, stored in model.stored.items():
         tensors |= _tensors(model.path, name, stored, heads)
@@ -268,7 +268,7 @@ def read_model(path: Path) -> Model:
     ordered = dict(sorted(stored.items(), key=lambda item: order[item[1].parts[0].name]))
     others = tuple(array for name, array in arrays.items() if name not in used)
     positions = tuple(array for name, array in arrays.items() if name in tables)
-    return Model(path, graph, metadata, arrays, ordered, positions, others)
+    return Model(path, model, metadata, arrays, ordered, positions, others)
 
 
 def _array(path: Path, tensor: Any) -> StoredArray | None:

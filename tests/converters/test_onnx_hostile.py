@@ -280,6 +280,19 @@ def test_lint_sees_what_readers_would_trip_over(folder: Path) -> None:
         assert any(said in finding for finding in smolexport_to_onnx.lint(folder)), said
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "genai_config.json").write_text(json.dumps(generation))
+    whole = (folder / GRAPH).read_bytes()
+    for damage, said in (
+        (lambda graph: graph.node[5].input.__setitem__(0, "nowhere"), "nowhere"),
+        (lambda graph: graph.node.append(graph.node[0]), "SSA"),
+        (lambda graph: graph.node[0].attribute.add(name="what", i=1, type=2), "what"),
+        (lambda graph: graph.node.insert(0, graph.node.pop()), "topologically sorted"),
+    ):
+        with edited(folder / GRAPH) as model:
+            damage(model.graph)
+        [finding] = smolexport_to_onnx.lint(folder)
+        assert finding.startswith("model_q4.onnx: is not a valid graph (")
+        assert said in finding
+        (folder / GRAPH).write_bytes(whole)
     place(folder, offset=0)
     assert any("share bytes" in finding for finding in smolexport_to_onnx.lint(folder))
     (folder / "tokenizer.json").unlink()
