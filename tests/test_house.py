@@ -178,7 +178,7 @@ def test_no_cycles_at_module_level() -> None:
 def test_file(name: str) -> None:
     """Length, functions, docstring, forbidden words, order of `__all__`."""
     text = modules()[name].read_text(encoding="utf-8")
-    assert text.count("\n") <= 400, f"{name} has {text.count(chr(10))} lines"
+    assert text.count("\n") <= 500, f"{name} has {text.count(chr(10))} lines"
     private = any(part.startswith("_") for part in name.split("."))
     assert private or ast.get_docstring(tree(name)), f"{name} has no docstring"
     product = not name.startswith(FREE)

@@ -18,9 +18,9 @@ def serialize(message: Any) -> bytes:
     parts = []
     for field, value in fields.items():
         if field.message_type is not None:
-            inner = map(serialize, value if field.is_repeated else (value,))
+            inner = map(serialize, value if hasattr(value, "append") else (value,))
             parts += [_framed(field.number, content) for content in inner]
-        elif field.is_repeated and field.type == field.TYPE_INT64:
+        elif hasattr(value, "append") and field.type == field.TYPE_INT64:
             parts.append(_framed(field.number, b"".join(map(_varint, value))))
         else:
             parts.append(type(message)(**{field.name: value}).SerializeToString())
