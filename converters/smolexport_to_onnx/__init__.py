@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from smolexport.conversion import portable
 from smolexport.conversion.model_card import installed_version
@@ -27,9 +27,8 @@ from smolexport_to_onnx.card import card
 from smolexport_to_onnx.config import compose, genai
 from smolexport_to_onnx.container import Layout, Table, layout_of
 from smolexport_to_onnx.description import NAME_KEY, POSITIONS_KEY, describe, recognises, replaceable
-from smolexport_to_onnx.graph import Settings, build
 from smolexport_to_onnx.lint import lint
-from smolexport_to_onnx.messages import encode
+from smolexport_to_onnx.packed import serialize
 from smolexport_to_onnx.reading import GENAI, SCHEME_KEY, weights
 from smolexport_to_onnx.schemes import SCHEMES, STEMS, Portable, Scheme, find_scheme
 
@@ -97,6 +96,8 @@ def plan(
         UsageError: an unknown scheme or option.
         CheckpointError: a small file of the checkpoint is damaged.
     """
+    from smolexport_to_onnx.graph import Settings, build
+
     chosen, positions, gathered = find_scheme(scheme), _positions(model, max_positions), companions.gather(model)
     schemes = tuple(_decided(part, model) for part in chosen.parts)
     entries, layouts = list[Entry](), list[Layout]()
@@ -105,8 +106,8 @@ def plan(
         own = _entries(model, part)
         layout = layout_of(STEMS[part.js], own, _tables(model, part, positions), number)
         strings = _strings(model, part, positions)
-        settings = _settings(part, accuracy_level, logits)
-        files[layout.graph] = encode(build(model.spec, layout, settings, strings))
+        settings = Settings(part.dtype, *_checked(accuracy_level, logits))
+        files[layout.graph] = serialize(build(model.spec, layout, settings, strings))
         metadata += [(f"{layout.stem}.{key}", "string", value) for key, value in strings.items()]
         entries += own
         layouts.append(layout)
@@ -139,14 +140,12 @@ def _positions(model: SourceModel, asked: int | None) -> int:
     return asked
 
 
-def _settings(scheme: Scheme, accuracy_level: int, logits: str) -> Settings:
+def _checked(accuracy_level: int, logits: str) -> tuple[int, Literal["all", "last"]]:
     if accuracy_level not in LEVELS:
         raise UsageError(f"--set accuracy_level={accuracy_level}: should be one of {', '.join(map(str, LEVELS))}")
-    if logits == "all":
-        return Settings(scheme.dtype, accuracy_level, "all")
-    if logits == "last":
-        return Settings(scheme.dtype, accuracy_level, "last")
-    raise UsageError(f"--set logits={logits}: should be all or last")
+    if logits not in ("all", "last"):
+        raise UsageError(f"--set logits={logits}: should be all or last")
+    return accuracy_level, "last" if logits == "last" else "all"
 
 
 def _entries(model: SourceModel, scheme: Scheme) -> list[Entry]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from smolexport.model.spec import ModelSpec, departures
-from smolexport_to_onnx.graph import rotated_apart
 
-__all__ = ["check", "notes"]
+__all__ = ["check", "notes", "rotated_apart"]
 
 COMPUTED: Mapping[str, tuple[object, ...]] = {"mlp.activation": ("silu",)}
-HEAD_UNIT = 8  # of GroupQueryAttention in ONNX Runtime 1.31
+HEAD_UNIT, ROTARY_UNIT = 8, 16  # GroupQueryAttention in ONNX Runtime 1.31 takes, and rotates, heads of multiples of
 
 
 def check(spec: ModelSpec) -> list[str]:
@@ -37,6 +36,11 @@ def _reasons(spec: ModelSpec) -> Iterator[str]:
             f"shares each key head among as many query heads, the checkpoint has {a.num_attention_heads} query "
             f"heads and {a.num_key_value_heads} key heads"
         )
+
+
+def rotated_apart(spec: ModelSpec) -> bool:
+    """Whether rotary embeddings need an operator of their own."""
+    return spec.attention.head_dim % ROTARY_UNIT != 0
 
 
 def notes(spec: ModelSpec, positions: int) -> Iterator[str]:

@@ -21,14 +21,16 @@ from smolexport.model.rope import Rope
 from smolexport.model.spec import NAMES, Role, Tensor
 from smolexport.quant import ChannelFormat, RowFormat
 from smolexport.quant.formats import SIZES
-from smolexport_to_onnx.messages import External, Initializer
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
-__all__ = ["PACKED", "Array", "Layout", "Module", "Table", "layout_of", "module_name"]
+__all__ = ["DTYPES", "KEEP", "PACKED", "Array", "Layout", "Module", "Table", "layout_of", "module_name"]
 
 QKV, GATE_UP = "model.layers.{}.self_attn.qkv_proj", "model.layers.{}.mlp.gate_up_proj"
 PACKED: Mapping[Role, str] = {Role.Q: QKV, Role.K: QKV, Role.V: QKV, Role.GATE: GATE_UP, Role.UP: GATE_UP}
 PAGE, LINE = 4096, 64
+# Element types under the names of safetensors -> TensorProto.DataType.
+DTYPES: Mapping[str, int] = {"F32": 1, "U8": 2, "I8": 3, "I32": 6, "I64": 7, "BOOL": 9, "F16": 10, "BF16": 16}
+KEEP = "num_logits_to_keep"  # the input that says how many last rows of logits to make
 POSITIONS_AT_ONCE = 4096
 
 
@@ -125,12 +127,6 @@ class Layout:
     def nbytes(self) -> int:
         """Bytes of the file."""
         return max(array.offset + array.nbytes for array in self.arrays.values())
-
-    def initializers(self) -> Iterator[Initializer]:
-        """The arrays as the graph knows them."""
-        location = self.data.removeprefix("onnx/")
-        for array in self.arrays.values():
-            yield Initializer(array.name, array.dtype, array.shape, External(location, array.offset, array.nbytes))
 
 
 def module_name(tensor: Tensor) -> str:

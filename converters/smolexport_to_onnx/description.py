@@ -12,8 +12,16 @@ from smolexport.conversion.file_info import FileInfo, TensorRow
 from smolexport.conversion.folder_files import TEMPLATES, is_companion
 from smolexport.errors import CheckpointError, FileFormatError
 from smolexport.model.checkpoint import read_json
-from smolexport_to_onnx.messages import read_graph
-from smolexport_to_onnx.reading import GENAI, SCHEME_KEY, Model, graph_paths, primary_graph, read_model
+from smolexport_to_onnx.reading import (
+    GENAI,
+    SCHEME_KEY,
+    Model,
+    graph_paths,
+    metadata_of,
+    primary_graph,
+    read_graph,
+    read_model,
+)
 from smolexport_to_onnx.schemes import SCHEMES, STEMS
 
 __all__ = ["NAME_KEY", "POSITIONS_KEY", "describe", "recognises", "replaceable"]
@@ -51,7 +59,7 @@ def replaceable(path: Path) -> bool:
             if entry.is_file() and name not in OURS | MADE and not is_companion(name):
                 return False
         graphs = graph_paths(path)
-        return bool(graphs) and all(SCHEME_KEY in read_graph(graph).metadata for graph in graphs)
+        return bool(graphs) and all(SCHEME_KEY in metadata_of(read_graph(graph)) for graph in graphs)
     except (OSError, FileFormatError):
         return False
 
@@ -74,12 +82,12 @@ def describe(path: Path) -> FileInfo:
         path=path,
         format="onnx",
         architecture=str(config.get("model_type", "?")),
-        name=model.graph.metadata.get(NAME_KEY, folder.resolve().name),
+        name=model.metadata.get(NAME_KEY, folder.resolve().name),
         scheme=_scheme(path, model),
         bytes=sum(file.stat().st_size for file in _files(path, model)),
         weights=count,
         bits_per_weight=8 * nbytes / count if count else 0.0,
-        metadata={**model.graph.metadata, **{f"config.{key}": value for key, value in config.items()}},
+        metadata={**model.metadata, **{f"config.{key}": value for key, value in config.items()}},
         tensors=rows,
     )
 
@@ -95,8 +103,7 @@ def _files(path: Path, model: Model) -> set[Path]:
     """Those of the folder `path`; of a graph, itself and what holds its weights: anything may lie beside it."""
     if path.is_dir():
         return {file for file in path.rglob("*") if file.is_file()}
-    arrays = (*model.tables, *model.others, *(part for stored in model.stored.values() for part in stored.parts))
-    return {path, *(array.path for array in arrays)}
+    return {path, *(array.path for array in model.arrays.values())}
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -110,10 +117,10 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 def _scheme(path: Path, model: Model) -> str:
     """The scheme on record, with those of the graphs beside it; of a stranger's graph, the format of most weights."""
-    own = model.graph.metadata.get(SCHEME_KEY)
+    own = model.metadata.get(SCHEME_KEY)
     if own in SCHEMES:
         beside = [] if path.is_file() else [graph for graph in graph_paths(path) if graph != model.path]
-        others = (read_graph(graph).metadata.get(SCHEME_KEY) for graph in beside)
+        others = (metadata_of(read_graph(graph)).get(SCHEME_KEY) for graph in beside)
         return "+".join(name for name in (own, *others) if name and name in SCHEMES)
     sizes: Counter[str] = Counter()
     for stored in model.stored.values():

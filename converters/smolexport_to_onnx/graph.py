@@ -8,26 +8,29 @@ q, k = numbers of query and key heads, d = head_dim.  Activations are [b, s, …
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto
+from onnx.helper import make_attribute, make_opsetid, make_tensor_value_info
 
 from smolexport.model.rope import Rope
 from smolexport.model.spec import NAMES, Attention, Mlp, ModelSpec, Role
 from smolexport.quant import ChannelFormat
 from smolexport.quant.channel import MIDDLE
-from smolexport_to_onnx.container import GATE_UP, QKV, Layout
-from smolexport_to_onnx.messages import MICROSOFT, Attribute, Graph, Initializer, Node, Port
+from smolexport_to_onnx.architectures import ROTARY_UNIT, rotated_apart
+from smolexport_to_onnx.container import DTYPES, GATE_UP, KEEP, QKV, Layout
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
-__all__ = ["KEEP", "Settings", "build", "rotated_apart"]
+__all__ = ["Settings", "build"]
 
 LAST = (1 << 63) - 1
-KEEP = "num_logits_to_keep"
 TOP, TINY = 127.0, 1e-30  # steps of activations either way; what stands for a largest magnitude of zero
-ROTARY_UNIT = 16  # GroupQueryAttention rotates heads of whole multiples of this
+IR_VERSION, OPSET = 10, 21
+MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Builder:
 
     layout: Layout
     settings: Settings
-    nodes: list[Node] = field(default_factory=list)
-    constants: dict[str, Initializer] = field(default_factory=dict)
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: dict[str, TensorProto] = field(default_factory=dict)
 
     def add(
         self,
@@ -61,38 +64,40 @@ class Builder:
         *inputs: str,
         outputs: tuple[str, ...] = (),
         domain: str = "",
-        **attributes: Attribute,
+        **attributes: float | str | tuple[int, ...],
     ) -> str:
         """Append an operator; returns its first output, named after the scope unless `outputs` says otherwise."""
         name = f"{scope}/{op}"
         made = outputs or (f"{name}/output_0",)
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
-        self.nodes.append(Node(op, inputs, made, name, domain, attributes))
+        told = [make_attribute(key, value) for key, value in attributes.items()]
+        self.nodes.append(NodeProto(op_type=op, input=inputs, output=made, name=name, domain=domain, attribute=told))
         return made[0]
 
     def integers(self, *values: int, scalar: bool = False) -> str:
         """The name of a constant of int64."""
         name = f"{'scalar' if scalar else 'list'}.{'.'.join(map(str, values))}"
-        shape = () if scalar else (len(values),)
-        self.constants[name] = Initializer(name, "I64", shape, np.array(values, "<i8").tobytes())
+        return self.constant(name, "I64", np.array(values[0] if scalar else values, "<i8"))
+
+    def constant(self, name: str, dtype: str, value: NDArray[Any]) -> str:
+        """The name of a constant that lies in the graph."""
+        content = value.tobytes()
+        self.constants[name] = TensorProto(name=name, data_type=DTYPES[dtype], dims=value.shape, raw_data=content)
         return name
 
     def number(self, value: float) -> str:
         """The name of a constant of the activations' type."""
         name, kind = f"number.{value:g}", "<f4" if self.settings.dtype == "F32" else "<f2"
-        self.constants[name] = Initializer(name, self.settings.dtype, (), np.array(value, kind).tobytes())
-        return name
+        return self.constant(name, self.settings.dtype, np.array(value, kind))
 
     def byte(self, value: int) -> str:
         """The name of a constant of uint8."""
-        self.constants[f"byte.{value}"] = Initializer(f"byte.{value}", "U8", (), bytes([value]))
-        return f"byte.{value}"
+        return self.constant(f"byte.{value}", "U8", np.array(value, np.uint8))
 
     def every_row(self) -> str:
         """The input that says how many last rows of logits to make; 0, which stands for all, where none is fed."""
-        self.constants[KEEP] = Initializer(KEEP, "I64", (), np.array(0, "<i8").tobytes())
-        return KEEP
+        return self.constant(KEEP, "I64", np.array(0, "<i8"))
 
     def linear(self, module: str, scope: str, x: str) -> str:
         """`x` [b, s, columns] times the transposed matrix of `module`, plus its bias; [b, s, rows]."""
@@ -164,7 +169,7 @@ class Builder:
         return self.add("Reshape", f"{scope}/codes", apart, self.integers(0, 0, 0, -1))
 
 
-def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping[str, str]) -> Graph:
+def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping[str, str]) -> ModelProto:
     """The graph of `spec` over the arrays of `layout`.
 
     Of attention_mask only the number of ones in a row counts: padding belongs on the right.
@@ -190,14 +195,36 @@ def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping
         fed = _feed_forward(b, layer.mlp, number, normed)
         normed, hidden = _skip_norm(b, f"/{after.replace('.', '/', 1)}", hidden, fed, after, epsilon)
     _head(b, embed if spec.tied else NAMES[Role.HEAD], normed)
-    return Graph(
-        tuple(b.nodes),
-        (*layout.initializers(), *b.constants.values()),
-        _inputs(spec, settings),
-        _outputs(spec, settings),
-        metadata,
-        ("smolexport", metadata.get("smolexport.version", "")),
+    graph = GraphProto(
+        node=b.nodes,
+        name="decoder",
+        initializer=(*_initializers(layout), *b.constants.values()),
+        input=_inputs(spec, settings),
+        output=_outputs(spec, settings),
     )
+    return ModelProto(
+        ir_version=IR_VERSION,
+        producer_name="smolexport",
+        producer_version=metadata.get("smolexport.version", ""),
+        graph=graph,
+        opset_import=(make_opsetid("", OPSET), make_opsetid(MICROSOFT, 1)),
+        metadata_props=_pairs(metadata),
+    )
+
+
+def _initializers(layout: Layout) -> Iterator[TensorProto]:
+    """The arrays in the file of external data."""
+    location = layout.data.removeprefix("onnx/")
+    for array in layout.arrays.values():
+        place = {"location": location, "offset": array.offset, "length": array.nbytes}
+        yield TensorProto(
+            name=array.name, data_type=DTYPES[array.dtype], dims=array.shape, external_data=_pairs(place),
+            data_location=TensorProto.EXTERNAL,
+        )  # fmt: skip
+
+
+def _pairs(strings: Mapping[str, object]) -> list[StringStringEntryProto]:
+    return [StringStringEntryProto(key=key, value=str(value)) for key, value in strings.items()]
 
 
 @dataclass(frozen=True)
@@ -219,11 +246,6 @@ def _lengths(b: Builder, spec: ModelSpec) -> Lengths:
         return Lengths(last, total)
     here = b.add("Shape", f"{scope}/here", "input_ids", start=1, end=2)
     return Lengths(last, total, b.add("Sub", f"{scope}/start", shape, here))
-
-
-def rotated_apart(spec: ModelSpec) -> bool:
-    """Whether rotary embeddings need an operator of their own."""
-    return spec.attention.head_dim % ROTARY_UNIT != 0
 
 
 def _attention(b: Builder, a: Attention, epsilon: float, number: int, x: str, lengths: Lengths) -> str:
@@ -317,38 +339,42 @@ def _head(b: Builder, module: str, x: str) -> None:
     """Logits, always float32."""
     scope = "/lm_head"
     logits = b.linear(module, scope, x)
-    last = b.nodes[-1]
     if b.settings.dtype == "F32":
-        b.nodes[-1] = Node(last.op, last.inputs, ("logits",), last.name, last.domain, last.attributes)
+        b.nodes[-1].output[:] = ["logits"]
     else:
         b.add("Cast", scope, logits, outputs=("logits",), to=1)
 
 
-def _caches(spec: ModelSpec, dtype: Dtype, prefix: str, length: str) -> list[Port]:
+def _port(name: str, dtype: str, *shape: int | str) -> ValueInfoProto:
+    """An input or output; a text in the shape is a size that the caller chooses."""
+    return make_tensor_value_info(name, DTYPES[dtype], shape)
+
+
+def _caches(spec: ModelSpec, dtype: Dtype, prefix: str, length: str) -> list[ValueInfoProto]:
     return [
-        Port(
-            f"{prefix}.{number}.{part}", dtype,
-            ("batch_size", layer.mixer.num_key_value_heads, length, layer.mixer.head_dim),
+        _port(
+            f"{prefix}.{number}.{part}", dtype, "batch_size", layer.mixer.num_key_value_heads, length,
+            layer.mixer.head_dim,
         )
         for number, layer in enumerate(spec.layers)
         for part in ("key", "value")
     ]  # fmt: skip
 
 
-def _inputs(spec: ModelSpec, settings: Settings) -> tuple[Port, ...]:
+def _inputs(spec: ModelSpec, settings: Settings) -> tuple[ValueInfoProto, ...]:
     # An input with an initializer of its name may be left out, and most callers do not know it.
-    keep = (Port(KEEP, "I64", ()),) if settings.logits == "all" else ()
+    keep = (_port(KEEP, "I64"),) if settings.logits == "all" else ()
     return (
-        Port("input_ids", "I64", ("batch_size", "sequence_length")),
-        Port("attention_mask", "I64", ("batch_size", "total_sequence_length")),
+        _port("input_ids", "I64", "batch_size", "sequence_length"),
+        _port("attention_mask", "I64", "batch_size", "total_sequence_length"),
         *_caches(spec, settings.dtype, "past_key_values", "past_sequence_length"),
         *keep,
     )
 
 
-def _outputs(spec: ModelSpec, settings: Settings) -> tuple[Port, ...]:
+def _outputs(spec: ModelSpec, settings: Settings) -> tuple[ValueInfoProto, ...]:
     length: int | str = 1 if settings.logits == "last" else "kept_length"
     return (
-        Port("logits", "F32", ("batch_size", length, spec.vocab_size)),
+        _port("logits", "F32", "batch_size", length, spec.vocab_size),
         *_caches(spec, settings.dtype, "present", "total_sequence_length"),
     )

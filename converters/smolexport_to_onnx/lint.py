@@ -16,10 +16,8 @@ from smolexport.errors import CheckpointError, ConfigError, FileFormatError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import ModelSpec, Tensor
-from smolexport.text import show
-from smolexport_to_onnx.container import PAGE
-from smolexport_to_onnx.graph import KEEP
-from smolexport_to_onnx.messages import External
+from smolexport.text import first_line, show
+from smolexport_to_onnx.container import DTYPES, KEEP, PAGE
 from smolexport_to_onnx.reading import GENAI, Model, graph_paths, primary_graph, read_model, weights
 from smolexport_to_onnx.schemes import STEMS
 
@@ -31,8 +29,8 @@ CONFIG, JS = "config.json", "transformers.js_config"
 def lint(folder: Path) -> list[str]:
     """Everything about `folder` that some reader would refuse or misread; empty when it is fine, and for a bare graph.
 
-    Checked: both configurations against the graphs, every tensor against the shapes that config.json asks for, the
-    sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
+    Checked: the graphs themselves, both configurations against them, every tensor against the shapes that config.json
+    asks for, the sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
 
     Raises:
         FileFormatError: a file is missing or too damaged to be read.
@@ -60,7 +58,7 @@ def _findings(folder: Path) -> Iterator[str]:
         return
     yield from _genai(folder, generation, spec, models)
     for model in models:
-        named = (*_ports(spec, model), *_tensors(spec, model), *_arrays(model))
+        named = (*_operators(model), *_ports(spec, model), *_tensors(spec, model), *_arrays(model))
         yield from (f"{model.path.name}: {finding}" for finding in named)
 
 
@@ -87,14 +85,14 @@ def _transformers_js(folder: Path, config: Mapping[str, Any], models: list[Model
             yield f"{name}: lies outside the folder onnx, where Transformers.js looks"
         if not isinstance(external, dict) or external.get(name) != 1:
             yield f"{CONFIG}: {JS}: use_external_data_format should hold {name}: 1"
-        places = {i.content.location for i in model.graph.initializers if isinstance(i.content, External)}
+        places = {array.path.name for array in model.arrays.values()}
         if places - {f"{name}_data"}:
             yield f"{name}: has weights in {', '.join(map(show, sorted(places)))}; Transformers.js takes {name}_data"
-        kinds = {port.dtype for port in model.graph.inputs if port.name.startswith("past_key_values.")}
+        kinds = {dtype for port, (dtype, _) in _interface(model).items() if port.startswith("past_key_values.")}
         dtype = next((js for js, stem in STEMS.items() if stem == model.path.stem), None)
         told = caches.get(dtype, "float32") if isinstance(caches, dict) else caches or "float32"
-        if kinds and told != ("float16" if kinds == {"F16"} else "float32"):
-            yield f"{CONFIG}: {JS}: kv_cache_dtype of {dtype} is {show(told)}, the caches of {name} are {min(kinds)}"
+        if kinds and told != ("float16" if kinds == {DTYPES["F16"]} else "float32"):
+            yield f"{CONFIG}: {JS}: kv_cache_dtype of {dtype} is {show(told)}, the caches of {name} are not"
 
 
 def _genai(folder: Path, generation: Mapping[str, Any], spec: ModelSpec, models: list[Model]) -> Iterator[str]:
@@ -122,16 +120,48 @@ def _genai(folder: Path, generation: Mapping[str, Any], spec: ModelSpec, models:
         yield f"{GENAI}: context_length is {show(length)}, the rotary tables end at {positions}"
 
 
+def _operators(model: Model) -> Iterator[str]:
+    """What the onnx library's checker finds; it does not know ONNX Runtime's own operators."""
+    from onnx import checker, helper
+
+    whole = type(model.proto)()
+    whole.CopyFrom(model.proto)
+    graph = whole.graph
+    inside = [tensor for tensor in graph.initializer if tensor.name not in model.arrays]
+    outside = [tensor for tensor in graph.initializer if tensor.name in model.arrays]
+    # To the checker, arrays beside the graph are inputs: it would look for their file in the working directory.
+    graph.input.extend(helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in outside)
+    del graph.initializer[:]
+    graph.initializer.extend(inside)
+    for node in graph.node:
+        if node.op_type == "SimplifiedLayerNormalization":  # which ONNX Runtime has in ONNX's own domain
+            node.domain = "com.microsoft"
+    try:
+        checker.check_model(whole)
+    except Exception as error:  # whatever the library's binding raises
+        yield f"is not a valid graph ({first_line(error)})"
+
+
+def _interface(model: Model) -> dict[str, tuple[int, list[int | str]]]:
+    """Element type and shape of every input and output."""
+    ports = {}
+    for port in (*model.proto.graph.input, *model.proto.graph.output):
+        tensor = port.type.tensor_type
+        shape = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in tensor.shape.dim]
+        ports[str(port.name)] = tensor.elem_type, shape
+    return ports
+
+
 def _ports(spec: ModelSpec, model: Model) -> Iterator[str]:
-    ports = {port.name: port for port in (*model.graph.inputs, *model.graph.outputs)}
+    ports = _interface(model)
     due, heads = {"input_ids", "attention_mask", "logits"}, spec.attention
     for layer in range(len(spec.layers)):
         caches = {f"{side}.{layer}.{part}" for side in ("past_key_values", "present") for part in ("key", "value")}
         due |= caches
         for name in sorted(caches & ports.keys()):
-            shape = ports[name].shape
+            _, shape = ports[name]
             if len(shape) != 4 or (shape[1], shape[3]) != (heads.num_key_value_heads, heads.head_dim):
-                yield f"{name} is {list(shape)}, should have {heads.num_key_value_heads} heads of {heads.head_dim}"
+                yield f"{name} is {show(shape)}, should have {heads.num_key_value_heads} heads of {heads.head_dim}"
     for name in sorted(due - ports.keys()):
         yield f"has no input or output {name}"
     for name in sorted(ports.keys() - due - {KEEP}):
@@ -156,12 +186,10 @@ def _tensors(spec: ModelSpec, model: Model) -> Iterator[str]:
 
 def _arrays(model: Model) -> Iterator[str]:
     places: dict[tuple[int, int], str] = {}
-    for initializer in model.graph.initializers:
-        place = initializer.content
-        if isinstance(place, External):
-            places[place.offset, place.offset + initializer.nbytes] = initializer.name
-            if initializer.nbytes >= PAGE and place.offset % PAGE:
-                yield f"{initializer.name} begins at {place.offset}, no multiple of {PAGE}; it cannot be mapped"
+    for array in model.arrays.values():
+        places[array.offset, array.offset + array.nbytes] = array.name
+        if array.nbytes >= PAGE and array.offset % PAGE:
+            yield f"{array.name} begins at {array.offset}, which is not a multiple of {PAGE}; it cannot be mapped"
     for (a, b), (c, d) in pairwise(sorted(places)):
         if c < b:
             yield f"{places[a, b]} and {places[c, d]} share bytes"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from smolexport.errors import CheckpointError, FileFormatError, UsageError
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import NAMES, Role, Tensor
+from smolexport.protobuf import read_message
 from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.text import label, show
-from smolexport_to_onnx.container import GATE_UP, QKV
-from smolexport_to_onnx.messages import SIZES, External, Graph, Initializer, Node, read_graph
+from smolexport_to_onnx.container import DTYPES, GATE_UP, QKV
 from smolexport_to_onnx.schemes import SCHEMES, STEMS, Portable
 
 __all__ = [
@@ -32,11 +33,17 @@ __all__ = [
     "StoredArray",
     "StoredRows",
     "graph_paths",
+    "metadata_of",
     "primary_graph",
+    "read_graph",
     "read_model",
     "weights",
 ]
 
+DTYPE_NAMES: Mapping[int, str] = {number: name for name, number in DTYPES.items()}
+SIZES: Mapping[str, int] = {"F32": 4, "U8": 1, "I8": 1, "I32": 4, "I64": 8, "BOOL": 1, "F16": 2, "BF16": 2}
+MAX_GRAPH = 64 << 20  # a graph of this package is about 100 kB; beyond this there are weights inside
+MAX_AXES, MAX_NAME = 8, 500
 HALF_BLOCK = 16  # bytes of the smallest block at 4 bits
 GENAI, SCHEME_KEY = "genai_config.json", "smolexport.scheme"
 FLOATS = ("F32", "F16", "BF16")
@@ -125,14 +132,18 @@ class Model:
 
     Attributes:
         path: the graph's file.
-        graph: what it says.
+        proto: what it says, an onnx.ModelProto.
+        metadata: strings about it.
+        arrays: all that lie outside of it, by name.
         stored: module name with its part -> the matrix or vector.
         tables: rotary tables.
         others: arrays that are neither.
     """
 
     path: Path
-    graph: Graph
+    proto: Any
+    metadata: Mapping[str, str]
+    arrays: Mapping[str, StoredArray]
     stored: Mapping[str, StoredRows]
     tables: tuple[StoredArray, ...]
     others: tuple[StoredArray, ...]
@@ -187,11 +198,37 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
             f"{model.path}: the array {label(array.name)}, {array.dtype} {list(array.shape)}, "
             "belongs to no known module"
         )
-    heads = dict(_heads(model.graph))
+    heads = dict(_heads(model.proto.graph))
     tensors: dict[Tensor, StoredRows] = {}
     for name, stored in model.stored.items():
         tensors |= _tensors(model.path, name, stored, heads)
     return tensors
+
+
+def read_graph(path: Path) -> Any:
+    """The onnx.ModelProto in the file `path`; no weight is read.
+
+    Raises:
+        FileFormatError: missing, damaged, or larger than a graph with its weights beside it ever is.
+    """
+    from onnx import ModelProto
+
+    size = path.stat().st_size if path.is_file() else 0
+    if size > MAX_GRAPH:
+        raise FileFormatError(f"{path}: {size >> 20} MiB; a graph with its weights beside it is far smaller")
+    model = read_message(path, ModelProto)
+    if not model.HasField("graph"):
+        raise FileFormatError(f"{path}: is damaged or not an ONNX file (there is no graph in it)")
+    return model
+
+
+def metadata_of(model: Any) -> dict[str, str]:
+    """The strings of an onnx.ModelProto about itself."""
+    return {_text(pair.key): _text(pair.value) for pair in model.metadata_props}
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
 
 
 def read_model(path: Path) -> Model:
@@ -201,24 +238,26 @@ def read_model(path: Path) -> Model:
         FileFormatError: damaged, an array outside the file that holds it, or a quantized matrix whose arrays do not
             fit together.
     """
-    graph = read_graph(path)
+    model = read_graph(path)
+    graph, metadata = model.graph, metadata_of(model)
     arrays: dict[str, StoredArray] = {}
-    for initializer in graph.initializers:
-        if initializer.name in arrays:
-            raise FileFormatError(f"{path}: the array {label(initializer.name)} stands in it twice")
-        if isinstance(initializer.content, External):
-            arrays[initializer.name] = _array(path, initializer, initializer.content)
+    for tensor in graph.initializer:
+        if tensor.name in arrays:
+            raise FileFormatError(f"{path}: the array {label(tensor.name)} stands in it twice")
+        array = _array(path, tensor)
+        if array is not None:
+            arrays[array.name] = array
     files = {array.path: array.path.stat().st_size for array in arrays.values()}
     if sum(array.nbytes for array in arrays.values()) > 2 * sum(files.values()):  # a tied head may have its bytes twice
         raise FileFormatError(f"{path}: its arrays share their bytes; the file is damaged")
-    products = {node.inputs[1]: node for node in graph.nodes if node.op == "MatMulNBits" and len(node.inputs) > 2}
-    tables = {name for node in graph.nodes for name in node.inputs[ROTATING.get(node.op, slice(0))]}
+    products = {node.input[1]: node for node in graph.node if node.op_type == "MatMulNBits" and len(node.input) > 2}
+    tables = {name for node in graph.node for name in node.input[ROTATING.get(node.op_type, slice(0))]}
     stored, used = dict[str, StoredRows](), tables & arrays.keys()
     for name in arrays:
         parts = _parts_of(name, arrays, products.get(name))
         if parts:
             stored[f"{name.removesuffix('.B')}.weight"] = _packed(
-                path, parts, products.get(name), graph.metadata.get(SCHEME_KEY, "")
+                path, parts, products.get(name), metadata.get(SCHEME_KEY, "")
             )
             used |= {part.name for part in parts}
     for name, array in arrays.items():
@@ -228,35 +267,47 @@ def read_model(path: Path) -> Model:
     order = {name: number for number, name in enumerate(arrays)}
     ordered = dict(sorted(stored.items(), key=lambda item: order[item[1].parts[0].name]))
     others = tuple(array for name, array in arrays.items() if name not in used)
-    return Model(path, graph, ordered, tuple(arrays[name] for name in arrays if name in tables), others)
+    positions = tuple(array for name, array in arrays.items() if name in tables)
+    return Model(path, model, metadata, arrays, ordered, positions, others)
 
 
-def _array(path: Path, initializer: Initializer, place: External) -> StoredArray:
-    """Where the initializer lies; raises FileFormatError when that is not beside the graph."""
-    name, location = initializer.name, place.location
+def _array(path: Path, tensor: Any) -> StoredArray | None:
+    """Where the onnx.TensorProto lies, None in the graph; raises FileFormatError when that is not beside the graph."""
+    name, shape = tensor.name, tuple(tensor.dims[: MAX_AXES + 1])
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+        raise FileFormatError(f"{path}: is damaged or not an ONNX file (a constant without a readable name)")
+    if len(shape) > MAX_AXES or any(size < 0 for size in shape):
+        raise FileFormatError(f"{path}: the constant {show(name)} has the shape {list(shape)}")
+    if tensor.data_location != tensor.EXTERNAL:
+        return None
+    place = {_text(pair.key): _text(pair.value) for pair in tensor.external_data}
+    location, offset, length = (
+        place.get(key, "" if key == "location" else "0") for key in ("location", "offset", "length")
+    )
+    if not all(value.isascii() and value.isdecimal() and len(value) < 20 for value in (offset, length)):
+        raise FileFormatError(f"{path}: {label(name)} lies at the offset {show(offset, 40)}, length {show(length, 40)}")
     if not location or location in (".", "..") or any(c in location for c in "/\\:\0"):
         raise FileFormatError(f"{path}: {label(name)} lies in {show(location)}, which is no file beside the graph")
     beside, shown = path.parent / location, path.parent / label(location)
-    nbytes = initializer.nbytes if initializer.dtype in SIZES else place.length
-    if place.length not in (0, nbytes):
-        raise FileFormatError(
-            f"{path}: {label(name)} {list(initializer.shape)} should have {nbytes} bytes, has {place.length}"
-        )
+    dtype = DTYPE_NAMES.get(tensor.data_type, f"type {tensor.data_type}")
+    nbytes = prod(shape) * SIZES[dtype] if dtype in SIZES else int(length)
+    if int(length) not in (0, nbytes):
+        raise FileFormatError(f"{path}: {label(name)} {list(shape)} should have {nbytes} bytes, has {length}")
     try:
         size = beside.stat().st_size if beside.is_file() else None
     except OSError as error:
         raise FileFormatError(f"{shown}: {error.strerror or error}") from error
     if size is None:
         raise FileFormatError(f"{shown}: not found, but {path.name} names it; weights and graph belong together")
-    if place.offset + nbytes > size:
+    if int(offset) + nbytes > size:
         raise FileFormatError(f"{beside}: ends inside the array {label(name)}; the file is cut off")
-    return StoredArray(name, beside, initializer.dtype, initializer.shape, place.offset, nbytes)
+    return StoredArray(name, beside, dtype, shape, int(offset), nbytes)
 
 
-def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Node | None) -> tuple[StoredArray, ...]:
+def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Any) -> tuple[StoredArray, ...]:
     """Codes, scales and zero points of the matrix whose codes are called `name`; empty when it is no such array."""
     if node is not None:
-        names = (name, *(other for other in node.inputs[2:4] if other))
+        names = (name, *(other for other in node.input[2:4] if other))
     elif name.endswith(".B"):
         names = (name, f"{name[:-2]}.scales", f"{name[:-2]}.zero_points")
         names = tuple(other for other in names if other in arrays)
@@ -265,7 +316,7 @@ def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Node | None) -
     return tuple(arrays[other] for other in names if other in arrays) if len(names) > 1 else ()
 
 
-def _packed(path: Path, parts: tuple[StoredArray, ...], node: Node | None, scheme: str) -> StoredRows:
+def _packed(path: Path, parts: tuple[StoredArray, ...], node: Any, scheme: str) -> StoredRows:
     """A quantized matrix; raises FileFormatError when its arrays do not make one up."""
     codes, scales = parts[0], parts[1] if len(parts) > 1 else parts[0]
     if node is None and len(codes.shape) == 2:
@@ -306,11 +357,11 @@ def _portable(form: NBits, scheme: str) -> PortableNBits | None:
     return PortableNBits(form.bits, form.dtype)
 
 
-def _setting(codes: StoredArray, node: Node | None) -> tuple[int, int, int]:
+def _setting(codes: StoredArray, node: Any) -> tuple[int, int, int]:
     """Bits, elements of a block, elements of a row."""
     if node is not None:
-        bits, group, columns = (node.attributes.get(key) for key in ("bits", "block_size", "K"))
-        return bits if isinstance(bits, int) else 4, _integer(group), _integer(columns)
+        told = _integers(node)
+        return told.get("bits", 4), told.get("block_size", 0), told.get("K", 0)
     if len(codes.shape) != 3:
         return 8, 0, 0
     _, blocks, nbytes = codes.shape
@@ -318,15 +369,17 @@ def _setting(codes: StoredArray, node: Node | None) -> tuple[int, int, int]:
     return bits, nbytes * 8 // bits, blocks * nbytes * 8 // bits
 
 
-def _integer(value: object) -> int:
-    return value if isinstance(value, int) else 0
+def _integers(node: Any) -> dict[str, int]:
+    """The attributes of an onnx.NodeProto that are one integer."""
+    return {attribute.name: attribute.i for attribute in node.attribute if attribute.type == attribute.INT}
 
 
-def _heads(graph: Graph) -> Iterator[tuple[int, tuple[int, int]]]:
+def _heads(graph: Any) -> Iterator[tuple[int, tuple[int, int]]]:
     """Layer -> its numbers of query and key heads."""
-    attention = [node for node in graph.nodes if node.op == "GroupQueryAttention"]
+    attention = (node for node in graph.node if node.op_type == "GroupQueryAttention")
     for layer, node in enumerate(attention):
-        yield layer, (_integer(node.attributes.get("num_heads")), _integer(node.attributes.get("kv_num_heads")))
+        told = _integers(node)
+        yield layer, (told.get("num_heads", 0), told.get("kv_num_heads", 0))
 
 
 def _tensors(

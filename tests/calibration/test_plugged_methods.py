@@ -89,7 +89,7 @@ def test_a_method_rewrites_weights_across_tensors(
     assert changed == {Role.MLP_NORM, Role.GATE, Role.UP}
     with play(demo, threads=1, dtype="f32") as session:
         expected = session.append(list(range(40, 72)))
-    with play(demo, threads=1, dtype="f32", weights=[(t.source, w) for t, w in weights.items()]) as session:
+    with play(demo, threads=1, dtype="f32", weights=[(t.stored_name, w) for t, w in weights.items()]) as session:
         np.testing.assert_allclose(session.append(list(range(40, 72))), expected, atol=1e-4)
 
 

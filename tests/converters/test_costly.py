@@ -14,9 +14,9 @@ import smolexport
 from smolexport.errors import SmolexportError
 from smolexport.quant import FORMATS
 from smolexport_to_gguf.container import header_bytes, read_gguf
-from smolexport_to_onnx.wire import bytes_field
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
 from tests.clocks import at_most
+from tests.runtimes.onnx_edits import field
 
 U8, BOOL, STRING, ARRAY = 0, 7, 8, 9
 SECONDS = 60  # on a slow machine with others at work; a hang takes far longer
@@ -121,8 +121,8 @@ def test_a_header_of_a_million_arrays(folders: Path) -> None:
 
 def test_a_graph_of_many_small_fields(folders: Path) -> None:
     """Of ONNX: 20 million fields, spread over messages in messages."""
-    node = bytes_field(1, bytes_field(5, b"\x32\x00" * 1000) * 50)
-    (folders / "onnx" / "onnx" / "model_q4.onnx").write_bytes(bytes_field(7, node * 400))
+    node = field(1, field(5, b"\x32\x00" * 1000) * 50)
+    (folders / "onnx" / "onnx" / "model_q4.onnx").write_bytes(field(7, node * 400))
     for wish in (("inspect", folders / "onnx"), ("inspect", "--json", folders / "onnx")):
         with at_most(SECONDS):
             assert_refused(call(*wish), "more than 1,048,576 fields")

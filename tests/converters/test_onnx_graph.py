@@ -17,7 +17,7 @@ import smolexport
 from smolexport.conversion.pipeline import export
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from smolexport_to_onnx.messages import read_graph
+from smolexport_to_onnx.reading import metadata_of, read_graph
 from tests.onnx_for_tests import divergence, onnxruntime, play, relative, torch_logits
 
 LLAMA3 = {
@@ -120,11 +120,11 @@ def test_a_tied_embedding_is_stored_once(quant: str, tokenizer: Path, tmp_path: 
     [data] = (out.path / "onnx").glob("*.onnx_data")
     tables = 2 * 512 * 16 * 4
     assert data.stat().st_size - out.plan.nbytes - tables < 4096 * 64
-    graph = read_graph(data.with_suffix(".onnx"))
-    embeds = [i.name for i in graph.initializers if "embed" in i.name or "lm_head" in i.name]
+    graph = read_graph(data.with_suffix(".onnx")).graph
+    embeds = [i.name for i in graph.initializer if "embed" in i.name or "lm_head" in i.name]
     count, product = {"f32": (1, "Transpose"), "int4": (3, "MatMulNBits"), "int8-dynamic": (2, "MatMulInteger")}[quant]
     assert len(embeds) == count
-    assert [n.op for n in graph.nodes if embeds[0] in n.inputs] == ["Gather", product]
+    assert [n.op_type for n in graph.node if embeds[0] in n.input] == ["Gather", product]
 
 
 def test_logits_of_the_last_position_alone(tokenizer: Path, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_the_tables_end_where_they_are_told_to(tokenizer: Path, tmp_path: Path) 
     done = export("onnx", folder, tmp_path / "out", quant="f32", options={"max_positions": 24})
     assert any("positions up to 24 of the 512" in note for note in done.plan.notes)
     graph = done.path / "onnx" / "model.onnx"
-    assert read_graph(graph).metadata["smolexport.max_positions"] == "24"
+    assert metadata_of(read_graph(graph))["smolexport.max_positions"] == "24"
     assert json.loads((done.path / "genai_config.json").read_text())["search"]["max_length"] == 24
     play(graph, range(24))
     with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="total_sequence_length"):

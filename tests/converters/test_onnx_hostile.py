@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -21,10 +22,9 @@ from smolexport.errors import FileFormatError, OutputError, SmolexportError, Ten
 from smolexport.files import check_target
 from smolexport.model.arch import load_spec
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from smolexport_to_onnx.messages import External, Graph, Initializer, Node, decode, encode
-from smolexport_to_onnx.wire import WireError, bytes_field, fields, int_field
 from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
 from tests.damage import poke
+from tests.runtimes.onnx_edits import edited, field
 
 UP = "model.layers.0.mlp.up_proj"
 GRAPH = "onnx/model_q4.onnx"
@@ -47,54 +47,50 @@ def folder(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "folder"))
 
 
-def rewrite(folder: Path, change: Callable[[Graph], Graph], graph: str = GRAPH) -> None:
-    path = folder / graph
-    path.write_bytes(encode(change(decode(path.read_bytes()))))
-
-
-def place(folder: Path, name: str = "model.norm.weight", **changes: Any) -> None:
+def place(folder: Path, name: str = "model.norm.weight", **changes: object) -> None:
     """Another place for the bytes of an array."""
+    with edited(folder / GRAPH) as model:
+        for entry in named(model, name).external_data:
+            entry.value = str(changes.get(entry.key, entry.value))
 
-    def moved(initializer: Initializer) -> Initializer:
-        if initializer.name != name:
-            return initializer
-        assert isinstance(initializer.content, External)
-        return replace(initializer, content=replace(initializer.content, **changes))
 
-    rewrite(folder, lambda g: replace(g, initializers=tuple(map(moved, g.initializers))))
+def named(model: Any, name: str) -> Any:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
 
 
 def shape(folder: Path, name: str, *sizes: int, length: int | None = None, graph: str = GRAPH) -> None:
-    def reshaped(initializer: Initializer) -> Initializer:
-        if initializer.name != name:
-            return initializer
-        assert isinstance(initializer.content, External)
-        content = initializer.content if length is None else replace(initializer.content, length=length)
-        return replace(initializer, shape=sizes, content=content)
-
-    rewrite(folder, lambda g: replace(g, initializers=tuple(map(reshaped, g.initializers))), graph)
+    with edited(folder / graph) as model:
+        tensor = named(model, name)
+        tensor.dims[:] = sizes
+        for entry in tensor.external_data:
+            if entry.key == "length" and length is not None:
+                entry.value = str(length)
 
 
-def attribute(folder: Path, op: str, **changes: Any) -> None:
-    def changed(node: Node) -> Node:
-        return replace(node, attributes={**node.attributes, **changes}) if node.op == op else node
+def attribute(folder: Path, op: str, **changes: int) -> None:
+    with edited(folder / GRAPH) as model:
+        for node in model.graph.node:
+            for told in node.attribute if node.op_type == op else ():
+                told.i = changes.get(told.name, told.i)
 
-    rewrite(folder, lambda g: replace(g, nodes=tuple(map(changed, g.nodes))))
 
-
-def twice(graph: Graph) -> Graph:
-    return replace(graph, initializers=(*graph.initializers, graph.initializers[0]))
+def twice(folder: Path) -> None:
+    with edited(folder / GRAPH) as model:
+        model.graph.initializer.append(model.graph.initializer[0])
 
 
 def nodes(folder: Path, count: int, node: bytes) -> None:
     """A graph of so many equal nodes."""
-    (folder / GRAPH).write_bytes(bytes_field(7, bytes_field(1, node) * count))
+    (folder / GRAPH).write_bytes(field(7, field(1, node) * count))
 
 
-def shared(graph: Graph) -> Graph:
+def shared(folder: Path) -> None:
     """The largest array under a hundred names more."""
-    most = max(graph.initializers, key=lambda i: i.nbytes)
-    return replace(graph, initializers=(*graph.initializers, *(replace(most, name=f"x{n}") for n in range(100))))
+    with edited(folder / GRAPH) as model:
+        most = max(model.graph.initializer, key=lambda tensor: math.prod(tensor.dims))
+        for number in range(100):
+            model.graph.initializer.append(most)
+            model.graph.initializer[-1].name = f"x{number}"
 
 
 def hollow(path: Path, size: int) -> None:
@@ -109,7 +105,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights are a folder": (lambda f: [(f / DATA).unlink(), (f / DATA).mkdir()], "not found, but model_q4.onnx"),
     "weights cut off": (lambda f: (f / DATA).write_bytes((f / DATA).read_bytes()[:-5]), "ends inside the array"),
     "graph is empty": (lambda f: (f / GRAPH).write_bytes(b""), "there is no graph in it"),
-    "graph is text": (lambda f: (f / GRAPH).write_text("no graph at all"), "is damaged or no ONNX file"),
+    "graph is text": (lambda f: (f / GRAPH).write_text("no graph at all"), "is damaged or not an ONNX file"),
     "graph of a gigabyte": (lambda f: hollow(f / GRAPH, 1 << 30), "1024 MiB; a graph with its weights beside it"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
     "genai_config is no JSON": (lambda f: (f / "genai_config.json").write_text("{"), "genai_config.json: is not valid"),
@@ -126,12 +122,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another length": (lambda f: place(f, length=12), "should have 256 bytes, has 12"),
     "a huge shape": (lambda f: shape(f, "model.norm.weight", 1 << 62, 1 << 62, length=0), "ends inside the array"),
     "a negative shape": (lambda f: shape(f, "model.norm.weight", -64), "has the shape [-64]"),
-    "too many axes": (lambda f: shape(f, "model.norm.weight", *[1] * 400, 64), "shape [1, 1, 1, 1, 1, 1, 1, 1, 1])"),
+    "too many axes": (lambda f: shape(f, "model.norm.weight", *[1] * 400, 64), "shape [1, 1, 1, 1, 1, 1, 1, 1, 1]"),
     "many small fields": (lambda f: (f / GRAPH).write_bytes(b"\x72\x00" * (2 << 20)), FIELDS),
     "many fields in all": (lambda f: nodes(f, 12, b"\x32\x00" * 100_000), FIELDS),
-    "many numbers": (lambda f: nodes(f, 12, bytes_field(5, bytes_field(8, bytes(100_000)) + int_field(20, 7))), FIELDS),
-    "arrays that share their bytes": (lambda f: rewrite(f, shared), "its arrays share their bytes"),
-    "an array twice": (lambda f: rewrite(f, twice), "stands in it twice"),
+    "many numbers": (lambda f: nodes(f, 25, field(5, field(8, bytes(100_000)))), FIELDS),
+    "arrays that share their bytes": (shared, "its arrays share their bytes"),
+    "an array twice": (twice, "stands in it twice"),
     "seven bits": (lambda f: attribute(f, "MatMulNBits", bits=7), "bits is 7, must be one of 4, 8"),
     "another block": (lambda f: attribute(f, "MatMulNBits", block_size=64), "which make up no"),
     "blocks of nothing": (lambda f: attribute(f, "MatMulNBits", block_size=0), "in blocks of 0"),
@@ -164,10 +160,8 @@ STRANGERS: dict[str, Callable[[Path], object]] = {
 
 
 def rename(folder: Path, old: str, new: str) -> None:
-    rewrite(
-        folder,
-        lambda g: replace(g, initializers=tuple(replace(i, name=new) if i.name == old else i for i in g.initializers)),
-    )
+    with edited(folder / GRAPH) as model:
+        named(model, old).name = new
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)
@@ -204,13 +198,41 @@ def test_folders_cut_anywhere_or_with_any_byte_changed(folder: Path) -> None:
     assert not [m for m in messages if "\n" in m]
 
 
-def test_messages_that_no_one_sends() -> None:
-    for data in (b"\x0a", b"\x0a\xff", b"\x0b", b"\x80" * 11, b"\x09abc", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7fx"):
-        with pytest.raises(WireError):
-            list(fields(data))
-    with pytest.raises(WireError, match="a number where a message belongs"):
-        decode(b"\x38\x01")
-    assert list(fields(b"")) == []
+NO_MESSAGES = (b"\x0a", b"\x0a\xff", b"\x0b", b"\x80" * 11, b"\x09abc", b"\x0a" + b"\xff" * 8 + b"\x7fx", b"\x38\x01")
+
+
+@pytest.mark.parametrize("data", NO_MESSAGES)
+@pytest.mark.parametrize("behind", [0, 3 << 20])
+def test_messages_that_no_one_sends(data: bytes, behind: int, folder: Path) -> None:
+    """Alone, and behind so much that fields are counted first."""
+    (folder / GRAPH).write_bytes((field(1000, bytes(behind)) if behind else b"") + data)
+    with pytest.raises(FileFormatError, match="is damaged or not an ONNX file"):
+        smolexport_to_onnx.weights(folder)
+
+
+@pytest.mark.parametrize("depth", [90, 3000])
+def test_messages_in_messages(depth: int, folder: Path) -> None:
+    """Graphs in attributes of nodes, with something long in the innermost one."""
+    data = field(10, bytes(3 << 20))
+    for _ in range(depth):
+        data = field(1, field(5, field(6, data)))
+    (folder / GRAPH).write_bytes(field(7, data))
+    with pytest.raises(FileFormatError, match="is damaged or not an ONNX file"):
+        smolexport_to_onnx.weights(folder)
+
+
+def test_texts_that_are_not_utf_8(folder: Path) -> None:
+    """Of names, places and strings in the graph, one after the other."""
+    whole, found = (folder / GRAPH).read_bytes(), 0
+    for text in (b"model.norm.weight", b"model_q4.onnx_data", b"smolexport.scheme", b"logits", b"MatMulNBits"):
+        (folder / GRAPH).write_bytes(whole.replace(text, b"\xff" * len(text)))
+        for look in (smolexport.inspect, smolexport_to_onnx.weights, smolexport_to_onnx.lint):
+            try:
+                look(folder)
+            except FileFormatError:
+                found += 1
+        assert not smolexport_to_onnx.replaceable(folder) or text != b"smolexport.scheme"
+    assert found > 5
 
 
 def test_weights_that_are_cut_off_after_the_graph_was_read(folder: Path) -> None:
@@ -257,6 +279,19 @@ def test_lint_sees_what_readers_would_trip_over(folder: Path) -> None:
         assert any(said in finding for finding in smolexport_to_onnx.lint(folder)), said
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "genai_config.json").write_text(json.dumps(generation))
+    whole = (folder / GRAPH).read_bytes()
+    for damage, said in (
+        (lambda graph: graph.node[5].input.__setitem__(0, "nowhere"), "nowhere"),
+        (lambda graph: graph.node.append(graph.node[0]), "SSA"),
+        (lambda graph: graph.node[0].attribute.add(name="what", i=1, type=2), "what"),
+        (lambda graph: graph.node.insert(0, graph.node.pop()), "topologically sorted"),
+    ):
+        with edited(folder / GRAPH) as model:
+            damage(model.graph)
+        [finding] = smolexport_to_onnx.lint(folder)
+        assert finding.startswith("model_q4.onnx: is not a valid graph (")
+        assert said in finding
+        (folder / GRAPH).write_bytes(whole)
     place(folder, offset=0)
     assert any("share bytes" in finding for finding in smolexport_to_onnx.lint(folder))
     (folder / "tokenizer.json").unlink()
@@ -338,6 +373,11 @@ def test_blocks_that_do_not_divide_fall_back_aloud_or_are_refused(tmp_path: Path
     assert_refused(refused, "--strict: int4-g128 does not fit", "rows of 172")
 
 
+def anonymous(folder: Path) -> None:
+    with edited(folder / GRAPH) as model:
+        model.ClearField("metadata_props")
+
+
 FOREIGN: dict[str, Callable[[Path], object]] = {
     "a note": lambda f: (f / "notes.txt").write_text("precious"),
     "a note beside the graph": lambda f: (f / "onnx" / "notes.txt").write_text("precious"),
@@ -347,7 +387,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "a file that is a link": lambda f: [
         shutil.move(f / "README.md", f.parent / "card"), (f / "README.md").symlink_to(f.parent / "card")],
     "weights that are a link": lambda f: [shutil.move(f / DATA, f.parent / "w"), (f / DATA).symlink_to(f.parent / "w")],
-    "made by another tool": lambda f: rewrite(f, lambda g: replace(g, metadata={})),
+    "made by another tool": anonymous,
     "damaged": lambda f: (f / GRAPH).write_bytes(b"no"),
     "no graph": lambda f: (f / GRAPH).unlink(),
 }  # fmt: skip

@@ -19,8 +19,7 @@ import smolexport
 from smolexport.errors import FileFormatError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx import lint, weights
-from smolexport_to_onnx.messages import read_graph
-from smolexport_to_onnx.reading import read_model
+from smolexport_to_onnx.reading import read_graph, read_model
 from tests.cli.commands import assert_refused, call
 from tests.converters.test_onnx_hostile import shape
 from tests.onnx_for_tests import onnxruntime, play, relative
@@ -106,10 +105,10 @@ def test_no_position_spoils_another(products: Any) -> None:
 
 
 def test_the_embedding_is_looked_up_in_the_array_of_the_head(folder: Path) -> None:
-    graph = read_graph(folder / GRAPH)
-    [lookup] = [n for n in graph.nodes if n.op == "Gather" and n.inputs[0] == "model.embed_tokens.B"]
-    assert lookup.attributes["axis"] == 1
-    [shape] = [i.shape for i in graph.initializers if i.name == "model.embed_tokens.B"]
+    graph = read_graph(folder / GRAPH).graph
+    [lookup] = [n for n in graph.node if n.op_type == "Gather" and n.input[0] == "model.embed_tokens.B"]
+    assert [a.i for a in lookup.attribute if a.name == "axis"] == [1]
+    [shape] = [tuple(i.dims) for i in graph.initializer if i.name == "model.embed_tokens.B"]
     assert shape == (60, 323)
 
 

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-__all__ = ["change_config", "edited", "on_tensor", "rows_cannot_be_chosen", "rows_must_be_chosen"]
+__all__ = ["change_config", "edited", "field", "on_tensor", "rows_cannot_be_chosen", "rows_must_be_chosen"]
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of protocol buffers that holds a message, a text or a packed list."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
+
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
 
 KEEP = "num_logits_to_keep"
 
