@@ -8,11 +8,15 @@ Source: the format's public specification (ggml `docs/gguf.md`) and the rules of
 from __future__ import annotations
 
 import struct
+import time
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+from os import SEEK_CUR
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -29,6 +33,8 @@ MAX_DIMS = 4
 # of a few megabytes may promise work for hours.
 MAX_KEYS = MAX_TENSORS = 1 << 16
 MAX_VALUES = 1 << 22  # in all arrays of the metadata
+CLOCK_GRAIN = 100_000_000  # ns; a file that is changed twice within it may keep its time
+BLOCK = 1 << 20  # bytes read at once
 MAX_NAME = (1 << 16) - 1  # bytes, what the specification allows a key
 # (key, kind, value); kinds: u32 i32 f32 bool string … and the same in brackets for arrays.
 Metadata = Sequence[tuple[str, str, Any]]
@@ -83,6 +89,36 @@ class GgufFile:
         """Value of a metadata key that should be a whole number; None where it is missing or of another kind."""
         value = self.get(key)
         return value if type(value) is int else None
+
+
+class Texts(Sequence[str]):
+    """An array of texts as the file has it; each is decoded when it is asked for."""
+
+    def __init__(self, data: bytearray, ends: array[int]) -> None:
+        self._data, self._ends = data, ends  # each text's length, 8 bytes, and its UTF-8; where each text ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = self._ends[index - 1] if index else 0
+        return self._data[start + 8 : self._ends[index]].decode("utf-8", "replace")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.tolist() == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tolist(self) -> list[str]:
+        """All of them, as numpy's arrays say it."""
+        return self[:]
 
 
 def padding(size: int) -> int:
@@ -162,17 +198,25 @@ class Reader:
             raise self.fail(f"{what} has a name of {size:,} bytes")
         return self.take(size).decode("utf-8", "replace")
 
-    def strings(self, count: int) -> list[str]:
-        """The next `count` texts; in one loop, since a vocabulary has hundreds of thousands."""
-        read, left, found = self.file.read, self.left, []
+    def strings(self, count: int) -> Texts:
+        """The next `count` texts; in one loop over blocks of the file, since a vocabulary has hundreds of thousands."""
+        data, ends, at = bytearray(), array("Q"), 0
+        size_at = STRUCTS["u64"].unpack_from
         for _ in range(count):
-            size = int.from_bytes(read(8), "little")
-            left -= 8 + size
-            if left < 0:
-                raise self.fail(f"ends early, inside an array of {count:,} strings")
-            found.append(read(size).decode("utf-8", "replace"))
-        self.left = left
-        return found
+            for needed in (at + 8, 0):
+                needed = needed or at + 8 + size_at(data, at)[0]
+                if needed > len(data):
+                    if needed > self.left:
+                        raise self.fail(f"ends early, inside an array of {count:,} strings")
+                    data += self.file.read(max(needed - len(data), BLOCK))
+                    if needed > len(data):
+                        raise self.fail("was cut while it was read")
+            at = needed
+            ends.append(at)
+        self.file.seek(at - len(data), SEEK_CUR)
+        self.left -= at
+        del data[at:]
+        return Texts(data, ends)
 
     def value(self) -> tuple[str, Any]:
         """The next metadata value and its kind."""
@@ -197,16 +241,24 @@ class Reader:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read header, metadata and tensor infos.
+    """Read header, metadata and tensor infos; once for several readers of a file that nobody is just writing.
 
     Raises:
         FileFormatError: not a GGUF file, another version, damaged, or a tensor type outside the known formats.
     """
     try:
-        with open_regular(path) as file:
-            return _read(Reader(file, path))
+        stat = path.stat()
+        fresh = time.time_ns() - stat.st_mtime_ns < CLOCK_GRAIN
+        read = _opened.__wrapped__ if fresh else _opened
+        return read(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, _stamp: tuple[int, ...]) -> GgufFile:
+    with open_regular(path) as file:
+        return _read(Reader(file, path))
 
 
 def _read(reader: Reader) -> GgufFile:

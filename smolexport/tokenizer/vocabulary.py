@@ -148,10 +148,14 @@ def _fill(texts: dict[int, str], vocab_size: int) -> tuple[str, ...]:
 def _merges(path: Path, entries: object, listed: dict[str, Any], texts: dict[int, str]) -> tuple[tuple[str, str], ...]:
     """The merges as pairs.  Of a pair listed twice the last place counts, as in the tokenizers library.
 
-    The parts are the very strings in `texts`: copies of them would be most of a tokenizer's memory.
+    The parts are the very strings in `texts`, and `entries` is emptied on the way: as parsed, the merges are most of a
+    tokenizer's memory.
     """
     pairs: list[tuple[str, str]] = []
-    for number, entry in enumerate(sequence(path, "model.merges", entries)):
+    entries = sequence(path, "model.merges", entries)
+    entries.reverse()
+    while entries:
+        entry = entries.pop()
         pair = tuple(entry.split(" ")) if type(entry) is str else tuple(entry) if type(entry) is list else ()
         try:
             # The usual case in one line: there may be 280,000 of them.
@@ -160,9 +164,12 @@ def _merges(path: Path, entries: object, listed: dict[str, Any], texts: dict[int
                 continue
         except TypeError:  # a list or an object where a string belongs
             pair = ()
+        number = len(pairs)
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise refuse(path, f"merge {number} is {show(entry)}", "a merge is a pair of tokens")
         absent = next(part for part in (*pair, "".join(pair)) if part not in listed)
         found = f"merge {number} {show(entry)} needs the token {show(absent)}, which model.vocab lacks"
         raise refuse(path, found, "vocabulary and merges belong to different tokenizers; download the file again")
+    if len(set(pairs)) == len(pairs):
+        return tuple(pairs)
     return tuple(reversed(dict.fromkeys(reversed(pairs))))
