@@ -126,7 +126,7 @@ def padding(size: int) -> int:
     return -size % ALIGNMENT
 
 
-def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], BlockFormat]]) -> bytes:
+def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], BlockFormat]]) -> bytearray:
     """Everything before the first tensor's data, padded to the alignment.
 
     Args:
@@ -136,28 +136,36 @@ def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...
     rows = list(tensors)
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(rows), len(metadata)))
     for key, kind, value in metadata:
-        out += _string(key) + _value(kind, value)
+        _add_string(out, key)
+        _add_value(out, kind, value)
     offset = 0
     for name, shape, form in rows:
-        out += _string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        _add_string(out, name)
+        out += struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *reversed(shape))
         out += struct.pack("<IQ", form.ggml_type, offset)
         size = form.size(shape)
         offset += size + padding(size)
-    return bytes(out + bytes(padding(len(out))))
+    out += bytes(padding(len(out)))
+    return out
 
 
-def _string(text: str) -> bytes:
+def _add_string(out: bytearray, text: str) -> None:
     raw = text.encode("utf-8", "replace")
-    return struct.pack("<Q", len(raw)) + raw
+    out += STRUCTS["u64"].pack(len(raw))
+    out += raw
 
 
-def _value(kind: str, value: Any) -> bytes:
-    if not kind.startswith("["):
-        code = struct.pack("<I", CODES[kind])
-        return code + (_string(value) if kind == "string" else np.array(value, NUMPY[kind]).tobytes())
-    item = kind[1:-1]
-    head = struct.pack("<IIQ", ARRAY, CODES[item], len(value))
-    return head + (b"".join(map(_string, value)) if item == "string" else np.asarray(value, NUMPY[item]).tobytes())
+def _add_value(out: bytearray, kind: str, value: Any) -> None:
+    item = kind.strip("[]")
+    if item != kind:
+        out += struct.pack("<IIQ", ARRAY, CODES[item], len(value))
+    else:
+        out += struct.pack("<I", CODES[item])
+    if item == "string":
+        for text in value if item != kind else (value,):
+            _add_string(out, text)
+    else:
+        out += np.asarray(value, NUMPY[item]).tobytes()
 
 
 class Reader:
