@@ -54,7 +54,7 @@ class Merges(Sequence[str]):
     byte-level text has neither.
     """
 
-    def __init__(self, merges: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
         odd = {part for pair in merges for part in pair if " " in part or NUL in part}
         self._merges = tuple(pair for pair in merges if odd.isdisjoint(pair)) if odd else merges
 

@@ -75,7 +75,9 @@ def main() -> int:
     for _ in range(options.repetitions):
         for name in options.shapes:
             with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-                found[name].append(measure(name, options.scheme, options.tokenizer, Path(scratch), command=options.command))
+                found[name].append(
+                    measure(name, options.scheme, options.tokenizer, Path(scratch), command=options.command)
+                )
     rows = [{**runs[0], **{key: statistics.median(r[key] for r in runs) for key in MIDDLE}} for runs in found.values()]
     gigabytes = [row["source"] / 1e9 for row in rows]
     lines = {key: through(gigabytes, [row[key] for row in rows]) for key in ("wall", "cpu")}
