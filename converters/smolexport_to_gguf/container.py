@@ -210,16 +210,21 @@ class Reader:
         """The next `count` texts; in one loop over blocks of the file, since a vocabulary has hundreds of thousands."""
         data, ends, at = bytearray(), array("Q"), 0
         size_at = STRUCTS["u64"].unpack_from
+
+        def reach(end: int) -> None:
+            """Have the first `end` bytes in `data`."""
+            if end > self.left:
+                raise self.fail(f"ends early, inside an array of {count:,} strings")
+            data.extend(self.file.read(max(end - len(data), BLOCK)))
+            if end > len(data):
+                raise self.fail("was cut while it was read")
+
         for _ in range(count):
-            for needed in (at + 8, 0):
-                needed = needed or at + 8 + size_at(data, at)[0]
-                if needed > len(data):
-                    if needed > self.left:
-                        raise self.fail(f"ends early, inside an array of {count:,} strings")
-                    data += self.file.read(max(needed - len(data), BLOCK))
-                    if needed > len(data):
-                        raise self.fail("was cut while it was read")
-            at = needed
+            if at + 8 > len(data):
+                reach(at + 8)
+            at += 8 + size_at(data, at)[0]
+            if at > len(data):
+                reach(at)
             ends.append(at)
         self.file.seek(at - len(data), SEEK_CUR)
         self.left -= at

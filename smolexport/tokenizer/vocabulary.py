@@ -54,11 +54,11 @@ def read_vocabulary(
             raise refuse(path, f"model.unk_token {show(text)} is not in model.vocab", "correct it or set it to null")
     kinds = _kinds(texts, merged.added, kind, unknown)
     tokens = _fill(texts, vocab_size)
-    own = tuple(texts.get(index, "") for index in range(vocab_size)) if "" in listed else tokens
+    parts = tuple(texts.get(index, "") for index in range(vocab_size)) if "" in listed else tokens
     return Vocabulary(
         tokens=tokens,
         kinds=tuple(kinds.get(index, TokenKind.UNUSED) for index in range(vocab_size)),
-        merges=_merges(path, model.get("merges"), listed, own),
+        merges=_merges(path, model.get("merges"), listed, parts),
         merged=merged,
         ignore_merges=boolean(path, "model.ignore_merges", model.get("ignore_merges") or False),
         unknown=unknown,

@@ -67,7 +67,7 @@ def own_tokenizer(name: str) -> Path:
     """A folder with the tokenizer.json of the model `name`, or of the demo model where there is none of it here."""
     from smolexport.demo import demo_checkpoint
 
-    folder = SHARED / OWN.get(name.split("-")[0], "none")
+    folder = SHARED / OWN.get(name.split("-", maxsplit=1)[0], "none")
     return folder if (folder / "tokenizer.json").is_file() else demo_checkpoint()
 
 
