@@ -69,6 +69,11 @@ class Merges(Sequence[str]):
         found = self._merges[index]
         return list(map(" ".join, found)) if isinstance(index, slice) else " ".join(found)  # type: ignore[arg-type]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 def vocabulary_metadata(spec: TokenizerSpec) -> list[Entry]:
     """The tokenizer's keys in file order.  `check_vocabulary` must have had no objections."""
