@@ -156,7 +156,7 @@ def size(plan: Plan) -> int:
     return len(_header(plan)) + sum(entry.nbytes + padding(entry.nbytes) for entry in plan.entries)
 
 
-def _header(plan: Plan) -> bytes:
+def _header(plan: Plan) -> bytearray:
     return header_bytes(plan.metadata, ((e.name, e.shape, FORMATS[e.format.name]) for e in plan.entries))
 
 
@@ -180,5 +180,6 @@ def output(plan: Plan, path: Path, *, force: bool = False) -> Iterator[Sink]:
     check_target(path, total, force=force)
     with atomic_file(path, force=force) as file:
         file.write(header)
+        header.clear()  # megabytes, with a vocabulary in it
         file.truncate(total)  # the padding reads as zeros
         yield Sink([path], [file], places)

@@ -8,11 +8,15 @@ Source: the format's public specification (ggml `docs/gguf.md`) and the rules of
 from __future__ import annotations
 
 import struct
+import time
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+from os import SEEK_CUR
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -29,6 +33,8 @@ MAX_DIMS = 4
 # of a few megabytes may promise work for hours.
 MAX_KEYS = MAX_TENSORS = 1 << 16
 MAX_VALUES = 1 << 22  # in all arrays of the metadata
+CLOCK_GRAIN = 100_000_000  # ns; a file that is changed twice within it may keep its time
+BLOCK = 1 << 20  # bytes read at once
 MAX_NAME = (1 << 16) - 1  # bytes, what the specification allows a key
 # (key, kind, value); kinds: u32 i32 f32 bool string … and the same in brackets for arrays.
 Metadata = Sequence[tuple[str, str, Any]]
@@ -85,12 +91,42 @@ class GgufFile:
         return value if type(value) is int else None
 
 
+class Texts(Sequence[str]):
+    """An array of texts as the file has it; each is decoded when it is asked for."""
+
+    def __init__(self, data: bytearray, ends: array[int]) -> None:
+        self._data, self._ends = data, ends  # each text's length, 8 bytes, and its UTF-8; where each text ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = self._ends[index - 1] if index else 0
+        return self._data[start + 8 : self._ends[index]].decode("utf-8", "replace")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.tolist() == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tolist(self) -> list[str]:
+        """All of them, as numpy's arrays say it."""
+        return self[:]
+
+
 def padding(size: int) -> int:
     """Zero bytes needed behind `size` bytes to reach the alignment."""
     return -size % ALIGNMENT
 
 
-def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], BlockFormat]]) -> bytes:
+def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], BlockFormat]]) -> bytearray:
     """Everything before the first tensor's data, padded to the alignment.
 
     Args:
@@ -100,28 +136,36 @@ def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...
     rows = list(tensors)
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(rows), len(metadata)))
     for key, kind, value in metadata:
-        out += _string(key) + _value(kind, value)
+        _add_string(out, key)
+        _add_value(out, kind, value)
     offset = 0
     for name, shape, form in rows:
-        out += _string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        _add_string(out, name)
+        out += struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *reversed(shape))
         out += struct.pack("<IQ", form.ggml_type, offset)
         size = form.size(shape)
         offset += size + padding(size)
-    return bytes(out + bytes(padding(len(out))))
+    out += bytes(padding(len(out)))
+    return out
 
 
-def _string(text: str) -> bytes:
+def _add_string(out: bytearray, text: str) -> None:
     raw = text.encode("utf-8", "replace")
-    return struct.pack("<Q", len(raw)) + raw
+    out += STRUCTS["u64"].pack(len(raw))
+    out += raw
 
 
-def _value(kind: str, value: Any) -> bytes:
-    if not kind.startswith("["):
-        code = struct.pack("<I", CODES[kind])
-        return code + (_string(value) if kind == "string" else np.array(value, NUMPY[kind]).tobytes())
-    item = kind[1:-1]
-    head = struct.pack("<IIQ", ARRAY, CODES[item], len(value))
-    return head + (b"".join(map(_string, value)) if item == "string" else np.asarray(value, NUMPY[item]).tobytes())
+def _add_value(out: bytearray, kind: str, value: Any) -> None:
+    item = kind.strip("[]")
+    if item != kind:
+        out += struct.pack("<IIQ", ARRAY, CODES[item], len(value))
+    else:
+        out += struct.pack("<I", CODES[item])
+    if item == "string":
+        for text in value if item != kind else (value,):
+            _add_string(out, text)
+    else:
+        out += np.asarray(value, NUMPY[item]).tobytes()
 
 
 class Reader:
@@ -162,17 +206,30 @@ class Reader:
             raise self.fail(f"{what} has a name of {size:,} bytes")
         return self.take(size).decode("utf-8", "replace")
 
-    def strings(self, count: int) -> list[str]:
-        """The next `count` texts; in one loop, since a vocabulary has hundreds of thousands."""
-        read, left, found = self.file.read, self.left, []
-        for _ in range(count):
-            size = int.from_bytes(read(8), "little")
-            left -= 8 + size
-            if left < 0:
+    def strings(self, count: int) -> Texts:
+        """The next `count` texts; in one loop over blocks of the file, since a vocabulary has hundreds of thousands."""
+        data, ends, at = bytearray(), array("Q"), 0
+        size_at = STRUCTS["u64"].unpack_from
+
+        def reach(end: int) -> None:
+            """Have the first `end` bytes in `data`."""
+            if end > self.left:
                 raise self.fail(f"ends early, inside an array of {count:,} strings")
-            found.append(read(size).decode("utf-8", "replace"))
-        self.left = left
-        return found
+            data.extend(self.file.read(max(end - len(data), BLOCK)))
+            if end > len(data):
+                raise self.fail("was cut while it was read")
+
+        for _ in range(count):
+            if at + 8 > len(data):
+                reach(at + 8)
+            at += 8 + size_at(data, at)[0]
+            if at > len(data):
+                reach(at)
+            ends.append(at)
+        self.file.seek(at - len(data), SEEK_CUR)
+        self.left -= at
+        del data[at:]
+        return Texts(data, ends)
 
     def value(self) -> tuple[str, Any]:
         """The next metadata value and its kind."""
@@ -197,16 +254,24 @@ class Reader:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read header, metadata and tensor infos.
+    """Read header, metadata and tensor infos; once for several readers of a file that nobody is just writing.
 
     Raises:
         FileFormatError: not a GGUF file, another version, damaged, or a tensor type outside the known formats.
     """
     try:
-        with open_regular(path) as file:
-            return _read(Reader(file, path))
+        stat = path.stat()
+        fresh = time.time_ns() - stat.st_mtime_ns < CLOCK_GRAIN
+        read = _opened.__wrapped__ if fresh else _opened
+        return read(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, _stamp: tuple[int, ...]) -> GgufFile:
+    with open_regular(path) as file:
+        return _read(Reader(file, path))
 
 
 def _read(reader: Reader) -> GgufFile:

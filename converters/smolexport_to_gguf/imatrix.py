@@ -237,7 +237,7 @@ def _gguf_bytes(imatrix: Imatrix) -> bytes:
         arrays[name + COUNTS] = statistic.counts.astype("<f4")[:, None] if several else statistic.counts.astype("<f4")
     header = header_bytes(metadata, ((name, array.shape, FORMATS["f32"]) for name, array in arrays.items()))
     data = (array.astype("<f4").tobytes() for array in arrays.values())
-    return header + b"".join(raw + bytes(padding(len(raw))) for raw in data)
+    return b"".join((header, *(raw + bytes(padding(len(raw))) for raw in data)))
 
 
 def _dat_bytes(imatrix: Imatrix) -> bytes:

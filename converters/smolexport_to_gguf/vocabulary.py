@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from smolexport.text import show
 from smolexport.tokenizer import PreTokenizer, TokenizerKind, TokenizerSpec, TokenKind, unbuilt_tokens
@@ -34,7 +34,6 @@ CUTTERS = {
     PreTokenizer.QWEN2: "qwen2",
     PreTokenizer.QWEN35: "qwen35",
 }
-UNMATCHED = frozenset((" ", NUL))
 TAKES_WHOLE_WORDS = "llama-bpe"  # the one cutter above that takes a piece whole when it is a token
 LLAMA3_BY_MERGES = "smaug-bpe"  # the same pattern, always merging
 BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
@@ -46,6 +45,34 @@ class Entry(NamedTuple):
     key: str
     kind: str
     value: str | int | float | bool | Sequence[str] | Sequence[int] | Sequence[float]
+
+
+class Merges(Sequence[str]):
+    """Merges as the file has them, each written when it is asked for: there may be 280,000.
+
+    The loader splits at the first space and ends at NUL.  A part with one could never match, and is left out:
+    byte-level text has neither.
+    """
+
+    def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
+        odd = {part for pair in merges for part in pair if " " in part or NUL in part}
+        self._merges = tuple(pair for pair in merges if odd.isdisjoint(pair)) if odd else merges
+
+    def __len__(self) -> int:
+        return len(self._merges)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        found = self._merges[index]
+        return list(map(" ".join, found)) if isinstance(index, slice) else " ".join(found)  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def vocabulary_metadata(spec: TokenizerSpec) -> list[Entry]:
@@ -62,10 +89,7 @@ def _entries(spec: TokenizerSpec) -> Iterator[Entry]:
         yield Entry("ggml.scores", "[f32]", spec.scores)
     yield Entry("ggml.token_type", "[i32]", [_type_code(spec, index) for index in range(len(spec.tokens))])
     if byte_level:
-        # The loader splits at the first space and ends at NUL.  A part with one could never match: byte-level text has
-        # neither.
-        pairs = [f"{left} {right}" for left, right in spec.merges if not UNMATCHED & {*left, *right}]
-        yield Entry("ggml.merges", "[string]", pairs)
+        yield Entry("ggml.merges", "[string]", Merges(spec.merges))
     yield from _special_entries(spec)
     # Always written: what the loader assumes when they are missing depends on `pre`.
     yield Entry("ggml.add_bos_token", "bool", spec.add_bos)

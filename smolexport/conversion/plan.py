@@ -5,7 +5,7 @@ A converter turns a `ModelSpec` and a scheme into a `Plan`; `render()` is what `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,7 +268,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (Sequence, np.ndarray)):
         return f"[{len(value)} values]"
     if isinstance(value, dict) and len(str(value)) > 100:
         return f"{{{len(value)} keys}}"

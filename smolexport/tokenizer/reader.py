@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from smolexport.errors import TokenizerError
 from smolexport.model.source_files import file_in
 from smolexport.text import show
 from smolexport.tokenizer.derive import last_ranks
@@ -20,6 +24,7 @@ from smolexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 __all__ = ["load_library", "read_tokenizer"]
 
 PROBES = ("a", "A", "0", " ", "的")  # a small vocabulary may lack some of them
+PIECES = frozenset("aA0 的▁ĠçļĦ")  # what they are made of, as characters and as bytes
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
@@ -32,7 +37,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
         path = folder / "tokenizer.json"
         raise refuse(path, "the file does not exist", "save the checkpoint's fast tokenizer there (save_pretrained)")
     companions = read_companions(folder)
-    structure, vocabulary = _read(path, companions, vocab_size)
+    structure, vocabulary, excerpt = _read(path, companions, vocab_size)
+    _give_back()
     templates = read_templates(companions)
     ids = {
         text: index
@@ -40,7 +46,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
         if kind is not TokenKind.UNUSED
     }
     special = read_special(companions, ids, vocab_size, templates.default)
-    before, after = _framing(path, load_library(path, vocabulary.merged.beside), vocabulary)
+    before, after = _framing(path, excerpt, vocabulary)
     bos, add_bos = _frame(path, "before", before, special.bos)
     eos, add_eos = _frame(path, "after", after, special.eos)
     scores, unbuilt = _scores(vocabulary) if structure.kind is TokenizerKind.CHARACTERS else ((), ())
@@ -73,22 +79,48 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
     )
 
 
-def _read(path: Path, companions: Companions, vocab_size: int) -> tuple[Structure, Vocabulary]:
-    """What tokenizer.json says; the parsed file, several times its size, is dropped before the library reads it too."""
+def _read(path: Path, companions: Companions, vocab_size: int) -> tuple[Structure, Vocabulary, str | None]:
+    """What tokenizer.json says, and an excerpt of it; the parsed file, several times its size, is dropped here."""
     document = read_json(path)
     structure = recognise(path, document)
-    return structure, read_vocabulary(path, document, structure.kind, companions, vocab_size)
+    model = document.get("model")
+    merges = model.get("merges") if isinstance(model, dict) else None
+    mixed = isinstance(merges, list) and len(set(map(type, merges))) > 1  # which the library refuses
+    vocabulary = read_vocabulary(path, document, structure.kind, companions, vocab_size)
+    return structure, vocabulary, None if mixed else _excerpt(document, vocabulary)
 
 
-def load_library(path: Path, beside: Sequence[AddedToken]) -> Any:
+def _give_back() -> None:
+    """Have the C library return what is freed to the system, where it has to be told (glibc)."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def _excerpt(document: dict[str, Any], vocabulary: Vocabulary) -> str:
+    """tokenizer.json with as much of the vocabulary as encodes PROBES, so that the library needs little memory."""
+    listed = document["model"]["vocab"]
+    vocab = {text: i for text, i in listed.items() if PIECES.issuperset(text) or text.startswith("<0x")}
+    if vocabulary.unknown is not None:
+        vocab[document["model"]["unk_token"]] = vocabulary.unknown
+    free = len(listed)
+    for token in vocabulary.merged.added:  # their ids as the library gives them
+        vocab[token.text] = listed.get(token.text, free)
+        free = max(free, vocab[token.text] + 1)
+    merges = [pair for pair in vocabulary.merges if pair[0] in vocab and pair[1] in vocab and "".join(pair) in vocab]
+    return json.dumps(document | {"model": document["model"] | {"vocab": vocab, "merges": merges}})
+
+
+def load_library(path: Path, beside: Sequence[AddedToken], excerpt: str | None = None) -> Any:
     """The tokenizers library's own object for a tokenizer.json and the tokens beside it; no truncation, no padding.
 
+    `excerpt`: JSON that stands for the file.
     Raises TokenizerError for whatever the library raises: it has no exception types of its own.
     """
     import tokenizers
 
     with _library_failures(path, "is refused by tokenizers"):
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        library = tokenizers.Tokenizer
+        tokenizer = library.from_file(str(path)) if excerpt is None else library.from_str(excerpt)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if beside:  # an empty list would rebuild its index of added tokens too
@@ -108,8 +140,20 @@ def _library_failures(path: Path, found: str) -> Iterator[None]:
         raise refuse(path, f"{found} ({show(str(error), 160)})", "download the file again") from None
 
 
-def _framing(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
-    """Ids that encoding puts before and after a text, and a check that the library agrees with the file's ids."""
+def _framing(path: Path, excerpt: str | None, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+    """Ids that encoding puts before and after a text, and a check that the library agrees with the file's ids.
+
+    Where the excerpt will not do, the whole file decides.
+    """
+    try:
+        return _probe(path, load_library(path, vocabulary.merged.beside, excerpt), vocabulary)
+    except TokenizerError:
+        if excerpt is None:
+            raise
+    return _framing(path, None, vocabulary)
+
+
+def _probe(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     with _library_failures(path, "cannot encode"):
         encoded = [tokenizer.encode(probe, add_special_tokens=False).ids for probe in PROBES]
         bare, probe = next(((ids, text) for ids, text in zip(encoded, PROBES, strict=True) if ids), ([], ""))

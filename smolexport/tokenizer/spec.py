@@ -5,14 +5,17 @@ Notation: v = the model's vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
+from typing import overload
 
 __all__ = [
     "AddedToken",
     "Normalizer",
+    "Pairs",
     "PreTokenizer",
     "SpacePrefix",
     "TokenKind",
@@ -89,6 +92,35 @@ class AddedToken:
         }
 
 
+class Pairs(Sequence[tuple[str, str]]):
+    """Pairs of tokens, held as their ids: as tuples they would be most of a tokenizer's memory."""
+
+    def __init__(self, tokens: Sequence[str], left: array[int], right: array[int]) -> None:
+        self._tokens, self._left, self._right = tokens, left, right
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        text = self._tokens.__getitem__
+        return zip(map(text, self._left), map(text, self._right), strict=True)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pairs: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | Pairs:
+        if isinstance(index, slice):
+            return Pairs(self._tokens, self._left[index], self._right[index])
+        return self._tokens[self._left[index]], self._tokens[self._right[index]]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
 @dataclass(frozen=True)
 class TokenizerSpec:
     """A tokenizer as its checkpoint defines it.
@@ -121,7 +153,7 @@ class TokenizerSpec:
     kind: TokenizerKind
     tokens: tuple[str, ...]
     kinds: tuple[TokenKind, ...]
-    merges: tuple[tuple[str, str], ...]
+    merges: Sequence[tuple[str, str]]
     pre_tokenizer: PreTokenizer
     scores: tuple[float, ...] = ()
     normalizer: Normalizer = Normalizer.NONE

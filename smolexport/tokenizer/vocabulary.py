@@ -6,6 +6,7 @@ Notation: v = the model's vocab_size.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from smolexport.text import show
 from smolexport.tokenizer.files import Companions, boolean, mapping, refuse, sequence, string
 from smolexport.tokenizer.merging import Merged, merge
-from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenKind
+from smolexport.tokenizer.spec import AddedToken, Pairs, TokenizerKind, TokenKind
 
 __all__ = ["Vocabulary", "read_vocabulary"]
 
@@ -27,7 +28,7 @@ class Vocabulary:
 
     tokens: tuple[str, ...]
     kinds: tuple[TokenKind, ...]
-    merges: tuple[tuple[str, str], ...]
+    merges: Pairs
     merged: Merged
     ignore_merges: bool
     unknown: int | None
@@ -52,10 +53,12 @@ def read_vocabulary(
         if unknown is None:
             raise refuse(path, f"model.unk_token {show(text)} is not in model.vocab", "correct it or set it to null")
     kinds = _kinds(texts, merged.added, kind, unknown)
+    tokens = _fill(texts, vocab_size)
+    parts = tuple(texts.get(index, "") for index in range(vocab_size)) if "" in listed else tokens
     return Vocabulary(
-        tokens=_fill(texts, vocab_size),
+        tokens=tokens,
         kinds=tuple(kinds.get(index, TokenKind.UNUSED) for index in range(vocab_size)),
-        merges=_merges(path, model.get("merges"), listed, texts),
+        merges=_merges(path, model.get("merges"), listed, parts),
         merged=merged,
         ignore_merges=boolean(path, "model.ignore_merges", model.get("ignore_merges") or False),
         unknown=unknown,
@@ -145,24 +148,33 @@ def _fill(texts: dict[int, str], vocab_size: int) -> tuple[str, ...]:
     return tuple(texts.get(index) or placeholder(index) for index in range(vocab_size))
 
 
-def _merges(path: Path, entries: object, listed: dict[str, Any], texts: dict[int, str]) -> tuple[tuple[str, str], ...]:
+def _merges(path: Path, entries: object, listed: dict[str, Any], tokens: tuple[str, ...]) -> Pairs:
     """The merges as pairs.  Of a pair listed twice the last place counts, as in the tokenizers library.
 
-    The parts are the very strings in `texts`: copies of them would be most of a tokenizer's memory.
+    `entries` is emptied on the way: as parsed, the merges are most of a tokenizer's memory.
     """
-    pairs: list[tuple[str, str]] = []
-    for number, entry in enumerate(sequence(path, "model.merges", entries)):
+    left, right = array("L"), array("L")
+    entries = sequence(path, "model.merges", entries)
+    entries.reverse()
+    while entries:
+        entry = entries.pop()
         pair = tuple(entry.split(" ")) if type(entry) is str else tuple(entry) if type(entry) is list else ()
         try:
             # The usual case in one line: there may be 280,000 of them.
             if len(pair) == 2 and pair[0] in listed and pair[1] in listed and pair[0] + pair[1] in listed:
-                pairs.append((texts[listed[pair[0]]], texts[listed[pair[1]]]))
+                left.append(listed[pair[0]])
+                right.append(listed[pair[1]])
                 continue
         except TypeError:  # a list or an object where a string belongs
             pair = ()
+        number = len(left)
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise refuse(path, f"merge {number} is {show(entry)}", "a merge is a pair of tokens")
         absent = next(part for part in (*pair, "".join(pair)) if part not in listed)
         found = f"merge {number} {show(entry)} needs the token {show(absent)}, which model.vocab lacks"
         raise refuse(path, found, "vocabulary and merges belong to different tokenizers; download the file again")
-    return tuple(reversed(dict.fromkeys(reversed(pairs))))
+    last = {pair: number for number, pair in enumerate(zip(left, right, strict=True))}
+    if len(last) < len(left):
+        kept = sorted(last.values())
+        left, right = (array("L", [ids[number] for number in kept]) for ids in (left, right))
+    return Pairs(tokens, left, right)

@@ -5,7 +5,8 @@
 
 Writes a random bf16 checkpoint of that shape (a block of random weights over and over) and exports it with the
 command line in a fresh process, which reports its own peak resident memory as the system counts it, mapped pages
-included.  Without `--tokenizer` the embedded demo model's serves, its vocabulary padded to the shape's.
+included.  Without `--tokenizer` the model's own serves where `../shared/data` has it, else the embedded demo
+model's, its vocabulary padded to the shape's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import numpy as np
 from smolexport.model.arch import load_spec
 from tests.core.published_configs import PUBLISHED
 
+SHARED = Path("../shared/data")
+OWN = {"SmolLM2": "smollm2-tokenizer", "SmolLM3": "smollm3-tokenizer"}
 CHILD = """
 import json, sys, time
 from smolexport.cli import main
@@ -60,12 +63,33 @@ def write_random(folder: Path, config: dict[str, Any], tokenizer: Path) -> int:
     return offset
 
 
+def own_tokenizer(name: str) -> Path:
+    """A folder with the tokenizer.json of the model `name`, or of the demo model where there is none of it here."""
+    from smolexport.demo import demo_checkpoint
+
+    folder = SHARED / OWN.get(name.split("-", maxsplit=1)[0], "none")
+    return folder if (folder / "tokenizer.json").is_file() else demo_checkpoint()
+
+
 def measure(
-    name: str, scheme: str, tokenizer: Path, scratch: Path, threads: int | None = None, command: str = "gguf"
+    name: str,
+    scheme: str,
+    tokenizer: Path | None,
+    scratch: Path,
+    threads: int | None = None,
+    command: str = "gguf",
+    layers: int | None = None,
 ) -> dict[str, Any]:
-    """Export the shape `name` with `smolexport COMMAND`; returns figures in bytes and seconds."""
+    """Export the shape `name` with `smolexport COMMAND`; returns figures in bytes and seconds.
+
+    `tokenizer`: None = `own_tokenizer`.  `layers`: None = all of them.
+    """
     folder = scratch / name
-    source = write_random(folder, PUBLISHED[name], tokenizer)
+    config = PUBLISHED[name]
+    if layers:
+        config = {k: v[:layers] if isinstance(v, list) and len(v) > layers else v for k, v in config.items()}
+        config["num_hidden_layers"] = layers
+    source = write_random(folder, config, tokenizer or own_tokenizer(name))
     out = scratch / "out"
     out.mkdir()
     argv = [sys.executable, "-c", CHILD, command, str(folder), "-q", scheme, "-o", str(out), "--json"]
@@ -83,16 +107,14 @@ def main() -> None:
     parser.add_argument("model", choices=PUBLISHED)
     parser.add_argument("scheme", nargs="?", default="q4_k")
     parser.add_argument("--command", default="gguf", help="what is run: gguf, mlx, all")
-    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json")
+    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; default: the model's own")
+    parser.add_argument("--layers", type=int, help="as many of them; default: all")
     parser.add_argument("--scratch", type=Path, help="where the files go; some 5 GB for 1.7B")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    from smolexport.demo import demo_checkpoint
-
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        tokenizer = args.tokenizer or demo_checkpoint()
-        f = measure(args.model, args.scheme, tokenizer, Path(scratch), args.threads, args.command)
+        f = measure(args.model, args.scheme, args.tokenizer, Path(scratch), args.threads, args.command, args.layers)
     if args.json:
         print(json.dumps(f))
         return

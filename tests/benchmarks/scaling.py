@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("scheme", nargs="?", default="q4_k_m")
     parser.add_argument("--command", default="gguf", help="what is run: gguf, mlx, onnx, all")
     parser.add_argument("--shapes", nargs="+", choices=PUBLISHED, default=SHAPES, metavar="MODEL")
-    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; default: the demo's")
+    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; default: each model's own")
     parser.add_argument("--scratch", type=Path, help="where the files go; some 10 GB for 3B")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="write the plot here, as .svg, .png or .pdf")
@@ -71,14 +71,13 @@ def main() -> int:
     if len(options.shapes) < 2:
         print("a line needs two shapes", file=sys.stderr)
         return 2
-    from smolexport.demo import demo_checkpoint
-
-    tokenizer = options.tokenizer or demo_checkpoint()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.shapes}
     for _ in range(options.repetitions):
         for name in options.shapes:
             with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-                found[name].append(measure(name, options.scheme, tokenizer, Path(scratch), command=options.command))
+                found[name].append(
+                    measure(name, options.scheme, options.tokenizer, Path(scratch), command=options.command)
+                )
     rows = [{**runs[0], **{key: statistics.median(r[key] for r in runs) for key in MIDDLE}} for runs in found.values()]
     gigabytes = [row["source"] / 1e9 for row in rows]
     lines = {key: through(gigabytes, [row[key] for row in rows]) for key in ("wall", "cpu")}

@@ -252,7 +252,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit])
-@pytest.mark.parametrize("method", ["from_file", "token_to_id"])
+@pytest.mark.parametrize("method", ["load", "token_to_id"])
 def test_an_interruption_is_no_fault_of_the_file(
     error: type[BaseException], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +262,7 @@ def test_an_interruption_is_no_fault_of_the_file(
         read_tokenizer(tmp_path, 300)
 
 
-@pytest.mark.parametrize("method", ["from_file", "token_to_id"])
+@pytest.mark.parametrize("method", ["load", "token_to_id"])
 def test_a_panic_is_a_fault_of_the_file(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(small()))
     interrupt(method, type("PanicException", (BaseException,), {}), monkeypatch)
@@ -285,9 +285,15 @@ def interrupt(method: str, error: type[BaseException], monkeypatch: pytest.Monke
 
         @classmethod
         def from_file(cls, path: str) -> Library:
-            if method == "from_file":
+            if method == "load":
                 raise error
-            return cls(real(path))
+            return cls(real.from_file(path))
 
-    real = tokenizers.Tokenizer.from_file
+        @classmethod
+        def from_str(cls, text: str) -> Library:
+            if method == "load":
+                raise error
+            return cls(real.from_str(text))
+
+    real = tokenizers.Tokenizer
     monkeypatch.setattr(tokenizers, "Tokenizer", Library)
