@@ -189,6 +189,17 @@ def test_file(name: str) -> None:
             assert names == order, f"{name}.__all__ should be {order}"
 
 
+def test_a_name_is_defined_in_one_wing() -> None:
+    """`api` shows what the wings define; `main` is how a child process starts."""
+    wings: dict[str, set[str]] = {}
+    for name in CORE:
+        wing = ".".join(name.split(".")[:2])
+        for node in tree(name).body if wing not in ("smolexport", "smolexport.api") else ():
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                wings.setdefault(node.name, set()).add(wing)
+    assert {name: found for name, found in wings.items() if len(found) > 1 and name != "main"} == {}
+
+
 def test_every_package_is_typed() -> None:
     for base in (
         ROOT / "smolexport",

@@ -18,8 +18,8 @@ from smolexport.conversion.folder_files import (
     TEMPLATES,
     TOKENIZER,
     config_eos,
-    content,
     copies,
+    file_object,
     generation_config,
     is_companion,
     json_bytes,
@@ -90,7 +90,7 @@ Made = tuple[Companion | None, str]  # a file in place of or beside the copies, 
 
 
 def _tokenizer_config(model: SourceModel, found: dict[str, Companion]) -> Made:
-    config = content(found, TOKENIZER)
+    config = file_object(found, TOKENIZER)
     name = config.get("tokenizer_class")
     if name == NEW_CLASS:
         return (
@@ -120,8 +120,8 @@ def _stop_notes(model: SourceModel, found: dict[str, Companion]) -> Iterator[str
     Both readers stop at the tokenizer's eos_token and at the ids of one file: generation_config.json, or config.json
     where that has none; mlx-lm takes a lone 0 for none too.
     """
-    own, other = content(found, GENERATION).get("eos_token_id"), config_eos(model)
-    named = any(content(found, name).get("eos_token") for name in (TOKENIZER, SPECIAL))
+    own, other = file_object(found, GENERATION).get("eos_token_id"), config_eos(model)
+    named = any(file_object(found, name).get("eos_token") for name in (TOKENIZER, SPECIAL))
     misses: dict[tuple[int, ...], list[str]] = {}
     for reader, value in (("mlx-lm", own or other), ("mlx-swift", other if own is None else own)):
         stops = {*(value if isinstance(value, list) else [value]), *([model.tokenizer.eos] if named else [])}

@@ -14,8 +14,8 @@ from unicodedata import normalize
 from smolexport.conversion.folder_files import (
     NEW_CLASS,
     TOKENIZER,
-    content,
     copies,
+    file_object,
     generation_config,
     json_bytes,
     renamed_class,
@@ -55,7 +55,7 @@ def gather(model: SourceModel) -> Gathered:
         if made is not None:
             files[made.name] = made
         lines += [line] if line else []
-    lines += _token_notes(model.tokenizer, content(files, TOKENIZER))
+    lines += _token_notes(model.tokenizer, file_object(files, TOKENIZER))
     if front_matter(model.folder) is None:
         lines.append("README.md: its head cannot be read; licence and language are not carried over")
     return Gathered({name: files[name] for name in sorted(files)}, tuple(lines))
@@ -63,7 +63,7 @@ def gather(model: SourceModel) -> Gathered:
 
 def _tokenizer_config(model: SourceModel, files: dict[str, Companion]) -> tuple[Companion | None, str]:
     """A class and a chat template where readers look for them; None where the file has both."""
-    config = content(files, TOKENIZER)
+    config = file_object(files, TOKENIZER)
     lines, additions = list[str](), dict[str, object]()
     name, template = config.get("tokenizer_class"), model.tokenizer.chat_template
     if not config:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smolexport.conversion.folder_files import GENERATION, config_eos, content, eos_ids, writable
+from smolexport.conversion.folder_files import GENERATION, config_eos, eos_ids, file_object, writable
 from smolexport.conversion.plan import Companion
 from smolexport.conversion.source_model import SourceModel
 from smolexport_to_onnx.container import Layout
@@ -72,7 +72,7 @@ def genai(model: SourceModel, layout: Layout, positions: int, files: Mapping[str
     spec, tokenizer = model.spec, model.tokenizer
     eos = eos_ids(model)
     first = eos[0] if isinstance(eos, list) else eos
-    given = content(dict(files), GENERATION)
+    given = file_object(dict(files), GENERATION)
     # Without do_sample transformers is greedy, whatever else the file says.
     search = {key: given[key] for key in SEARCHED if isinstance(given.get(key), (int, float))}
     if not search.get("do_sample"):

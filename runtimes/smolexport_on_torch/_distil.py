@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from smolexport.calibration.trainer import (
     AffineBlocks,
     Distilled,
+    DistilSettings,
     Rounding,
-    Settings,
     Step,
     Teacher,
     Trained,
@@ -50,12 +50,12 @@ def distil(
     windows: NDArray[np.int32],
     teacher: Teacher,
     *,
-    settings: Settings | None = None,
+    settings: DistilSettings | None = None,
     rounded: Rounding = to_half,
     progress: Callable[[Step], None] | None = None,
 ) -> Distilled:
     """As `smolexport.calibration.trainer.Trainer.distil`."""
-    settings = settings or Settings()
+    settings = settings or DistilSettings()
     device = _device(settings.device)
     _check_teacher(windows, teacher)
     student = Student(folder, frozen, trained, device)
@@ -197,7 +197,7 @@ class Training:
         student: Student,
         windows: NDArray[np.int32],
         teacher: Teacher,
-        settings: Settings,
+        settings: DistilSettings,
         rounded: Rounding,
         progress: Callable[[Step], None] | None,
     ) -> None:

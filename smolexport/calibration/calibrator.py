@@ -15,7 +15,7 @@ from smolexport.calibration.bit_allocation import BitAllocator, top_bits
 from smolexport.calibration.knapsack import Allocation, Budget
 from smolexport.calibration.methods import find_method
 from smolexport.calibration.statistics import Statistics, open_statistics
-from smolexport.calibration.trainer import Settings
+from smolexport.calibration.trainer import DistilSettings
 from smolexport.conversion.converter import Converter
 from smolexport.conversion.plan import Entry, Plan
 from smolexport.conversion.portable import AUTO_BITS
@@ -47,7 +47,7 @@ class Calibration:
     method: str = "rtn"
     statistics: Path | None = None
     damping: float = DAMPING
-    training: Settings = field(default_factory=Settings)
+    training: DistilSettings = field(default_factory=DistilSettings)
     budget: Budget | None = None
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ from smolexport.calibration.statistics import (
     write_activation_stats,
     write_manifest,
 )
-from smolexport.calibration.texts import Render, Source, cut, read_source, source_name
+from smolexport.calibration.texts import Render, TextSource, read_source, source_name, training_windows
 from smolexport.calibration.trainer import Engine, input_columns
 from smolexport.cleanup import Provisional
 from smolexport.conversion.model_card import installed_version
@@ -45,7 +45,7 @@ from smolexport.model.source_files import refuse_changes
 from smolexport.run.rendering import Answer, Renderer
 from smolexport.tokenizer import TokenizerSpec, TokenKind, open_tokenizer, read_tokenizer
 
-__all__ = ["Job", "collect", "prepare", "write_importance"]
+__all__ = ["Collection", "collect", "open_collection", "write_importance"]
 
 KEPT = 256  # tokens of each prediction
 SHORTEST = 4  # tokens of a window
@@ -55,7 +55,7 @@ OURS = (MANIFEST, TOKENS_FILE, HEAD_FILE, TEACHER_FILE, *HIDDEN)
 
 
 @dataclass(frozen=True)
-class Job:
+class Collection:
     """Statistics that are ready to be collected: windows and manifest are in the folder."""
 
     checkpoint: Checkpoint
@@ -78,7 +78,7 @@ class Job:
         return self.layers_done == self.manifest.layers and all(map(_whole, last))
 
 
-def prepare(
+def open_collection(
     checkpoint: Checkpoint,
     folder: Path,
     *,
@@ -89,7 +89,7 @@ def prepare(
     threads: int | None = None,
     force: bool = False,
     progress: Callable[[int], None] = lambda _: None,
-) -> Job:
+) -> Collection:
     """Choose the windows and write them with the manifest, or find those of a run that was stopped.
 
     Args:
@@ -120,7 +120,7 @@ def prepare(
                 manifest = _choose(checkpoint, engine, folder, wanted, texts, progress)
     except OSError as error:
         raise OutputError(f"{error.filename or folder}: {error.strerror or error}") from error
-    return Job(checkpoint, engine, folder, manifest)
+    return Collection(checkpoint, engine, folder, manifest)
 
 
 def _readable(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> bool:
@@ -164,7 +164,7 @@ def _wanted(
     if tokens < window:
         raise UsageError(f"--tokens {tokens}: is less than one window of {window}")
     try:
-        sources = tuple(Source(source_name(path), file_hash(path), 0) for path in texts)
+        sources = tuple(TextSource(source_name(path), file_hash(path), 0) for path in texts)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     return Manifest(
@@ -173,7 +173,7 @@ def _wanted(
     )  # fmt: skip
 
 
-def collect(job: Job, progress: Callable[[int], None] = lambda _: None) -> Statistics:
+def collect(job: Collection, progress: Callable[[int], None] = lambda _: None) -> Statistics:
     """Do what is left; `progress` is called with 1 for each layer, and for the head.
 
     Raises:
@@ -200,7 +200,7 @@ def collect(job: Job, progress: Callable[[int], None] = lambda _: None) -> Stati
     return Statistics(folder, m)
 
 
-def _layer(job: Job, index: int, source: Path, target: Path) -> None:
+def _layer(job: Collection, index: int, source: Path, target: Path) -> None:
     """Hidden states after a layer, and then its statistics."""
     with _until(_file(job.folder, index), target):
         found = job.engine.layer(index, (job.manifest.windows, job.manifest.window), source, target)
@@ -213,7 +213,7 @@ def _file(folder: Path, layer: int) -> Path:
     return folder / file_of(Input(layer, "attn"))
 
 
-def _first(job: Job) -> int:
+def _first(job: Collection) -> int:
     """The layer to go on with, its input being on the disk."""
     done, m = job.layers_done, job.manifest
     source = job.folder / HIDDEN[done % 2]
@@ -230,7 +230,7 @@ def _first(job: Job) -> int:
     return 0
 
 
-def _finish(job: Job, source: Path) -> None:
+def _finish(job: Collection, source: Path) -> None:
     """The head's statistic, and the model's predictions."""
     m = job.manifest
     shapes = {
@@ -261,7 +261,7 @@ def _windows(
     wanted: Manifest,
     texts: Sequence[Path],
     progress: Callable[[int], None],
-) -> tuple[NDArray[np.int32], tuple[Source, ...]]:
+) -> tuple[NDArray[np.int32], tuple[TextSource, ...]]:
     vocab_size = checkpoint.spec.vocab_size
     tokenizer = read_tokenizer(checkpoint.folder, vocab_size)
     bos = tokenizer.bos if tokenizer.add_bos else None
@@ -270,7 +270,7 @@ def _windows(
         normal = [i for i, kind in enumerate(tokenizer.kinds[:vocab_size]) if kind is TokenKind.NORMAL]
         first = np.array(normal, np.int32)
         windows = engine.sample(count, wanted.window, first, bos, wanted.seed, progress)
-        return windows, (Source("written by the model", hash_of(windows), windows.size),)
+        return windows, (TextSource("written by the model", hash_of(windows), windows.size),)
     codec = open_tokenizer(checkpoint.folder, tokenizer)
     ids, sources = [], []
     with _rendering(checkpoint.folder, tokenizer) as render:
@@ -280,8 +280,8 @@ def _windows(
                 progress=progress,
             )  # fmt: skip
             ids.append(found)
-            sources.append(Source(source_name(path), mark, len(found)))
-    return cut(ids, wanted.window, count, bos=bos, seed=wanted.seed), tuple(sources)
+            sources.append(TextSource(source_name(path), mark, len(found)))
+    return training_windows(ids, wanted.window, count, bos=bos, seed=wanted.seed), tuple(sources)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def factor(hessian: Floats, damping: float = 0.01) -> Factor:
         UsageError: a matrix that is not square and float32, or not finite, or has a negative diagonal, or cannot be
             factorized; a damping out of range.
     """
-    diagonal = checked(hessian, damping)
+    diagonal = damped_diagonal(hessian, damping)
     live = diagonal > 0
     mean = float(diagonal[live].mean(dtype=np.float64)) if live.any() else 1.0
     order = np.argsort(diagonal, kind="stable").astype(np.int64)  # columns without input come first
@@ -110,7 +110,7 @@ def factorized(
     return ordered.astype(np.float32, copy=False), pivots
 
 
-def checked(hessian: Floats, damping: float) -> Floats:
+def damped_diagonal(hessian: Floats, damping: float) -> Floats:
     """The diagonal of `hessian`; raises UsageError as `factor` says."""
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.dtype != np.float32:
         raise UsageError(f"expected a square float32 Hessian, found {hessian.dtype} {hessian.shape}")

@@ -33,7 +33,7 @@ from smolexport.calibration.files import (
     unpack_triangle,
     write_arrays,
 )
-from smolexport.calibration.texts import Source
+from smolexport.calibration.texts import TextSource
 from smolexport.calibration.trainer import KINDS, ActivationStats
 from smolexport.errors import CalibrationError
 from smolexport.files import atomic_file, open_regular
@@ -111,7 +111,7 @@ class Manifest:
 
     checkpoint: str
     method: str
-    sources: tuple[Source, ...]
+    sources: tuple[TextSource, ...]
     asked: int
     windows: int
     window: int
@@ -280,7 +280,7 @@ def read_manifest(folder: Path) -> Manifest:
     for key, fits in FACTS.items():
         if not fits(found.get(key)):
             raise CalibrationError(f"{path}: {key} is {show(found.get(key), 40)}, which it cannot be; {AGAIN}")
-    sources = tuple(Source(s["name"], s["sha256"], s["tokens"]) for s in found["sources"])
+    sources = tuple(TextSource(s["name"], s["sha256"], s["tokens"]) for s in found["sources"])
     return Manifest(**{key: found[key] for key in FACTS if key != "sources"}, sources=sources)
 
 

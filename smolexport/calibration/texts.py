@@ -33,7 +33,7 @@ from smolexport.run.rendering import Answer
 from smolexport.text import show
 from smolexport.tokenizer import FileTokenizer
 
-__all__ = ["Render", "Source", "cut", "overlaps", "read_source", "same_texts", "source_name"]
+__all__ = ["Render", "TextSource", "overlaps", "read_source", "same_texts", "source_name", "training_windows"]
 
 PIECE = 1 << 14  # characters tokenized at a time
 IDS = (".npy", ".json")
@@ -45,7 +45,7 @@ Render = Callable[[Mapping[str, Any]], Answer]
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """A text: its file's name and SHA-256, and how many tokens were taken from it."""
 
     name: str
@@ -54,7 +54,7 @@ class Source:
 
 
 def source_name(path: Path) -> str:
-    """The name of a text for a `Source`: what cannot be printed, or is no UTF-8, is replaced."""
+    """The name of a text for a `TextSource`: what cannot be printed, or is no UTF-8, is replaced."""
     return "".join(c if c.isprintable() else "?" for c in path.name)
 
 
@@ -210,7 +210,7 @@ def _listed(data: bytes) -> NDArray[Any]:
     return np.array(found) if {type(i) for row in rows for i in row} == {int} else np.array([])
 
 
-def cut(
+def training_windows(
     texts: Iterable[NDArray[np.int32]], window: int, count: int, *, bos: int | None, seed: int
 ) -> NDArray[np.int32]:
     """At most `count` windows [n, window] from `texts`, in a random order; incomplete ones are left out.
@@ -251,7 +251,7 @@ def _runs(ids: NDArray[np.int32], n: int) -> NDArray[np.int32]:
     return np.lib.stride_tricks.sliding_window_view(ids, n)
 
 
-def same_texts(sources: Iterable[Source], texts: Mapping[str, bytes]) -> list[str]:
+def same_texts(sources: Iterable[TextSource], texts: Mapping[str, bytes]) -> list[str]:
     """Names of those of `texts` that are one of `sources`, byte by byte."""
     marks = {source.sha256 for source in sources}
     return [name for name, data in texts.items() if hashlib.sha256(data).hexdigest() in marks]

@@ -27,10 +27,10 @@ __all__ = [
     "KINDS",
     "ActivationStats",
     "AffineBlocks",
+    "DistilSettings",
     "Distilled",
     "Engine",
     "Rounding",
-    "Settings",
     "Step",
     "Teacher",
     "Trained",
@@ -168,7 +168,7 @@ def _half(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class DistilSettings:
     """How to train.
 
     Attributes:
@@ -299,7 +299,7 @@ class Trainer(Protocol):
         windows: NDArray[np.int32],
         teacher: Teacher,
         *,
-        settings: Settings | None = None,
+        settings: DistilSettings | None = None,
         rounded: Rounding = to_half,
         progress: Callable[[Step], None] | None = None,
     ) -> Distilled:

@@ -22,7 +22,7 @@ from smolexport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from smolexport.calibration.collect import Job
+    from smolexport.calibration.collect import Collection
     from smolexport.calibration.statistics import Statistics
     from smolexport.model.checkpoint import Checkpoint
 
@@ -86,7 +86,7 @@ def command(
     share_heap()
     opened = _opened(checkpoint, **source)
     with _reading(len(texts), tokens) as advance:
-        job = collect.prepare(
+        job = collect.open_collection(
             opened, out, texts=texts, tokens=tokens, window=window, seed=seed, threads=threads, force=force,
             progress=advance,
         )  # fmt: skip
@@ -110,7 +110,7 @@ def _reading(texts: int, tokens: int) -> AbstractContextManager[Callable[[int], 
     return progress_bar("reading" if texts else "the model writes", tokens * max(1, texts), unit="tokens")
 
 
-def _tell(job: Job) -> None:
+def _tell(job: Collection) -> None:
     m = job.manifest
     names = ", ".join(f"{source.name} ({source.tokens:,} tokens)" for source in m.sources)
     say(f"{m.windows} windows of {m.window} tokens from {names}")
@@ -122,7 +122,7 @@ def _tell(job: Job) -> None:
         say(f"goes on after {job.layers_done} of {m.layers} layers")
 
 
-def _warn(found: Statistics, job: Job) -> None:
+def _warn(found: Statistics, job: Collection) -> None:
     """Tell of inputs of which a single token makes much: their Hessians say little about the others."""
     seen = []
     for tensor in job.checkpoint.spec.tensors():

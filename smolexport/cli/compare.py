@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate, Progress, Settings
     from smolexport.parity.results import Comparison, Thresholds
 
-__all__ = ["command", "run", "show", "stages"]
+__all__ = ["command", "print_comparison", "run", "stages"]
 
 PARITY_MISSED = 1
 LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
@@ -140,7 +140,7 @@ def command(
         result = run(base, candidates, words, cache=cache, quiet=json, **how)
         write_reports(reports, result, force=force)
         write_junit(result, junit)
-        show(result, json=json)  # last: the reader of stdout may close it (`| head`)
+        print_comparison(result, json=json)  # last: the reader of stdout may close it (`| head`)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)
 
@@ -336,7 +336,7 @@ def stages(quiet: bool) -> Iterator[Progress | None]:
         yield progress
 
 
-def show(result: Comparison, *, json: bool) -> None:
+def print_comparison(result: Comparison, *, json: bool) -> None:
     """Print tables, or JSON, on stdout."""
     from smolexport.parity.report import render, to_json
 

@@ -148,13 +148,13 @@ def _unequal(marks: dict[str, str]) -> list[str]:
 
 
 def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads: int | None) -> None:
-    from smolexport.cli.compare import show
+    from smolexport.cli.compare import print_comparison
     from smolexport.plugins import runtime_for
     from smolexport.run.generate import Sampling, generate
 
     # So small a model repeats itself when it is greedy; the same seed shows all files making the same draws.
     sampling = Sampling(temperature=0.7, min_p=0.05, repetition_penalty=1.1, seed=1)
-    show(result, json=False)
+    print_comparison(result, json=False)
     _show_fingerprints(marks)
     for path in files:
         with runtime_for(path).open(path, threads=threads) as session:

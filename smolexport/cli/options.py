@@ -171,12 +171,11 @@ def calibration_of(
     """What --method, --stats, --steps, --size and --target-kld ask for; raises UsageError."""
     from smolexport.calibration.calibrator import Calibration
     from smolexport.calibration.knapsack import Budget
-    from smolexport.calibration.trainer import Settings
     from smolexport.errors import UsageError
 
     if steps is not None and method != "distil":
         raise UsageError(f"--steps {steps}: are those of a training, and {method} has none; give --method distil")
-    training = Settings() if steps is None else Settings(steps=steps)
+    training = DistilSettings() if steps is None else DistilSettings(steps=steps)
     budget = Budget(size, target_kld, measure=measure, say=say) if size is not None or target_kld is not None else None
     return Calibration(method, stats, training=training, budget=budget)
 

@@ -16,7 +16,7 @@ from smolexport.conversion.plan import Companion
 from smolexport.conversion.source_model import SourceModel
 from smolexport.errors import CheckpointError
 from smolexport.model.source_files import file_in, files_in
-from smolexport.tokenizer.files import MAX_BYTES, read_json
+from smolexport.tokenizer.files import MAX_BYTES, read_tokenizer_json
 from smolexport.tokenizer.written import rewritten
 
 __all__ = [
@@ -27,9 +27,9 @@ __all__ = [
     "TEMPLATES",
     "TOKENIZER",
     "config_eos",
-    "content",
     "copies",
     "eos_ids",
+    "file_object",
     "generation_config",
     "is_companion",
     "json_bytes",
@@ -125,10 +125,10 @@ def generation_config(model: SourceModel, found: dict[str, Companion]) -> tuple[
     return Companion(GENERATION, json_bytes(content)), line
 
 
-def content(found: dict[str, Companion], name: str) -> dict[str, Any]:
+def file_object(found: dict[str, Companion], name: str) -> dict[str, Any]:
     """The JSON object in the file `name`; empty when there is none.  Raises TokenizerError for a damaged one."""
     source = found[name].content if name in found else b"{}"
-    return read_json(source) if isinstance(source, Path) else dict(json.loads(source))
+    return read_tokenizer_json(source) if isinstance(source, Path) else dict(json.loads(source))
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

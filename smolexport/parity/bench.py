@@ -56,5 +56,5 @@ def bench(models: Sequence[Candidate], settings: Settings, progress: Progress = 
             models, model_infos(models), found, peaks(models, context, settings, progress), strict=True
         )
     ]
-    environment = machine.environment([model.runtime for model in models], settings.threads)
+    environment = machine.machine_facts([model.runtime for model in models], settings.threads)
     return Bench(rows, rate, environment, (note,) if note else ())

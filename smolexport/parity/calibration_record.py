@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smolexport.calibration.texts import Source
+from smolexport.calibration.texts import TextSource
 from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.files import open_regular
 from smolexport.text import printable
 
-__all__ = ["CalibrationEffect", "Record", "read_calibration_errors", "read_record"]
+__all__ = ["CalibrationEffect", "Record", "read_calibration_errors", "read_calibration_record"]
 
 LARGEST = 1 << 26  # bytes; a larger report is not read
 LONGEST_METHOD = 40  # characters: it is a column heading
@@ -36,7 +36,7 @@ class Record:
     """
 
     method: str
-    sources: tuple[Source, ...] = field(default=(), repr=False)
+    sources: tuple[TextSource, ...] = field(default=(), repr=False)
     tokens: int = 0
     windows_sha256: str = field(default="", repr=False)
 
@@ -60,7 +60,7 @@ class CalibrationEffect:
     after: float
 
 
-def read_record(metadata: Mapping[str, Any]) -> tuple[Record | None, str]:
+def read_calibration_record(metadata: Mapping[str, Any]) -> tuple[Record | None, str]:
     """The record in a file's metadata, None if absent or unreadable, and a note, empty if all is well."""
     if CALIBRATION_KEY not in metadata:
         return None, ""
@@ -69,7 +69,7 @@ def read_record(metadata: Mapping[str, Any]) -> tuple[Record | None, str]:
         method, texts = found["method"], found.get("texts", [])
         if not isinstance(method, str) or not 0 < len(method) <= LONGEST_METHOD:
             raise ValueError("method is not a name")
-        sources = tuple(Source(str(one["name"]), str(one["sha256"]), int(one["tokens"])) for one in texts)
+        sources = tuple(TextSource(str(one["name"]), str(one["sha256"]), int(one["tokens"])) for one in texts)
         return Record(method, sources, int(found.get("tokens", 0)), str(found.get("windows_sha256", ""))), ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         return None, f"metadata {CALIBRATION_KEY} cannot be read ({_short(error)}): treated as not calibrated"

@@ -11,7 +11,7 @@ from smolexport import plugins
 from smolexport.errors import UsageError
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.model.source_files import refuse_changes
-from smolexport.parity.calibration_record import read_calibration_errors, read_record
+from smolexport.parity.calibration_record import read_calibration_errors, read_calibration_record
 from smolexport.parity.inputs import Candidate, Origin
 from smolexport.run.session import Runtime, TextCodec
 
@@ -82,7 +82,7 @@ def exported(
         own = {key: value for key, value in (options or {}).items() if key in known[runtime.NAME]}
         converter = plugins.converter_for(path)
         about = converter.describe(path)
-        record, unreadable = read_record(about.metadata)
+        record, unreadable = read_calibration_record(about.metadata)
         errors, damaged = read_calibration_errors(path, record) if record else ((), "")
         found.append(
             Candidate(

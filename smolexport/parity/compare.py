@@ -261,7 +261,7 @@ def _assemble(
         notes=(*models[0].notes, *_notes(text, settings, run.context, peak_note), *measured.notes),
         pairs=measured.pairs,
         methods=side_by_side(results),
-        environment=machine.environment([model.runtime for model in models], settings.threads),
+        environment=machine.machine_facts([model.runtime for model in models], settings.threads),
         bandwidth_bytes_per_s=measured.bandwidth,
     )
 

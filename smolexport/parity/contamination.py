@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from smolexport.calibration.statistics import Statistics
-from smolexport.calibration.texts import Source, overlaps
+from smolexport.calibration.texts import TextSource, overlaps
 from smolexport.errors import UsageError
 from smolexport.parity.inputs import Candidate
 from smolexport.parity.windows import Window
@@ -45,7 +45,7 @@ def check_texts(candidates: Sequence[Candidate], *texts: bytes) -> None:
             check_sources(candidate.calibration.sources, str(candidate.path), *texts)
 
 
-def check_sources(sources: Sequence[Source], owner: str, *texts: bytes) -> None:
+def check_sources(sources: Sequence[TextSource], owner: str, *texts: bytes) -> None:
     """Raise UsageError if the text is one of `sources`, the calibration texts of `owner`."""
     marks = {hashlib.sha256(text).hexdigest() for text in texts}
     for source in sources:

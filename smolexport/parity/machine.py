@@ -13,7 +13,7 @@ import numpy as np
 
 from smolexport.run.session import Runtime, choose_threads
 
-__all__ = ["bandwidth", "environment"]
+__all__ = ["bandwidth", "machine_facts"]
 
 READ = 256 << 20  # bytes, more than the processor's caches hold
 TIMES = 5
@@ -34,7 +34,7 @@ def bandwidth(threads: int | None = None) -> float:
     return max(rates)
 
 
-def environment(runtimes: Iterable[Runtime], threads: int | None) -> dict[str, str]:
+def machine_facts(runtimes: Iterable[Runtime], threads: int | None) -> dict[str, str]:
     """System, processor, cores, threads, memory, and the versions of `runtimes`, as text."""
     import psutil
 

@@ -95,7 +95,7 @@ def grid_of(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> Grid:
     Raises:
         UsageError: a format without a grid, or `rows` of another type, shape or layout.
     """
-    layout = checked(form, rows, columns)
+    layout = fitting_layout(form, rows, columns)
     d, m, s, zero, b = layout.scales(rows, columns)
     ratio, groups = layout.block // layout.group, s.shape[1]
     scales = spread(d, ratio, groups)
@@ -109,7 +109,7 @@ def grid_of(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> Grid:
 
 def codes_of(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     """The codes of encoded rows, [n, columns] uint8; arguments and errors as for `grid_of`."""
-    return checked(form, rows, columns).codes(rows, columns)
+    return fitting_layout(form, rows, columns).codes(rows, columns)
 
 
 def with_codes(form: RowFormat, rows: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -128,7 +128,7 @@ def with_codes(form: RowFormat, rows: NDArray[np.uint8], codes: NDArray[np.uint8
     """
     if codes.ndim != 2 or codes.dtype != np.uint8 or len(codes) != len(rows):
         raise UsageError(f"{form.name}: expected uint8 codes [{len(rows)}, columns], found {codes.dtype} {codes.shape}")
-    layout = checked(form, rows, codes.shape[1])
+    layout = fitting_layout(form, rows, codes.shape[1])
     largest = int(codes.max(initial=0))
     if largest > layout.top:
         raise UsageError(f"{form.name}: codes reach from 0 to {layout.top}, found {largest}")
@@ -139,7 +139,7 @@ def with_codes(form: RowFormat, rows: NDArray[np.uint8], codes: NDArray[np.uint8
 
 def factors_of(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> Factors:
     """Encoded rows as products with their stored floats; arguments and errors as for `grid_of`."""
-    layout = checked(form, rows, columns)
+    layout = fitting_layout(form, rows, columns)
     d, m, s, zero, b = layout.scales(rows, columns)
     a = layout.codes(rows, columns).astype(np.float32)
     a -= spread(zero, layout.group, columns)
@@ -166,7 +166,7 @@ def with_factors(
         UsageError: a format without a grid, an argument of another type, shape or layout, or a value that is not
             finite in the stored type.
     """
-    layout = checked(form, rows, columns)
+    layout = fitting_layout(form, rows, columns)
     old = layout.scales(rows, columns)
     for what, new, stored in (("d", d, old.d), ("m", m, old.m)):
         if (new is None) != (stored is None):
@@ -183,7 +183,7 @@ def spread(values: NDArray[np.float32], group: int, columns: int) -> NDArray[np.
     return np.ascontiguousarray(values.repeat(group, axis=1)[:, :columns])
 
 
-def checked(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> Layout:
+def fitting_layout(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> Layout:
     """The layout of `form`, once `rows` fit it."""
     layout = layout_of(form)
     if layout is None:

@@ -27,8 +27,8 @@ __all__ = [
     "content",
     "mapping",
     "read_companions",
-    "read_json",
     "read_text",
+    "read_tokenizer_json",
     "refuse",
     "sequence",
     "string",
@@ -51,7 +51,7 @@ class Companions:
 def read_companions(folder: Path) -> Companions:
     """Read the JSON files that may stand beside tokenizer.json.  Raises TokenizerError, CheckpointError."""
     paths = {name: file_in(folder, name) for name in (CONFIG, MAP, ADDED, *ID_FILES)}
-    return Companions(folder, {name: read_json(path) if path else {} for name, path in paths.items()})
+    return Companions(folder, {name: read_tokenizer_json(path) if path else {} for name, path in paths.items()})
 
 
 def refuse(path: Path, found: str, remedy: str) -> TokenizerError:
@@ -88,7 +88,7 @@ def content(token: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_tokenizer_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.  Raises TokenizerError for anything else, duplicate keys included."""
     text = read_text(path)
     try:

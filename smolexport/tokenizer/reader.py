@@ -15,7 +15,7 @@ from smolexport.errors import TokenizerError
 from smolexport.model.source_files import file_in
 from smolexport.text import show
 from smolexport.tokenizer.derive import last_ranks
-from smolexport.tokenizer.files import Companions, read_companions, read_json, refuse
+from smolexport.tokenizer.files import Companions, read_companions, read_tokenizer_json, refuse
 from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenizerSpec, TokenKind
 from smolexport.tokenizer.special import read_special, read_templates
 from smolexport.tokenizer.structure import Structure, recognise
@@ -81,7 +81,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
 
 def _read(path: Path, companions: Companions, vocab_size: int) -> tuple[Structure, Vocabulary, str | None]:
     """What tokenizer.json says, and an excerpt of it; the parsed file, several times its size, is dropped here."""
-    document = read_json(path)
+    document = read_tokenizer_json(path)
     structure = recognise(path, document)
     model = document.get("model")
     merges = model.get("merges") if isinstance(model, dict) else None

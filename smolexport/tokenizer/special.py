@@ -22,8 +22,8 @@ from smolexport.tokenizer.files import (
     MAP,
     Companions,
     mapping,
-    read_json,
     read_text,
+    read_tokenizer_json,
     refuse,
     sequence,
     string,
@@ -103,7 +103,7 @@ def read_templates(companions: Companions) -> Templates:
         extra = files_in(folder, "additional_chat_templates/*.jinja")
         return Templates(read_text(jinja), {file.stem: read_text(file) for file in extra})
     if path := file_in(folder, "chat_template.json"):
-        return _templates(path, read_json(path).get("chat_template"))
+        return _templates(path, read_tokenizer_json(path).get("chat_template"))
     return _templates(folder / CONFIG, companions.files[CONFIG].get("chat_template"))
 
 

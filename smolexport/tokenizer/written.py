@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from smolexport.tokenizer.files import ADDED, CONFIG, ID_FILES, content, read_companions, read_json
+from smolexport.tokenizer.files import ADDED, CONFIG, ID_FILES, content, read_companions, read_tokenizer_json
 from smolexport.tokenizer.merging import EXTRA
 from smolexport.tokenizer.spec import AddedToken, TokenizerSpec
 
@@ -51,7 +51,7 @@ def rewritten(folder: Path, spec: TokenizerSpec) -> dict[str, bytes]:
 @lru_cache(maxsize=1)
 def _whole(path: Path, added: tuple[AddedToken, ...], _stamp: tuple[int, ...]) -> bytes:
     """tokenizer.json with `added`; kept, since a budget plans the same folder many times and the file may be large."""
-    document = read_json(path) | {"added_tokens": [{"id": token.id, **_entry(token)} for token in added]}
+    document = read_tokenizer_json(path) | {"added_tokens": [{"id": token.id, **_entry(token)} for token in added]}
     return _bytes(document)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from smolexport.calibration import collect
 from smolexport.calibration.statistics import open_statistics
-from smolexport.calibration.texts import cut
+from smolexport.calibration.texts import training_windows
 from smolexport.errors import UsageError
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.run.rendering import renderer
@@ -85,7 +85,7 @@ def test_the_demo_model_reads_conversations(demo: Path, tmp_path: Path) -> None:
     codec = open_tokenizer(demo, spec)
     ids = np.concatenate([codec.encode(prompt, frame=False) for prompt in prompts]).astype(np.int32)
     found = open_statistics(tmp_path / "s", checkpoint)
-    expected = cut([ids], 64, 128, bos=spec.bos if spec.add_bos else None, seed=0)
+    expected = training_windows([ids], 64, 128, bos=spec.bos if spec.add_bos else None, seed=0)
     assert np.array_equal(found.windows(), expected)
     assert found.manifest.sources[0].tokens == len(ids)
     assert f"from chats.jsonl ({len(ids):,} tokens)" in done.err
@@ -104,7 +104,7 @@ def test_tools_and_switches(tmp_path: Path) -> None:
         ({"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False}, {"enable_thinking": True}),
     ]
     path = written(tmp_path / "chats.jsonl", [{"messages": talk(i), **form} for i, (form, _) in enumerate(forms)])
-    job = collect.prepare(open_checkpoint(folder), tmp_path / "s", texts=[path], window=8, tokens=8192)
+    job = collect.open_collection(open_checkpoint(folder), tmp_path / "s", texts=[path], window=8, tokens=8192)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     prompts = [tokenizer.apply_chat_template(talk(i), tokenize=False, **more) for i, (_, more) in enumerate(forms)]
     assert len({prompt.partition("<|im_start|>")[0] for prompt in prompts}) == 5
@@ -113,7 +113,7 @@ def test_tools_and_switches(tmp_path: Path) -> None:
     ids = np.concatenate([codec.encode(prompt, frame=False) for prompt in prompts]).astype(np.int32)
     assert job.manifest.sources[0].tokens == len(ids)
     windows = collect.Statistics(job.folder, job.manifest).windows()
-    assert np.array_equal(windows, cut([ids], 8, 1024, bos=spec.bos if spec.add_bos else None, seed=0))
+    assert np.array_equal(windows, training_windows([ids], 8, 1024, bos=spec.bos if spec.add_bos else None, seed=0))
 
 
 def test_thousands_of_conversations_are_one_process(tiny: Path, tmp_path: Path, started: list[Path]) -> None:
@@ -123,7 +123,7 @@ def test_thousands_of_conversations_are_one_process(tiny: Path, tmp_path: Path, 
     ]
     ticks: list[int] = []
     options: dict[str, Any] = {"window": 64, "tokens": 1 << 18, "progress": ticks.append}
-    job = collect.prepare(open_checkpoint(tiny), tmp_path / "s", texts=paths, **options)
+    job = collect.open_collection(open_checkpoint(tiny), tmp_path / "s", texts=paths, **options)
     assert started == [tiny]
     assert len(ticks) == 3000
     assert sum(ticks) == sum(source.tokens for source in job.manifest.sources)
@@ -132,13 +132,15 @@ def test_thousands_of_conversations_are_one_process(tiny: Path, tmp_path: Path, 
 def test_no_more_is_rendered_than_is_needed(tiny: Path, tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", [{"messages": talk(i)} for i in range(3000)])
     ticks: list[int] = []
-    collect.prepare(open_checkpoint(tiny), tmp_path / "s", texts=[path], window=64, tokens=1024, progress=ticks.append)
+    collect.open_collection(
+        open_checkpoint(tiny), tmp_path / "s", texts=[path], window=64, tokens=1024, progress=ticks.append
+    )
     assert 1024 <= sum(ticks) < 1200
 
 
 def test_texts_alone_start_no_process(tiny: Path, tmp_path: Path, started: list[Path]) -> None:
     path = written(tmp_path / "a.jsonl", [{"text": "The cat and the dog. " * 40}])
-    collect.prepare(open_checkpoint(tiny), tmp_path / "s", texts=[path], window=64, tokens=256)
+    collect.open_collection(open_checkpoint(tiny), tmp_path / "s", texts=[path], window=64, tokens=256)
     assert not started
 
 
@@ -171,7 +173,7 @@ def test_a_checkpoint_without_a_template(tmp_path: Path, started: list[Path]) ->
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "chat_template"}))
     path = written(tmp_path / "chats.jsonl", [{"messages": talk(1)}])
     with pytest.raises(UsageError, match=r"chats\.jsonl: line 1: .*: the checkpoint has none"):
-        collect.prepare(open_checkpoint(folder), tmp_path / "s", texts=[path])
+        collect.open_collection(open_checkpoint(folder), tmp_path / "s", texts=[path])
     assert not started
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.calibration.collect import Job, collect, prepare
+from smolexport.calibration.collect import Collection, collect, open_collection
 from smolexport.calibration.statistics import Statistics, input_of, open_statistics
 from smolexport.calibration.trainer import ActivationStats
 from smolexport.errors import CalibrationError, OutputError, UsageError
@@ -32,7 +32,7 @@ WINDOW = 64
 
 def gathered(checkpoint: Checkpoint, folder: Path, tokens: int = 2048, **options: Any) -> Statistics:
     texts = [ids_file(folder, tokens)]
-    return collect(prepare(checkpoint, folder / "stats", texts=texts, tokens=tokens, window=WINDOW, **options))
+    return collect(open_collection(checkpoint, folder / "stats", texts=texts, tokens=tokens, window=WINDOW, **options))
 
 
 def hooked(checkpoint: Checkpoint, windows: NDArray[np.int32]) -> tuple[dict[str, Any], Any]:
@@ -115,7 +115,7 @@ from smolexport.calibration import collect as c
 from smolexport.model.checkpoint import open_checkpoint
 print("ready", flush=True)
 folder, text, out, window = sys.argv[1:]
-job = c.prepare(open_checkpoint(Path(folder)), Path(out), texts=[Path(text)], tokens=12288, window=int(window))
+job = c.open_collection(open_checkpoint(Path(folder)), Path(out), texts=[Path(text)], tokens=12288, window=int(window))
 c.collect(job)
 """
 
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(moment: str, tmp_path: Pa
     folder = tiny_checkpoint(tmp_path, "smollm3", num_hidden_layers=6)
     text = ids_file(tmp_path, 12288)
     checkpoint = open_checkpoint(folder)
-    whole = collect(prepare(checkpoint, tmp_path / "whole", texts=[text], tokens=12288, window=WINDOW))
+    whole = collect(open_collection(checkpoint, tmp_path / "whole", texts=[text], tokens=12288, window=WINDOW))
     out = tmp_path / "killed"
     argv = [sys.executable, "-c", KILLED, str(folder), str(text), str(out), str(WINDOW)]
     child = subprocess.Popen(argv, env=environment(), stdout=subprocess.PIPE)
@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(moment: str, tmp_path: Pa
     assert child.wait() == -signal.SIGKILL
     if child.stdout:
         child.stdout.close()
-    job = prepare(checkpoint, out, texts=[text], tokens=12288, window=WINDOW)
+    job = open_collection(checkpoint, out, texts=[text], tokens=12288, window=WINDOW)
     assert not job.done
     assert job.layers_done >= (0 if moment == "teacher" else int(moment[-3:]))
     ran: list[int] = []
@@ -150,7 +150,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(moment: str, tmp_path: Pa
     assert digests(out) == digests(whole.folder)
 
 
-def spied(job: Job, ran: list[int]) -> Job:
+def spied(job: Collection, ran: list[int]) -> Collection:
     """`job` with an engine that notes which layers it ran."""
     from dataclasses import replace
 
@@ -202,20 +202,20 @@ def test_other_arguments_are_refused(tmp_path: Path) -> None:
         ({"texts": []}, "method text, not self"),
     ):
         with pytest.raises(CalibrationError, match=said):
-            prepare(checkpoint, folder, **{**same, **changed})
+            open_collection(checkpoint, folder, **{**same, **changed})
     other = open_checkpoint(tiny_checkpoint(tmp_path / "other", seed=1))
     with pytest.raises(CalibrationError, match="another checkpoint"):
-        prepare(other, folder, **same)
+        open_collection(other, folder, **same)
     with pytest.raises(CalibrationError, match="holds statistics of another checkpoint than"):
         open_statistics(folder, other)
     assert open_statistics(folder, checkpoint).manifest == found.manifest
-    done = collect(prepare(checkpoint, folder, **{**same, "tokens": 1024}, force=True))
+    done = collect(open_collection(checkpoint, folder, **{**same, "tokens": 1024}, force=True))
     assert done.manifest.tokens == 1024
     (folder / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match=r"holds mine\.txt, which is no statistic"):
-        prepare(checkpoint, folder, **same, force=True)
+        open_collection(checkpoint, folder, **same, force=True)
     with pytest.raises(OutputError, match="holds"):
-        prepare(checkpoint, checkpoint.folder, **same, force=True)
+        open_collection(checkpoint, checkpoint.folder, **same, force=True)
 
 
 def test_windows_that_cannot_be(tmp_path: Path) -> None:
@@ -224,11 +224,11 @@ def test_windows_that_cannot_be(tmp_path: Path) -> None:
     for options, said in (({"window": 513}, "--window 513: should lie between 4 and the model's 512"),
                           ({"window": 64, "tokens": 32}, "--tokens 32: is less than one window of 64")):  # fmt: skip
         with pytest.raises(UsageError, match=said):
-            prepare(checkpoint, tmp_path / "s", texts=[text], **options)
+            open_collection(checkpoint, tmp_path / "s", texts=[text], **options)
     with pytest.raises(CalibrationError, match="fewer tokens than one window of 512"):
-        prepare(checkpoint, tmp_path / "s", texts=[text])
+        open_collection(checkpoint, tmp_path / "s", texts=[text])
     with pytest.raises(UsageError, match=r"nothing\.txt: No such file"):
-        prepare(checkpoint, tmp_path / "s", texts=[tmp_path / "nothing.txt"])
+        open_collection(checkpoint, tmp_path / "s", texts=[tmp_path / "nothing.txt"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -237,7 +237,7 @@ def test_the_model_writes_its_own_text(family: str, tmp_path: Path) -> None:
 
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, family))
     written: list[int] = []
-    job = prepare(checkpoint, tmp_path / "a", tokens=32 * 48, window=48, progress=written.append)
+    job = open_collection(checkpoint, tmp_path / "a", tokens=32 * 48, window=48, progress=written.append)
     windows = Statistics(job.folder, job.manifest).windows()
     assert windows.shape == (32, 48)
     assert sum(written) == windows.size == job.manifest.sources[0].tokens
@@ -249,27 +249,27 @@ def test_the_model_writes_its_own_text(family: str, tmp_path: Path) -> None:
     assert abs(nats.mean() - entropy.mean()) < 5 * nats.std() / np.sqrt(nats.size)
     assert windows[:, 0].min() >= 3, "no special token comes first"
     assert len(set(windows[:, 0])) > 20
-    again = prepare(checkpoint, tmp_path / "b", tokens=32 * 48, window=48)
+    again = open_collection(checkpoint, tmp_path / "b", tokens=32 * 48, window=48)
     assert again.manifest == job.manifest
-    other = prepare(checkpoint, tmp_path / "c", tokens=32 * 48, window=48, seed=1)
+    other = open_collection(checkpoint, tmp_path / "c", tokens=32 * 48, window=48, seed=1)
     assert other.manifest.sha256 != job.manifest.sha256
     with pytest.MonkeyPatch.context() as patch:  # layers that are read again for each token, some windows at a time
         patch.setattr(_collect, "KEPT", 0)
-        streamed = prepare(checkpoint, tmp_path / "d", tokens=32 * 48, window=48)
+        streamed = open_collection(checkpoint, tmp_path / "d", tokens=32 * 48, window=48)
     assert streamed.manifest.sha256 == job.manifest.sha256
 
 
 CHILD = """
 import sys
 from pathlib import Path
-from smolexport.calibration.collect import collect, prepare
+from smolexport.calibration.collect import collect, open_collection
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.parity.peak_memory import peak_rss
 import torch, numpy.random
 from smolexport_on_torch import _collect
 before = peak_rss()
 folder, text, out, tokens = sys.argv[1:]
-collect(prepare(open_checkpoint(Path(folder)), Path(out), texts=[Path(text)], tokens=int(tokens), window=128))
+collect(open_collection(open_checkpoint(Path(folder)), Path(out), texts=[Path(text)], tokens=int(tokens), window=128))
 print(peak_rss() - before)
 """
 

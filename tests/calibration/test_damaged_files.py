@@ -44,7 +44,7 @@ def codec(checkpoint: Checkpoint) -> FileTokenizer:
 def whole(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("whole")
-    job = collect.prepare(checkpoint, folder / "stats", texts=[ids_file(folder, 300)], tokens=256, window=32)
+    job = collect.open_collection(checkpoint, folder / "stats", texts=[ids_file(folder, 300)], tokens=256, window=32)
     return collect.collect(job).folder
 
 
@@ -134,7 +134,7 @@ def test_a_pipe_or_folder_among_statistics(
     make(folder / name)
     assert read_or_refused(lambda: read_all(folder, checkpoint), folder / name)
     texts = [ids_file(tmp_path, 300)]
-    again = lambda: collect.collect(collect.prepare(checkpoint, folder, texts=texts, tokens=256, window=32))  # noqa: E731
+    again = lambda: collect.collect(collect.open_collection(checkpoint, folder, texts=texts, tokens=256, window=32))  # noqa: E731
     if not read_or_refused(again, folder / name):  # it took the place of a statistic, and was replaced by one
         read_all(folder, checkpoint)
 
@@ -183,7 +183,7 @@ def test_another_runs_manifest_is_told_of_briefly(whole: Path, checkpoint: Check
     ):  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps({**facts, **change}))
         assert read_or_refused(
-            lambda: collect.prepare(checkpoint, folder, texts=texts, tokens=256, window=32), folder
+            lambda: collect.open_collection(checkpoint, folder, texts=texts, tokens=256, window=32), folder
         ), change
 
 
@@ -247,6 +247,6 @@ def test_names_of_texts_that_no_file_can_hold(checkpoint: Checkpoint, tmp_path: 
         path.write_bytes(ids_file(tmp_path, 300).read_bytes())
     except OSError as error:
         pytest.skip(errno.errorcode[error.errno or 0])
-    job = collect.prepare(checkpoint, tmp_path / "s", texts=[path], tokens=256, window=32)
+    job = collect.open_collection(checkpoint, tmp_path / "s", texts=[path], tokens=256, window=32)
     assert job.manifest.sources[0].name == read_manifest(tmp_path / "s").sources[0].name == "a??.npy"
     assert not (tmp_path / "s" / file_of(Input(0, "attn"))).exists()

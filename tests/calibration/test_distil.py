@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from smolexport.calibration.trainer import Distilled, Settings, Step, Trained
+from smolexport.calibration.trainer import Distilled, DistilSettings, Step, Trained
 from smolexport.errors import TensorError, UsageError
 from smolexport.testing.checkpoints import write_checkpoint
 
@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 RANDOM = np.random.default_rng(7)
 F32 = NDArray[np.float32]
-QUICK = Settings(steps=6, batch=4, rate=1e-2, validate_every=3, threads=1, device="cpu")
+QUICK = DistilSettings(steps=6, batch=4, rate=1e-2, validate_every=3, threads=1, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Case:
     def state(folder: Path) -> Mapping[str, Any]:
         return {n: v.astype(np.float32) for n, v in load_file(folder / "model.safetensors").items()}
 
-    def run(self, settings: Settings = QUICK, **options: Any) -> Distilled:
+    def run(self, settings: DistilSettings = QUICK, **options: Any) -> Distilled:
         return trainer.distil(
             self.folder, self.frozen.items(), options.pop("trained", self.trained), self.windows, self.teacher,
             settings=settings, **options,
@@ -225,7 +225,7 @@ def real(demo: Path) -> Case:
 def test_a_few_steps_bring_the_demo_model_closer_to_its_original(real: Case) -> None:
     seen: list[Step] = []
     done = real.run(
-        Settings(steps=16, batch=4, rate=5e-3, validate_every=4, threads=1, device="cpu"), progress=seen.append
+        DistilSettings(steps=16, batch=4, rate=5e-3, validate_every=4, threads=1, device="cpu"), progress=seen.append
     )
     assert done.improved
     assert done.after < 0.9 * done.before

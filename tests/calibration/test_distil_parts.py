@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.calibration.trainer import Settings, Trained, held_out, to_half
+from smolexport.calibration.trainer import DistilSettings, Trained, held_out, to_half
 from smolexport.errors import UsageError
 from tests.children import python
 
@@ -104,11 +104,11 @@ def test_logits_of_a_large_vocabulary_are_never_held_together() -> None:
 )
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"distillation: {next(iter(wrong))} = "):
-        Settings(**wrong)
+        DistilSettings(**wrong)
 
 
 def test_the_rate_rises_and_falls() -> None:
-    settings = Settings(steps=100, rate=1.0, warm_up=0.1)
+    settings = DistilSettings(steps=100, rate=1.0, warm_up=0.1)
     rates = [settings.rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert np.argmax(rates) == 9

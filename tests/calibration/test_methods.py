@@ -141,11 +141,11 @@ def test_a_missing_statistic_is_named(demo: Path, demo_statistics: Path, tmp_pat
 
 def test_trained_scales_are_the_same_in_every_format(demo: Path, demo_statistics: Path, tmp_path: Path) -> None:
     """A few steps: nearer on windows that were held out, one training for all formats, and codes as gptq left them."""
-    from smolexport.calibration.trainer import Settings
+    from smolexport.calibration.trainer import DistilSettings
     from smolexport.quant.affine_view import codes_of
     from smolexport_to_gguf.container import read_gguf
 
-    training = Settings(steps=6, batch=4, threads=1)
+    training = DistilSettings(steps=6, batch=4, threads=1)
     files = {}
     for method in ("gptq", "distil"):
         calibration = Calibration(method, demo_statistics, training=training)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smolexport.calibration.collect import collect, prepare
+from smolexport.calibration.collect import collect, open_collection
 from smolexport.calibration.files import open_arrays, triangle_rows, triangle_size, unpack_triangle, write_arrays
 from smolexport.calibration.statistics import Statistics, input_of, open_statistics
 from smolexport.errors import CalibrationError
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def whole(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     text = ids_file(folder)
-    return collect(prepare(checkpoint, folder / "stats", texts=[text], tokens=2048, window=64)).folder
+    return collect(open_collection(checkpoint, folder / "stats", texts=[text], tokens=2048, window=64)).folder
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_damage_is_named(case: str, stats: Path, checkpoint: Checkpoint) -> None
 def test_damage_is_mended_by_another_run(stats: Path, whole: Path, checkpoint: Checkpoint) -> None:
     (stats / LAYER).write_bytes(b"")
     text = ids_file(stats.parent)
-    collect(prepare(checkpoint, stats, texts=[text], tokens=2048, window=64))
+    collect(open_collection(checkpoint, stats, texts=[text], tokens=2048, window=64))
     for path in whole.iterdir():
         assert (stats / path.name).read_bytes() == path.read_bytes(), path.name
 

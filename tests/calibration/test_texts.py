@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from smolexport.calibration.texts import Source, cut, overlaps, read_source, same_texts
+from smolexport.calibration.texts import TextSource, overlaps, read_source, same_texts, training_windows
 from smolexport.errors import CalibrationError, UsageError
 from smolexport.run.rendering import Answer
 from smolexport.testing.checkpoints import write_tokenizer
@@ -52,7 +52,7 @@ def test_a_large_file_is_read_here_and_there(codec: FileTokenizer, tmp_path: Pat
     _, ids = read(path, codec, limit=20_000)
     assert 20_000 <= len(ids) < 80_000
     seen = codec.decode(ids.tolist()).splitlines(keepends=True)
-    assert set(seen) <= set(lines), "cut at ends of lines only"
+    assert set(seen) <= set(lines), "training_windows at ends of lines only"
     _, again = read(path, codec, limit=20_000)
     _, other = read(path, codec, limit=20_000, seed=1)
     assert np.array_equal(ids, again)
@@ -141,19 +141,19 @@ def test_token_ids(codec: FileTokenizer, tmp_path: Path) -> None:
 
 def test_windows_are_cut_and_shuffled() -> None:
     texts = [np.arange(100, dtype=np.int32), np.arange(100, 135, dtype=np.int32)]
-    windows = cut(texts, 10, 100, bos=None, seed=0)
+    windows = training_windows(texts, 10, 100, bos=None, seed=0)
     assert windows.shape == (13, 10)
     assert sorted(windows[:, 0].tolist()) == list(range(0, 130, 10))
     assert (np.diff(windows) == 1).all(), "each a stretch of one text"
     assert windows[:, 0].tolist() != sorted(windows[:, 0].tolist())
-    assert np.array_equal(windows, cut(texts, 10, 100, bos=None, seed=0))
-    assert np.array_equal(windows[:4], cut(texts, 10, 4, bos=None, seed=0))
-    framed = cut(texts, 10, 100, bos=7, seed=0)
+    assert np.array_equal(windows, training_windows(texts, 10, 100, bos=None, seed=0))
+    assert np.array_equal(windows[:4], training_windows(texts, 10, 4, bos=None, seed=0))
+    framed = training_windows(texts, 10, 100, bos=7, seed=0)
     assert framed.shape == (14, 10)
     assert (framed[:, 0] == 7).all()
     assert (np.diff(framed[:, 1:]) == 1).all()
     with pytest.raises(CalibrationError, match="fewer tokens than one window of 128"):
-        cut(texts, 128, 1, bos=None, seed=0)
+        training_windows(texts, 128, 1, bos=None, seed=0)
 
 
 def test_overlaps_by_hand() -> None:
@@ -179,5 +179,5 @@ def test_overlaps_are_exact(window: list[int], text: list[int], n: int) -> None:
 
 
 def test_same_texts() -> None:
-    sources = [Source("a", hashlib.sha256(b"one").hexdigest(), 1)]
+    sources = [TextSource("a", hashlib.sha256(b"one").hexdigest(), 1)]
     assert same_texts(sources, {"x": b"one", "y": b"two"}) == ["x"]

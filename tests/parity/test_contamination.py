@@ -10,7 +10,7 @@ import pytest
 
 from smolexport.calibration.files import write_arrays
 from smolexport.calibration.statistics import TOKENS_FILE, Manifest, Statistics, hash_of
-from smolexport.calibration.texts import Source
+from smolexport.calibration.texts import TextSource
 from smolexport.errors import UsageError
 from smolexport.parity.calibration_record import Record
 from smolexport.parity.compare import compare
@@ -36,7 +36,7 @@ def make_statistics(tmp_path):
         windows = np.asarray(windows, np.int32)
         write_arrays(tmp_path / TOKENS_FILE, {"tokens": ("int32", windows.shape)}, [windows])
         count, length = windows.shape
-        sources = (Source("words.txt", "bb", windows.size),)
+        sources = (TextSource("words.txt", "bb", windows.size),)
         return Statistics(
             tmp_path, Manifest("aa", "text", sources, windows.size, count, length, 0, 2, 16, hash_of(windows))
         )
@@ -50,7 +50,7 @@ def ids_of(text):
 
 def calibrated(model, statistics, sha256="bb"):
     mark = statistics.manifest.sha256 if statistics else ""
-    return dataclasses.replace(model, calibration=Record("gptq", (Source("words.txt", sha256, 9),), 9, mark))
+    return dataclasses.replace(model, calibration=Record("gptq", (TextSource("words.txt", sha256, 9),), 9, mark))
 
 
 def test_the_very_text_is_refused(make_model, words):

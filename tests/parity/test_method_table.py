@@ -12,7 +12,12 @@ import pytest
 from rich.console import Console
 
 from smolexport.conversion.source_model import CALIBRATION_KEY
-from smolexport.parity.calibration_record import CalibrationEffect, Record, read_calibration_errors, read_record
+from smolexport.parity.calibration_record import (
+    CalibrationEffect,
+    Record,
+    read_calibration_errors,
+    read_calibration_record,
+)
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.method_table import columns, side_by_side
@@ -154,12 +159,12 @@ def test_a_gate_matches_the_scheme_of_a_calibrated_file(make_model):
 
 
 def test_a_record_is_read():
-    record, note = read_record({CALIBRATION_KEY: json.dumps(RECORD)})
+    record, note = read_calibration_record({CALIBRATION_KEY: json.dumps(RECORD)})
     assert note == ""
     assert record is not None
     assert (record.method, record.tokens, record.windows_sha256) == ("gptq", 64, "aa")
     assert [(one.name, one.sha256) for one in record.sources] == [("words.txt", "bb")]
-    assert read_record({}) == (None, "")
+    assert read_calibration_record({}) == (None, "")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_a_record_is_read():
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_a_note(value):
-    record, note = read_record({CALIBRATION_KEY: value})
+    record, note = read_calibration_record({CALIBRATION_KEY: value})
     assert record is None
     assert note.startswith(f"metadata {CALIBRATION_KEY} cannot be read (")
     assert "\n" not in note
@@ -179,7 +184,7 @@ def test_a_damaged_record_is_a_note(value):
 
 
 def test_the_report_beside_a_file_is_read(tmp_path):
-    path, record = tmp_path / "x.gguf", read_record({CALIBRATION_KEY: json.dumps(RECORD)})[0]
+    path, record = tmp_path / "x.gguf", read_calibration_record({CALIBRATION_KEY: json.dumps(RECORD)})[0]
     assert read_calibration_errors(path, record) == ((), "")
     sidecar_of(path).write_text(json.dumps(RECORD | {"tensors": ERRORS}))
     assert read_calibration_errors(path, record) == (effects_of(ERRORS), "")
@@ -200,7 +205,7 @@ def test_the_report_beside_a_file_is_read(tmp_path):
     ],
 )  # fmt: skip
 def test_a_damaged_report_beside_a_file_is_a_note(content, tmp_path):
-    path, record = tmp_path / "x.gguf", read_record({CALIBRATION_KEY: json.dumps(RECORD)})[0]
+    path, record = tmp_path / "x.gguf", read_calibration_record({CALIBRATION_KEY: json.dumps(RECORD)})[0]
     sidecar_of(path).write_bytes(content)
     effects, note = read_calibration_errors(path, record)
     assert effects == ()
