@@ -171,6 +171,7 @@ def calibration_of(
     """What --method, --stats, --steps, --size and --target-kld ask for; raises UsageError."""
     from smolexport.calibration.calibrator import Calibration
     from smolexport.calibration.knapsack import Budget
+    from smolexport.calibration.trainer import DistilSettings
     from smolexport.errors import UsageError
 
     if steps is not None and method != "distil":
