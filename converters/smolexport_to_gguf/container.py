@@ -208,24 +208,26 @@ class Reader:
 
     def strings(self, count: int) -> Texts:
         """The next `count` texts; in one loop over blocks of the file, since a vocabulary has hundreds of thousands."""
-        data, ends, at = bytearray(), array("Q"), 0
-        size_at = STRUCTS["u64"].unpack_from
+        data, ends, at, held = bytearray(), array("Q"), 0, 0
+        size_at, append = STRUCTS["u64"].unpack_from, ends.append
 
-        def reach(end: int) -> None:
-            """Have the first `end` bytes in `data`."""
+        def reach(end: int) -> int:
+            """Have the first `end` bytes in `data`, whose length is returned."""
             if end > self.left:
                 raise self.fail(f"ends early, inside an array of {count:,} strings")
             data.extend(self.file.read(max(end - len(data), BLOCK)))
             if end > len(data):
                 raise self.fail("was cut while it was read")
+            return len(data)
 
         for _ in range(count):
-            if at + 8 > len(data):
-                reach(at + 8)
-            at += 8 + size_at(data, at)[0]
-            if at > len(data):
-                reach(at)
-            ends.append(at)
+            at += 8
+            if at > held:
+                held = reach(at)
+            at += size_at(data, at - 8)[0]
+            if at > held:
+                held = reach(at)
+            append(at)
         self.file.seek(at - len(data), SEEK_CUR)
         self.left -= at
         del data[at:]

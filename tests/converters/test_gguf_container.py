@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from smolexport.conversion.pipeline import export
 from smolexport.errors import FileFormatError
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.quant import FORMATS
+from smolexport_to_gguf import container
 from smolexport_to_gguf.container import ALIGNMENT, header_bytes, padding, read_gguf
 from tests.cli.commands import tiny_checkpoint
 
@@ -167,3 +169,25 @@ def test_zero_sized_and_header_only_files(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", [], [])
     assert read_gguf(tmp_path / "x.gguf").tensors == {}
     assert (tmp_path / "x.gguf").read_bytes()[:24] == b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
+
+
+def test_texts_across_the_blocks_that_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [("ä" * n)[: n % 97] for n in range(300)]
+    for block in (1, 7, 64, 1000):
+        monkeypatch.setattr(container, "BLOCK", block)
+        write(tmp_path / "x.gguf", [("a", "[string]", texts), ("b", "[string]", []), ("c", "string", "after")], TENSORS)
+        file = read_gguf(tmp_path / "x.gguf")
+        found = file.get("a")
+        assert found == texts
+        assert (found[-1], found[1:4], list(file.get("b")), file.get("c")) == (texts[-1], texts[1:4], [], "after")
+        with pytest.raises(IndexError):
+            found[300]
+
+
+def test_a_header_is_parsed_once_but_never_taken_for_that_of_a_file_just_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for text in ("one", "two", "six"):  # of one length, faster than the file system's clock may tell
+        write(path, [("a", "string", text)], TENSORS)
+        assert read_gguf(path).get("a") == text
+    os.utime(path, (1, 1))
+    assert read_gguf(path) is read_gguf(path)

@@ -19,6 +19,7 @@ from smolexport.tokenizer import (
     TokenizerKind,
     TokenKind,
     read_tokenizer,
+    reader,
     unbuilt_tokens,
 )
 from smolexport.tokenizer.derive import last_ranks
@@ -225,3 +226,25 @@ def test_unbuilt_tokens_of_smollm3_need_its_whole_word_rule(tmp_path: Path) -> N
     spec = read_tokenizer(folder, size)
     assert spec.ignore_merges
     assert len(unbuilt_tokens(spec)) == 588
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm3", "qwen3", "stories260k"])
+def test_an_excerpt_serves_as_the_whole_file_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a sound tokenizer the library reads the excerpt alone, and finds in it what it finds in the whole file."""
+    folder, size = real_folder(name, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("tokenizers.Tokenizer.from_file", None)
+        by_excerpt = read_tokenizer(folder, size)
+    monkeypatch.setattr(reader, "_excerpt", lambda *_: None)
+    assert read_tokenizer(folder, size) == by_excerpt
+
+
+def test_merges_of_an_empty_token_and_merges_of_both_forms(tmp_path: Path) -> None:
+    """The part stays empty, whatever holds the token's place; a list of both forms is the library's to refuse."""
+    document = small()
+    document["model"]["vocab"][""] = 268
+    document["model"]["merges"].append(["", "a"])
+    assert read_tokenizer(save(tmp_path, document), 270).merges[3] == ("", "a")
+    document["model"]["merges"][0] = "▁ a"
+    with pytest.raises(TokenizerError, match="is refused by tokenizers"):
+        read_tokenizer(save(tmp_path, document), 270)
