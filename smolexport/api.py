@@ -88,7 +88,7 @@ def generate(
         max_tokens: most tokens to generate.
         sampling: how tokens are drawn; None = greedy.
         threads: None = one per physical core.
-        runtime: name of the one that plays it; None = the first that is there.
+        runtime: name of the one that runs it; None = the first that is there.
 
     Raises:
         SmolexportError: the model cannot be read or its runtime is missing.

@@ -99,7 +99,7 @@ def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) 
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():
-        raise OutputError(f"{path}: is no folder, and one is to be written; give another name with -o")
+        raise OutputError(f"{path}: is not a folder, and one is to be written; give another name with -o")
     if not any(path.iterdir()):
         return
     if not replaceable(path):
@@ -124,7 +124,7 @@ def check_parent(folder: Path) -> None:
     try:
         if not folder.is_dir():
             if os.path.lexists(folder):
-                raise OutputError(f"{folder}: is no folder; give another one with -o")
+                raise OutputError(f"{folder}: is not a folder; give another one with -o")
             if not folder.parent.is_dir():
                 raise OutputError(f"{folder.parent}: no such folder; create it, or give another place with -o")
     except OSError as error:  # a name that no file can have

@@ -158,10 +158,10 @@ def _recognised(path: Path) -> Converter | None:
 
 
 def runtime_for(path: Path, name: str | None = None) -> Runtime:
-    """The runtime that plays `path`: a checkpoint folder or an exported file.
+    """The runtime that runs `path`: a checkpoint folder or an exported file.
 
     Args:
-        path: what shall be played.
+        path: what shall be run.
         name: of the runtime, as people or as packages have it; None: of those that read the format, the first whose
             libraries are there.  A package whose name extends another's comes after it.
 
@@ -177,10 +177,10 @@ def runtime_for(path: Path, name: str | None = None) -> Runtime:
         chosen = find_runtime(name)
         if chosen not in players:
             others = ", ".join(adapter(player).NAME for player in players) or "nothing installed"
-            raise UsageError(f"{path}: {adapter(chosen).NAME} does not play the format '{kind}'; played by: {others}")
+            raise UsageError(f"{path}: {adapter(chosen).NAME} does not run the format '{kind}'; run by: {others}")
         return runtime(chosen)
     if not players:
-        raise FileFormatError(f"{path}: no installed runtime plays the format '{kind}'")
+        raise FileFormatError(f"{path}: no installed runtime runs the format '{kind}'")
     return runtime(_first(players))
 
 
@@ -240,7 +240,7 @@ def _ends_like(path: Path, *, folder: bool) -> bool:
 
 
 def locate(model: str | Path, runtime: str | None = None) -> tuple[Path, Runtime]:
-    """The exported file or checkpoint folder that `model` stands for, and the runtime that plays it.
+    """The exported file or checkpoint folder that `model` stands for, and the runtime that runs it.
 
     Args:
         model: exported file, checkpoint folder, hub id, or `demo`.

@@ -165,7 +165,7 @@ def _half_pieces(entries: list[Entry]) -> Iterator[str]:
     rows = sorted({e.shape[-1] for e in entries if isinstance(e.format, MicroFormat) and e.shape[-1] % PIECE})
     if rows:
         yield (
-            f"rows of {', '.join(map(str, rows))} are no multiple of {PIECE}, the step of MLX's matrix product on a "
+            f"rows of {', '.join(map(str, rows))} are not a multiple of {PIECE}, the step of MLX's matrix product on a "
             "GPU: right on a CPU, not tried there"
         )
 

@@ -105,7 +105,7 @@ def shards_of(arrays: Iterable[Array], metadata: Mapping[str, str], limit: int |
 def _shard(name: str, arrays: list[Array], metadata: Mapping[str, str]) -> Shard:
     """Wide types first, so that every array is aligned to its type; then by name, so that equal inputs agree."""
     ordered = sorted(arrays, key=lambda array: (-SIZES[array.dtype], array.name))
-    # Half a surrogate pair, as a file name that is no UTF-8 becomes in Python, is legal JSON that few readers take.
+    # Half a surrogate pair, as a file name that is not UTF-8 becomes in Python, is legal JSON that few readers take.
     strings = {key: value.encode("utf-8", "replace").decode() for key, value in metadata.items()}
     entries: dict[str, object] = {"__metadata__": strings}
     starts, total = [], 0
@@ -163,7 +163,7 @@ def read_arrays(folder: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
     metadata: dict[str, str] = {}
     paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
-        raise FileFormatError(f"{folder}: no model*.safetensors in it; the folder is no MLX folder")
+        raise FileFormatError(f"{folder}: no model*.safetensors in it; the folder is not an MLX folder")
     for path in paths:
         strings, arrays = read_header(path)
         metadata = metadata or strings

@@ -58,7 +58,7 @@ def replaceable(path: Path) -> bool:
 def describe(path: Path) -> FileInfo:
     """Read the headers in the folder `path`, of any architecture; no tensor data.
 
-    What is no weight of a known kind is listed as the array that it is.
+    What is not a weight of a known kind is listed as the array that it is.
 
     Raises:
         FileFormatError: damaged, or no MLX folder.

@@ -51,7 +51,7 @@ def lint(folder: Path) -> list[str]:
 
 
 def _findings(folder: Path) -> Iterator[str]:
-    config = read_json(folder / "config.json", "the folder is no MLX folder")
+    config = read_json(folder / "config.json", "the folder is not an MLX folder")
     tensors, odd_files = _tensors(folder)
     table, odd_entries = _quantization(config, tensors)
     yield from odd_files
@@ -74,7 +74,7 @@ def _tensors(folder: Path) -> tuple[dict[str, StoredArray], list[str]]:
     odd = []
     paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
-        raise FileFormatError(f"{folder}: no model*.safetensors in it; the folder is no MLX folder")
+        raise FileFormatError(f"{folder}: no model*.safetensors in it; the folder is not an MLX folder")
     for path in paths:
         metadata, arrays = read_header(path)
         if metadata.get("format") != "mlx":
@@ -146,7 +146,7 @@ def _quantization(config: Mapping[str, Any], tensors: Mapping[str, StoredArray])
         if key in KEYS:
             continue
         if f"{key}.weight" not in tensors:
-            odd.append(f"quantization holds the key {show(key)}, which is no module; Swift throws")
+            odd.append(f"quantization holds the key {show(key)}, which is not a module; Swift throws")
         elif isinstance(value, dict) or value is False:
             table[key] = value
         else:

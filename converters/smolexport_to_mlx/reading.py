@@ -92,7 +92,7 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
     """The tensors of the folder `path`, in the terms of a checkpoint.
 
     Raises:
-        FileFormatError: damaged, or an array that is no part of a module known here.
+        FileFormatError: damaged, or an array that is not part of a module known here.
     """
     folder = read_folder(path)
     try:
@@ -115,7 +115,7 @@ def read_folder(path: Path) -> Folder:
         FileFormatError: damaged, or a quantized module whose arrays do not fit together.
     """
     try:
-        config = read_json(path / CONFIG, "the folder is no MLX folder")
+        config = read_json(path / CONFIG, "the folder is not an MLX folder")
     except CheckpointError as error:
         raise FileFormatError(str(error)) from error
     arrays, metadata = read_arrays(path)
@@ -137,7 +137,7 @@ def read_folder(path: Path) -> Folder:
 def _tensor(name: str, stored: StoredRows, known: Mapping[str, Tensor]) -> Tensor:
     if name not in known or len(stored.shape) > 2:
         raise FileFormatError(
-            f"{stored.parts[0].path}: the array {label(name)} {list(stored.shape)} is no part of a known module"
+            f"{stored.parts[0].path}: the array {label(name)} {list(stored.shape)} is not part of a known module"
         )
     return replace(known[name], shape=stored.shape)
 

@@ -1,7 +1,7 @@
 """Quantization schemes under the names of mlx-lm, and the portable ones.
 
 Facts: mlx-lm 0.32.2 `utils.py` (which modules are quantized), `convert.py` (the mixed recipes); MLX's modes and groups.
-mlx-lm leaves a module float, without a word, when its rows are no multiple of the group; here such rows get the next
+mlx-lm leaves a module float, without a word, when its rows are not a multiple of the group; here such rows get the next
 smaller group that fits, and the plan says so.
 """
 
@@ -162,7 +162,7 @@ class Micro:
         return MicroFormat(self.name, "BF16")
 
     def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
-        """The mode for matrices whose rows are whole groups and that MLX can play then, floats for the rest."""
+        """The mode for matrices whose rows are whole groups and that MLX can run then, floats for the rest."""
         plain, form = FORMATS[dtype.lower()], MicroFormat(self.name, dtype)
         if not tensor.is_matrix:
             return Choice(plain)

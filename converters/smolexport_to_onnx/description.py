@@ -65,7 +65,7 @@ def replaceable(path: Path) -> bool:
 
 
 def describe(path: Path) -> FileInfo:
-    """Read the graph that `path` is played by, of any architecture; no tensor data.
+    """Read the graph that `path` is run by, of any architecture; no tensor data.
 
     Raises:
         FileFormatError: damaged, or no ONNX folder.

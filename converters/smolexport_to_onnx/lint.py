@@ -47,7 +47,7 @@ def lint(folder: Path) -> list[str]:
 
 def _findings(folder: Path) -> Iterator[str]:
     primary_graph(folder)
-    config, generation = read_json(folder / CONFIG, "the folder is no ONNX folder"), read_json(folder / GENAI)
+    config, generation = read_json(folder / CONFIG, "the folder is not an ONNX folder"), read_json(folder / GENAI)
     models = [read_model(path) for path in graph_paths(folder)]
     yield from _tokenizer(folder)
     yield from _transformers_js(folder, config, models)

@@ -150,14 +150,14 @@ class Model:
 
 
 def graph_paths(folder: Path) -> list[Path]:
-    """The graphs in `folder`, in the order of preference; raises OSError.  What is no regular file may never end."""
+    """The graphs in `folder`, in the order of preference; raises OSError.  What is not a regular file may never end."""
     order = list(STEMS.values())
     found = [path for place in (folder / "onnx", folder) for path in place.glob("*.onnx") if path.is_file()]
     return sorted(found, key=lambda path: (path.stem not in order, order.index(path.stem) if path.stem in order else 0))
 
 
 def primary_graph(path: Path) -> Path:
-    """The graph that the folder `path` is read and played by: the one that genai_config.json names; a file itself.
+    """The graph that the folder `path` is read and run by: the one that genai_config.json names; a file itself.
 
     Raises:
         FileFormatError: there is none.
@@ -169,7 +169,7 @@ def primary_graph(path: Path) -> Path:
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror or error}") from error
     if not paths:
-        raise FileFormatError(f"{path}: no *.onnx in it; the folder is no ONNX folder")
+        raise FileFormatError(f"{path}: no *.onnx in it; the folder is not an ONNX folder")
     named = _named(path)
     return next((found for found in paths if found.relative_to(path).as_posix() == named), paths[0])
 
@@ -190,7 +190,7 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
     """The tensors of the folder `path`, or of one graph in it, in the terms of a checkpoint.
 
     Raises:
-        FileFormatError: damaged, or an array that is no part of a module known here.
+        FileFormatError: damaged, or an array that is not part of a module known here.
     """
     model = read_model(primary_graph(path))
     for array in model.others:
@@ -394,7 +394,7 @@ def _tensors(
     shares = _shares(general, heads.get(-1 if layer is None else layer, (0, 0)))
     rows = stored.shape[0]
     if not roles or part not in ("weight", "bias") or min(shares) < 1 or rows % sum(shares):
-        raise FileFormatError(f"{path}: the array {label(name)} {list(stored.shape)} is no part of a known module")
+        raise FileFormatError(f"{path}: the array {label(name)} {list(stored.shape)} is not part of a known module")
     first = 0
     for role, share in zip(roles, shares, strict=True):
         own = rows // sum(shares) * share

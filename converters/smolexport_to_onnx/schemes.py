@@ -198,7 +198,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Several:
-    """Several graphs in one folder; the first is the one that is played unless another is named."""
+    """Several graphs in one folder; the first is the one that is run unless another is named."""
 
     parts: tuple[Scheme, ...]
 

@@ -1,4 +1,4 @@
-"""GGUF files played by llama.cpp, through the low-level functions of llama-cpp-python."""
+"""GGUF files run by llama.cpp, through the low-level functions of llama-cpp-python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLX folders played by mlx-lm: on a Mac's GPU, and for checking on any Linux CPU.
+"""MLX folders run by mlx-lm: on a Mac's GPU, and for checking on any Linux CPU.
 
 Only config.json and safetensors are read, and no code from the folder is ever run.
 """

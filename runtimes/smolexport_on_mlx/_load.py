@@ -41,7 +41,7 @@ def load_model(folder: Path, dtype: str | None) -> tuple[Any, dict[str, Any]]:
         raise UsageError(f"dtype = {dtype!r} should be one of: {', '.join(DTYPES)}")
     if dtype is None and mx.default_device().type == mx.cpu:
         dtype = "f32"
-    config = read_json(folder / "config.json", "the folder is no MLX model")
+    config = read_json(folder / "config.json", "the folder is not an MLX model")
     _check_config(folder, config, _count_tensors(folder))
     try:
         # Lazily: until every name and shape has been compared with the files, nothing is allocated.

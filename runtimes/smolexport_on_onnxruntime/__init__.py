@@ -1,4 +1,4 @@
-"""ONNX folders played by plain ONNX Runtime on the CPU, with key/value caches that are written in place.
+"""ONNX folders run by plain ONNX Runtime on the CPU, with key/value caches that are written in place.
 
 No library of custom operators is ever loaded, and nothing outside the folder is read.
 

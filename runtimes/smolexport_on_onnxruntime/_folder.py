@@ -1,4 +1,4 @@
-"""Which graph of a folder is played, and what its config.json promises."""
+"""Which graph of a folder is run, and what its config.json promises."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def config_sizes(folder: Path) -> Sizes:
         FileFormatError: a size that is missing or no positive integer.
     """
     file = folder / "config.json"
-    config = read_json(file, "the folder is no ONNX model")
+    config = read_json(file, "the folder is not an ONNX model")
     heads = _size(file, config, "num_attention_heads")
     head_dim = config.get("head_dim")
     context = _size(file, config, "max_position_embeddings")

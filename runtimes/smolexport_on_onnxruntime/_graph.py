@@ -50,7 +50,7 @@ def read_graph(path: Path) -> GraphFacts:
 
     Raises:
         FileFormatError: damaged; weights that lie outside the file's folder or beyond the end of their file; operators
-            that are no part of ONNX Runtime.
+            that are not part of ONNX Runtime.
         UnsupportedError: a cache that GroupQueryAttention cannot write in place.
     """
     model = read_message(path, ModelProto)
@@ -81,7 +81,7 @@ def _tensors(graph: Any, depth: int) -> Iterator[TensorProto]:
     for node in graph.node:
         if node.domain not in DOMAINS:
             raise FileFormatError(
-                f"the operator {show(node.op_type)} of {show(node.domain)} is no part of ONNX Runtime"
+                f"the operator {show(node.op_type)} of {show(node.domain)} is not part of ONNX Runtime"
             )
         for attribute in node.attribute:
             if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:

@@ -43,7 +43,7 @@ def check_folder(path: Path, graph: str | None) -> CheckedGraph:
                 f"{path}: is a graph, and the option graph names one too; give its folder, or leave it out"
             )
         if path.absolute().parent.name != "onnx":
-            raise FileFormatError(f"{path}: should lie in the folder onnx of an ONNX folder, to be played")
+            raise FileFormatError(f"{path}: should lie in the folder onnx of an ONNX folder, to be run")
         folder, graph = path.absolute().parent.parent, path.stem
     sizes = config_sizes(folder)
     path = choose_graph(folder, graph)

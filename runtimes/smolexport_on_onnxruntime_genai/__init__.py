@@ -1,6 +1,6 @@
-"""ONNX folders played by ONNX Runtime GenAI's generator on the CPU, beside the adapter over plain ONNX Runtime.
+"""ONNX folders run by ONNX Runtime GenAI's generator on the CPU, beside the adapter over plain ONNX Runtime.
 
-It plays what `smolexport_on_onnxruntime` plays, which is the faster one and is taken unless this one is asked for by
+It runs what `smolexport_on_onnxruntime` runs, which is the faster one and is taken unless this one is asked for by
 its name; here is how to see that the folder computes the same in the library that it is also made for.
 
 Before the library opens a folder its graph is checked as the plain adapter checks it, and genai_config.json may say

@@ -40,7 +40,7 @@ def check_config(checked: CheckedGraph) -> None:
         UnsupportedError: a key that the library would follow and that no exported decoder needs.
     """
     file = checked.folder / FILE
-    config = read_json(file, "ONNX Runtime GenAI cannot play the folder without it")
+    config = read_json(file, "ONNX Runtime GenAI cannot run the folder without it")
     _keys(file, "", config, ("model", "search"))
     model, search = (_part(file, config, key) for key in ("model", "search"))
     _keys(file, "model.", model, ("type", "vocab_size", "context_length", "decoder", *TOKENS))

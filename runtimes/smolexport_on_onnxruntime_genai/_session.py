@@ -47,7 +47,7 @@ class GenaiSession:
             self._generator: Any = _load(checked, threads, self._context, busily)
             self._last_row_graph = self._probe(checked.sizes.kv_heads, checked.sizes.head_dim)
         except Exception as error:
-            raise FileFormatError(f"{checked.path}: ONNX Runtime GenAI cannot play it: {reason(error)}") from error
+            raise FileFormatError(f"{checked.path}: ONNX Runtime GenAI cannot run it: {reason(error)}") from error
 
     @property
     def vocab_size(self) -> int:

@@ -1,4 +1,4 @@
-"""The reference: a checkpoint played by transformers, in bf16 unless asked otherwise; and a trainer.
+"""The reference: a checkpoint run by transformers, in bf16 unless asked otherwise; and a trainer.
 
 Only safetensors are read and no code from the checkpoint is ever run.
 """

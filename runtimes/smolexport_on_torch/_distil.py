@@ -177,7 +177,7 @@ def _module(model: Any, name: str) -> Any:
         module = None
     if not name.endswith(WEIGHT) or not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
         raise TensorError(
-            f"distillation: {show(name)} is no matrix of this model's: only the weights of those are trained"
+            f"distillation: {show(name)} is not a matrix of this model's: only the weights of those are trained"
         )
     return module
 

@@ -198,7 +198,7 @@ def _untied(plan: Plan) -> bool:
 
 def _reached(entry: Entry, untied: bool) -> bool:
     tensor = entry.tensor
-    # A row of an embedding that is no head as well is looked up, not multiplied: no column matters more.
+    # A row of an embedding that is not a head as well is looked up, not multiplied: no column matters more.
     if tensor is None or not tensor.is_matrix or (untied and tensor.role is Role.EMBED):
         return False
     form = searching(entry.format)

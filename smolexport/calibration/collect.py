@@ -354,7 +354,7 @@ def claim(folder: Path, wanted: Manifest, force: bool) -> Manifest | None:
     """
     others = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
     if others:
-        raise OutputError(f"{folder}: holds {others[0]}, which is no statistic; give another folder with -o")
+        raise OutputError(f"{folder}: holds {others[0]}, which is not a statistic; give another folder with -o")
     if force:
         clear(folder)
     for path in folder.glob(".*.partial"):  # left by a run that was killed

@@ -84,10 +84,10 @@ def input_of(tensor: Tensor) -> Input:
     """What the matrix `tensor` reads; of the embedding, as a head.
 
     Raises:
-        CalibrationError: it is no matrix of a linear map.
+        CalibrationError: it is not a matrix of a linear map.
     """
     if tensor.role not in READS or tensor.part != "weight":
-        raise CalibrationError(f"{tensor.name}: is no matrix, so there is no statistic of what it reads")
+        raise CalibrationError(f"{tensor.name}: is not a matrix, so there is no statistic of what it reads")
     return Input(tensor.layer, READS[tensor.role])
 
 

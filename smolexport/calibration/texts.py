@@ -54,7 +54,7 @@ class TextSource:
 
 
 def source_name(path: Path) -> str:
-    """The name of a text for a `TextSource`: what cannot be printed, or is no UTF-8, is replaced."""
+    """The name of a text for a `TextSource`: what cannot be printed, or is not UTF-8, is replaced."""
     return "".join(c if c.isprintable() else "?" for c in path.name)
 
 

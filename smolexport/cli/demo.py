@@ -48,7 +48,7 @@ def command(path: bool, out: Path | None, force: bool, threads: int | None, json
         playable, lacking = _playable(files)
         if lacking:
             kept = f"in {out}" if out else "into a temporary folder (keep them with -o FOLDER)"
-            say(f"exported {kept}; to play and compare all files install the runtimes:\n  " + "\n  ".join(lacking))
+            say(f"exported {kept}; to run and compare all files install the runtimes:\n  " + "\n  ".join(lacking))
         if not playable:
             verdicts = _unequal(marks)
             if json:

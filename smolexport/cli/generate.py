@@ -40,7 +40,7 @@ __all__ = ["command"]
 @click.option("--stop", multiple=True, help="Stop before this text; repeatable.")
 @click.option("--context", type=Integer(min=1), help="Most tokens held.")
 @threads_option
-@click.option("--runtime", "player", metavar="NAME", help="Runtime that plays it; default: the first that is there.")
+@click.option("--runtime", "player", metavar="NAME", help="Runtime that runs it; default: the first that is there.")
 @runtime_options
 @json_option
 def command(

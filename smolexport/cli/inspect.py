@@ -96,7 +96,7 @@ def _as_json(d: FileInfo, tensors: bool) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """`value` as JSON can hold it: lists for arrays, text for what is no number, "..." for what lies too deep."""
+    """`value` as JSON can hold it: lists for arrays, text for what is not a number, "..." for what lies too deep."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, dict)) and depth == MAX_DEPTH:
         return "..."

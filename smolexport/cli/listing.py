@@ -34,7 +34,7 @@ def command(format: str | None, json: bool) -> None:  # noqa: A002
         width = max(10, *map(len, facts["runtimes"]))
         for name, state in facts["runtimes"].items():
             click.echo(
-                f"  {name:<{width}} {state['name']:<{width}} plays {state['reads']:<10} {state['missing'] or 'ready'}"
+                f"  {name:<{width}} {state['name']:<{width}} runs {state['reads']:<10} {state['missing'] or 'ready'}"
             )
 
 

@@ -73,7 +73,7 @@ class ByteSize(click.ParamType[int]):
         found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmg]?)b?", str(value).strip().lower())
         size = float(found[1]) * 1000 ** " kmg".index(found[2] or " ") if found else 0
         if size < 1:
-            self.fail(f"{show(value)} is no size; write it like 90MB, 1.5GB, 700KB or 700000.", param, ctx)
+            self.fail(f"{show(value)} is not a size; write it like 90MB, 1.5GB, 700KB or 700000.", param, ctx)
         return int(size)
 
 

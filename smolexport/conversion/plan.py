@@ -218,7 +218,7 @@ class Plan:
                 key = (e.wanted, e.format, e.shape[-1])
                 groups[key] = groups.get(key, 0) + 1
         return [
-            f"{count} tensor{'s' * (count > 1)}: rows of {columns} are no multiple of {_unmet(wanted, columns)}: "
+            f"{count} tensor{'s' * (count > 1)}: rows of {columns} are not a multiple of {_unmet(wanted, columns)}: "
             f"{got.name} instead of {wanted.name}"
             for (wanted, got, columns), count in groups.items()
         ]

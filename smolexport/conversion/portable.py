@@ -6,7 +6,7 @@ with group 32, float16 scales and biases of -8 or -128 scales).  The choices tha
 
 - the embedding and an untied head take 8 bits also in `int4`: a tied embedding is the output layer as well, the part
   of a small model that 4 bits hurt most;
-- rows that are no multiple of 32, norms and biases are rounded to float16, which all formats can hold.
+- rows that are not a multiple of 32, norms and biases are rounded to float16, which all formats can hold.
 
 The scheme `auto-bits` leaves the number of bits of each matrix to its caller.  With 4 and 8 bits it is portable as
 well; 5 and 6 bits differ from format to format, GGUF's are named here.

@@ -213,7 +213,7 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path}: is larger than {MAX_JSON >> 20} MiB; is it the right file?")
         if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
-            raise CheckpointError(f"{path}: is no regular file")
+            raise CheckpointError(f"{path}: is not a regular file")
         value = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; {otherwise}") from None

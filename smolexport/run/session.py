@@ -154,7 +154,7 @@ class Runtime(Protocol):
 
     @property
     def READS(self) -> str:  # noqa: N802
-        """The format it plays: `checkpoint`, `gguf`, `onnx`, `mlx`."""
+        """The format it runs: `checkpoint`, `gguf`, `onnx`, `mlx`."""
         ...
 
     @property

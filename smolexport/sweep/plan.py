@@ -206,7 +206,7 @@ def tasks_of(sources: Sequence[SweepSource], wanted: Sequence[tuple[str, str]], 
         target = Path(config.out) / source.name
         inside = source.folder in (target.resolve(), target.parent.resolve())
         if source.name in (STATE, TABLE, "..") or (source.folder and inside):
-            raise UsageError(f"{target}: is no place for the outputs of {source.given}; give another folder with -o")
+            raise UsageError(f"{target}: is not a place for the outputs of {source.given}; give another folder with -o")
     return [
         Task(
             source.given, source.name, folder, form, scheme, config, origin=source.given if _of_hub(source) else folder
@@ -225,13 +225,13 @@ def check_runtimes(formats: Collection[str]) -> None:
 
 
 def _lacking(kind: str) -> str:
-    """What has to be installed to play the format `kind`; empty where one of its runtimes is ready."""
+    """What has to be installed to run the format `kind`; empty where one of its runtimes is ready."""
     players: Mapping[str, str | None] = {
         name: plugins.missing(name) for name in plugins.runtimes() if kind == plugins.adapter(name).READS
     }
     if None in players.values():
         return ""
     if not players:
-        return f"no installed runtime plays the format '{kind}'"
+        return f"no installed runtime runs the format '{kind}'"
     name, line = next(iter(players.items()))
     return f"the runtime {plugins.adapter(name).NAME} {line}"

@@ -136,12 +136,12 @@ def parsed(text: str) -> TaskRecord:
         found = json.loads(text)
         record = TaskRecord(**{field.name: found[field.name] for field in fields(TaskRecord)})
     except (LookupError, TypeError, RecursionError) as error:
-        raise ValueError("is no record") from error
+        raise ValueError("is not a record") from error
     sound = _is_path(record.target) and all(
         isinstance(text, str) for text in (record.source, record.format, record.scheme, record.error)
     )
     if not (sound and _has(record.exported, EXPORTED) and _has(record.compared, COMPARED)):
-        raise ValueError("is no record")
+        raise ValueError("is not a record")
     return record
 
 

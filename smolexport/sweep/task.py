@@ -214,7 +214,7 @@ def _run_once(base: Candidate, text: str, settings: Settings, folder: Path, task
     from smolexport.parity.logit_cache import LogitCache
     from smolexport.parity.reference import run_reference
 
-    lock = held(folder / f".playing-{task.fingerprint[:2]}") if os.access(folder, os.W_OK) else nullcontext()
+    lock = held(folder / f".running-{task.fingerprint[:2]}") if os.access(folder, os.W_OK) else nullcontext()
     with lock, LogitCache(folder) as cache:
         run_reference(base, text, settings, cache)
     return cache.notes

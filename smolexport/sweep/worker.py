@@ -29,7 +29,7 @@ STOPPED = 143
 def main() -> None:
     """Do one task."""
     out = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no part of the answer
+    os.dup2(2, 1)  # what a library prints is not part of the answer
     Stopper(lambda: SystemExit(STOPPED), _leave).install(signal.SIGTERM)
     line = sys.stdin.readline()
     threading.Thread(target=_observer, daemon=True).start()

@@ -225,7 +225,7 @@ class _File(pytest.Item):
             raise _MissedError("\n".join(lines))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The misses themselves; a traceback only for what is no verdict."""
+        """The misses themselves; a traceback only for what is not a verdict."""
         if isinstance(excinfo.value, _MissedError):
             return f"{self._lab.files[self._index]}\n{excinfo.value}"
         return super().repr_failure(excinfo, style)

@@ -47,7 +47,7 @@ class RuntimeTests:
 
     @pytest.fixture
     def model_path(self) -> Path:
-        """The model to play; override it."""
+        """The model to run; override it."""
         pytest.fail("override the fixture model_path")
 
     @pytest.fixture

@@ -94,7 +94,7 @@ def read_tokenizer_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
-        raise refuse(path, "is nested too deeply", "this is no tokenizer file; download it again") from None
+        raise refuse(path, "is nested too deeply", "this is not a tokenizer file; download it again") from None
     except ValueError as error:
         raise refuse(path, f"is not valid JSON ({reason(error)})", "download the file again") from None
     return mapping(path, "the top level", value)

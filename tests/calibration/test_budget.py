@@ -89,8 +89,8 @@ def test_the_sample_of_rows_stands_for_all() -> None:
         (["--size", "3MB"], "a budget needs statistics"),
         (["--size", "3MB", "--target-kld", "1", "--stats", "x"], "give one of them"),
         (["--size", "3MB", "-q", "q4_0", "--stats", "x"], "--quant q4_0: under a budget the bits are chosen"),
-        (["--size", "3 stones", "--stats", "x"], "is no size"),
-        (["--size", "0", "--stats", "x"], "is no size"),
+        (["--size", "3 stones", "--stats", "x"], "is not a size"),
+        (["--size", "0", "--stats", "x"], "is not a size"),
         (["--max-kld", "0.02", "--stats", "x"], "say --target-kld"),
         (["--target-kld", "0", "--stats", "x"], "'--target-kld'"),
         (["--target-kld", "nan", "--stats", "x"], "'--target-kld'"),
@@ -130,7 +130,7 @@ def test_a_size_between_int4_and_int8(demo: Path, demo_statistics: Path, tmp_pat
 
 
 def test_all_formats_get_the_same_decision_and_weights(demo: Path, demo_statistics: Path, tmp_path: Path) -> None:
-    """With ONNX among them all have 4 and 8 bits; each is played by its own runtime, ONNX Runtime among them."""
+    """With ONNX among them all have 4 and 8 bits; each is run by its own runtime, ONNX Runtime among them."""
     from tests.mlx_for_tests import mlx_lm
 
     for library in ("llama_cpp", "onnxruntime"):

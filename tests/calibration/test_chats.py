@@ -178,7 +178,7 @@ def test_a_checkpoint_without_a_template(tmp_path: Path, started: list[Path]) ->
 
 
 def test_the_runtime_of_checkpoints_is_asked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the first one by its name, which plays other files."""
+    """Not the first one by its name, which runs other files."""
     from smolexport import plugins
 
     names = plugins.runtimes()

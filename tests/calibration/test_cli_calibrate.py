@@ -70,8 +70,8 @@ def test_refusals(tiny: Path, tmp_path: Path) -> None:
     assert not out.exists(), "nothing is left of it"
     (tmp_path / "x").write_text("")
     assert_refused(call("calibrate", tiny, "-o", out, "--imatrix", tmp_path / "x"), "x: exists already")
-    assert_refused(call("calibrate", tiny, "-o", tmp_path), "holds", "which is no statistic", "-o")
-    assert_refused(call("calibrate", tiny, "-o", tmp_path / "x"), "x: is no folder")
+    assert_refused(call("calibrate", tiny, "-o", tmp_path), "holds", "which is not a statistic", "-o")
+    assert_refused(call("calibrate", tiny, "-o", tmp_path / "x"), "x: is not a folder")
 
 
 def test_without_torch(tiny: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_other_arguments_are_refused(tmp_path: Path) -> None:
     done = collect(open_collection(checkpoint, folder, **{**same, "tokens": 1024}, force=True))
     assert done.manifest.tokens == 1024
     (folder / "mine.txt").write_text("x")
-    with pytest.raises(OutputError, match=r"holds mine\.txt, which is no statistic"):
+    with pytest.raises(OutputError, match=r"holds mine\.txt, which is not a statistic"):
         open_collection(checkpoint, folder, **same, force=True)
     with pytest.raises(OutputError, match="holds"):
         open_collection(checkpoint, checkpoint.folder, **same, force=True)

@@ -158,9 +158,9 @@ def test_damage_is_mended_by_another_run(stats: Path, whole: Path, checkpoint: C
 def test_what_has_no_statistic(whole: Path, checkpoint: Checkpoint) -> None:
     found = Statistics(whole, open_statistics(whole).manifest)
     norm = tensor_of(checkpoint, "model.norm.weight")
-    with pytest.raises(CalibrationError, match=r"model\.norm\.weight: is no matrix"):
+    with pytest.raises(CalibrationError, match=r"model\.norm\.weight: is not a matrix"):
         found.hessian(norm)
-    with pytest.raises(CalibrationError, match=r"q_proj\.bias: is no matrix"):
+    with pytest.raises(CalibrationError, match=r"q_proj\.bias: is not a matrix"):
         input_of(Tensor(Role.Q, (0,), "bias", (64,)))
     assert input_of(tensor_of(checkpoint)).kind == "down"
 

@@ -93,7 +93,9 @@ def test_a_name_cannot_choose_the_folder(
 
 def test_strict(tiny: Path, tmp_path: Path) -> None:
     outcome = call("gguf", tiny, "-q", "q4_k", "--strict", "-o", tmp_path)
-    assert_refused(outcome, "--strict: q4_k_m does not fit", "rows of 64 are no multiple of 256: q5_0 instead of q4_k")
+    assert_refused(
+        outcome, "--strict: q4_k_m does not fit", "rows of 64 are not a multiple of 256: q5_0 instead of q4_k"
+    )
     assert list(tmp_path.iterdir()) == []
     assert call("gguf", tiny, "-q", "q8_0", "--strict", "-o", tmp_path).code == 0
 
@@ -121,7 +123,7 @@ def test_what_the_format_cannot_hold_is_refused_before_the_first_byte(tmp_path: 
 
 
 def test_odd_bytes_in_paths_and_a_terminal_without_unicode(tiny: Path, tmp_path: Path) -> None:
-    """A path that is no UTF-8, printed where only ASCII can be: replaced, never a traceback."""
+    """A path that is not UTF-8, printed where only ASCII can be: replaced, never a traceback."""
     odd = tmp_path / os.fsdecode(b"\xff\xc3\xa4")
     odd.mkdir()
     argv = [*map(os.fsencode, START), b"gguf", os.fsencode(tiny), b"-q", b"f16", b"-o", os.fsencode(odd)]

@@ -70,7 +70,7 @@ def test_a_pipe_is_not_waited_for(several: Path, tmp_path: Path) -> None:
     assert (shown.code, json.loads(shown.out)["scheme"]) == (0, "int4+f32")
     (folder / "genai_config.json").unlink()
     os.mkfifo(folder / "genai_config.json")
-    assert "genai_config.json: is no regular file" in run("inspect", folder).err
+    assert "genai_config.json: is not a regular file" in run("inspect", folder).err
 
 
 @pytest.mark.parametrize("schemes", ["int4+", "+", "int4++f32", " +f32"])

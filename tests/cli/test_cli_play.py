@@ -209,7 +209,7 @@ def test_compare_refuses_text_that_is_none(tiny: Path, exported: Path, tmp_path:
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_demo_without_a_runtime(equal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be played; that the formats hold the same weights is shown, and checked, all the same."""
+    """Nothing can be run; that the formats hold the same weights is shown, and checked, all the same."""
     monkeypatch.setattr(plugins, "missing", lambda name: f"needs {name}: pip install {name}")
     if not equal:
         honest = command._fingerprints

@@ -132,7 +132,7 @@ def test_list() -> None:
     outcome = call("list")
     assert (outcome.code, outcome.err) == (0, "")
     assert f"architectures: {', '.join(architectures())}" in outcome.out
-    for word in ("q4_k_m", "(default)", "llama.cpp", "torch", "plays gguf", "plays checkpoint"):
+    for word in ("q4_k_m", "(default)", "llama.cpp", "torch", "runs gguf", "runs checkpoint"):
         assert word in outcome.out
     schemes = call("list", "gguf").out
     assert "q8_0" in schemes

@@ -100,12 +100,12 @@ def test_a_file_is_no_place(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     for option in ((), ("--dry-run",)):
         refused = call("sweep", tiny, "--formats", "gguf", "-o", tmp_path / "out", *option, *QUICK)
-        assert_refused(refused, f"{tmp_path}/out: is no folder; give another one with -o")
+        assert_refused(refused, f"{tmp_path}/out: is not a folder; give another one with -o")
 
 
 def test_outputs_into_the_checkpoint_are_refused(tiny: Path) -> None:
-    assert_refused(call("sweep", tiny, "-o", tiny, *QUICK), "is no place for the outputs of")
-    assert_refused(call("sweep", tiny, "-o", tiny.parent, *QUICK), f"{tiny}: is no place for the outputs of {tiny}")
+    assert_refused(call("sweep", tiny, "-o", tiny, *QUICK), "is not a place for the outputs of")
+    assert_refused(call("sweep", tiny, "-o", tiny.parent, *QUICK), f"{tiny}: is not a place for the outputs of {tiny}")
 
 
 def test_a_library_that_is_missing_for_the_comparison(

@@ -1,7 +1,7 @@
 """Tensor bytes equal to llama.cpp's two-step path: our f32 (bf16) file through `llama_model_quantize`.
 
 Axes: all schemes x four architectures (rows of 256 and more), the row lengths of 135M and 360M (fall-backs) and, for
-two schemes, of 1.7B; bf16, f16 and f32 checkpoints; a width that is no multiple of 32.  Compared: every tensor's type
+two schemes, of 1.7B; bf16, f16 and f32 checkpoints; widths other than multiples of 32.  Compared: every tensor's type
 and bytes, and that the tokenizer metadata came through.  Not compared: the order of tensors, which llama.cpp sorts.
 """
 

@@ -41,7 +41,7 @@ def test_stories260k_plan_says_what_does_not_fit(shared: Path, tmp_path: Path) -
     wide = [e for e in plan.entries if e.shape[-1] == 172]
     assert len(wide) == 5
     assert {(e.format.name, e.wanted.name if e.wanted else "") for e in wide} == {("f16", "q8_0")}
-    assert "5 tensors: rows of 172 are no multiple of 32: f16 instead of q8_0" in plan.summary()
+    assert "5 tensors: rows of 172 are not a multiple of 32: f16 instead of q8_0" in plan.summary()
 
 
 def test_135m_shape_with_the_real_tokenizer_runs(shared: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_mlx_loads_what_passes(tmp_path: Path, model_type: str) -> None:
 
 @needs_mlx
 def test_what_mlx_lm_writes_itself_is_not_good_enough_for_swift(tmp_path: Path) -> None:
-    """A folder of its own with a silently skipped module: mlx-lm plays it, the linter names what phones miss."""
+    """A folder of its own with a silently skipped module: mlx-lm runs it, the linter names what phones miss."""
     from tests.converters.test_mlx_config import mlx_model
 
     utils = mlx_lm("utils")
@@ -195,8 +195,8 @@ FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "null group": (quantization(lambda q: q.update(group_size=None)), "the default: group_size is None"),
     "bits as float": (quantization(lambda q: q.update(bits=4.0)), "bits is 4.0; it should be an integer"),
     "bits true": (quantization(lambda q: q.update(bits=True)), "bits is True"),
-    "tool name": (quantization(lambda q: q.update(tool="smolexport")), "'tool', which is no module"),
-    "unknown module": (quantization(lambda q: q.update({"model.layers.9.x": UP})), "which is no module"),
+    "tool name": (quantization(lambda q: q.update(tool="smolexport")), "'tool', which is not a module"),
+    "unknown module": (quantization(lambda q: q.update({"model.layers.9.x": UP})), "which is not a module"),
     "null in a layer": (quantization(lambda q: q[DOWN].update(bits=None)), f"{DOWN}: bits is None"),
     "foreign in a layer": (quantization(lambda q: q[DOWN].update(sym=True)), f"{DOWN}: the key 'sym' is foreign"),
     "true for a layer": (quantization(lambda q: q.update({Q: True})), f"quantization of {Q} is True"),
@@ -296,7 +296,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, case: str) -> Non
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"config.json: not found; the folder is no MLX folder"):
+    with pytest.raises(FileFormatError, match=r"config.json: not found; the folder is not an MLX folder"):
         lint(tmp_path)
     with pytest.raises(FileFormatError, match=r"config.json"):
         lint(tmp_path / "absent")

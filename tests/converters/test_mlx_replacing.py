@@ -44,7 +44,7 @@ def test_what_stands_at_the_target(tiny: Path, exported: Path, tmp_path: Path) -
     (tmp_path / "link").symlink_to(tmp_path / "things")
     shutil.copytree(exported, tmp_path / "earlier")
     (tmp_path / "empty").mkdir()
-    assert_refused(call("mlx", tiny, "-o", tmp_path / "file", "--force"), "is no folder")
+    assert_refused(call("mlx", tiny, "-o", tmp_path / "file", "--force"), "is not a folder")
     assert_refused(call("mlx", tiny, "-o", tmp_path / "earlier"), "earlier: exists already; pass --force")
     assert_refused(call("mlx", tiny, "-o", tmp_path / "missing" / "x"), "missing: no such folder")
     before = (tmp_path / "earlier" / "config.json").read_bytes()

@@ -66,7 +66,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_onnxruntime_computes_what_torch_computes(case: str, tokenizer: Path, tmp_path: Path) -> None:
-    """160 tokens, so that YaRN is played beyond its original context of 64."""
+    """160 tokens, so that YaRN is run beyond its original context of 64."""
     onnxruntime()
     model_type, overrides = CASES[case]
     folder = write_checkpoint(tmp_path / "model", model_type, seed=11, tokenizer=tokenizer, **overrides)

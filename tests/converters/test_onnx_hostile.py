@@ -366,8 +366,8 @@ def test_blocks_that_do_not_divide_fall_back_aloud_or_are_refused(tmp_path: Path
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     source = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer, intermediate_size=172)
     outcome = call("onnx", source, "-q", "int4-g128", "-o", tmp_path / "x")
-    assert "rows of 64 are no multiple of 128: int4-g64 instead of int4-g128" in outcome.err
-    assert "rows of 172 are no multiple of 32: f32 instead of int4-g128" in outcome.err
+    assert "rows of 64 are not a multiple of 128: int4-g64 instead of int4-g128" in outcome.err
+    assert "rows of 172 are not a multiple of 32: f32 instead of int4-g128" in outcome.err
     assert smolexport_to_onnx.lint(tmp_path / "x") == []
     refused = call("onnx", source, "-q", "int4-g128", "-o", tmp_path / "y", "--strict")
     assert_refused(refused, "--strict: int4-g128 does not fit", "rows of 172")

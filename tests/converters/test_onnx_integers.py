@@ -25,7 +25,7 @@ from tests.converters.test_onnx_hostile import shape
 from tests.onnx_for_tests import onnxruntime, play, relative
 
 GRAPH = Path("onnx", "model_quantized.onnx")
-# Widths that are no multiple of a vector register's.
+# Widths that are not a multiple of a vector register's.
 ODD: dict[str, Any] = {"hidden_size": 60, "head_dim": 16, "intermediate_size": 90, "vocab_size": 323}
 Floats = NDArray[np.float32]
 

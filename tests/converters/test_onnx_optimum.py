@@ -55,7 +55,7 @@ def theirs(folder: Path, file: str, prompt: list[int], count: int) -> list[list[
 
 @pytest.mark.parametrize("family", architectures())
 def test_every_architecture(tmp_path: Path, family: str) -> None:
-    """Heads of hidden_size / num_attention_heads: optimum 0.1 reads no head_dim, and cannot play others.
+    """Heads of hidden_size / num_attention_heads: optimum 0.1 reads no head_dim, and cannot run others.
 
     Nor those of its own making, such as Qwen3's smaller models.
     """

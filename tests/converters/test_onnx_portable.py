@@ -1,5 +1,5 @@
 """`int4` and `int8` in an ONNX folder are the very weights of the GGUF file and the MLX folder, and the folder is
-what each of its readers takes: ONNX Runtime GenAI plays it like plain ONNX Runtime."""
+what each of its readers takes: ONNX Runtime GenAI runs it like plain ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_one_model_in_every_format(model_type: str, tied: bool, scheme: str, tokenizer: Path, tmp_path: Path) -> None:
-    """One pass, one fingerprint; also where rows are no multiple of 32 and stay float16 values."""
+    """One pass, one fingerprint; also where rows are not a multiple of 32 and stay float16 values."""
     folder = write_checkpoint(
         tmp_path / "model", model_type, seed=3, tokenizer=tokenizer, tie_word_embeddings=tied, intermediate_size=176
     )
@@ -40,7 +40,7 @@ def test_one_model_in_every_format(model_type: str, tied: bool, scheme: str, tok
     assert len({smolexport.fingerprint(export.path) for export in done}) == 1
     [ours] = [export for export in done if export.plan.target == "onnx"]
     assert {entry.format.name for entry in ours.plan.fallbacks} == {"f32"}
-    assert any("rows of 176 are no multiple of 32" in line for line in ours.plan.fallback_lines())
+    assert any("rows of 176 are not a multiple of 32" in line for line in ours.plan.fallback_lines())
 
 
 def test_half_precision_holds_the_same_weights(tokenizer: Path, tmp_path: Path) -> None:

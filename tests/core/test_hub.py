@@ -216,7 +216,7 @@ def test_a_dtype_that_only_the_weights_tell(hub: Hub) -> None:
 
 def test_all_formats_are_refused_before_the_weights_too(hub: Hub) -> None:
     (Path("file")).write_text("x")
-    for out, said in (("no/such", "no such folder"), ("file", "is no folder")):
+    for out, said in (("no/such", "no such folder"), ("file", "is not a folder")):
         assert_refused(call("all", "owner/name", "-o", out), said)
     assert hub.asked == []
     assert_refused(call("all", "owner/name", "-q", "q4_k_m"), "MLX has no such scheme")

@@ -156,7 +156,7 @@ def test_parents(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     check_parent(tmp_path)
     check_parent(tmp_path / "new")
-    for path, said in (("file", "is no folder"), ("no/such", "no such folder"), ("x" * 300, "too long")):
+    for path, said in (("file", "is not a folder"), ("no/such", "no such folder"), ("x" * 300, "too long")):
         with pytest.raises(OutputError, match=said):
             check_parent(tmp_path / path)
 
@@ -169,7 +169,7 @@ def test_targets(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("folder")
     (tmp_path / "dangling").symlink_to("nothing")
     for name in ("file", "link", "dangling"):
-        with pytest.raises(OutputError, match="is no folder"):
+        with pytest.raises(OutputError, match="is not a folder"):
             check_target(tmp_path / name, 1, force=True, replaceable=lambda _: True)
     with pytest.raises(OutputError, match="never replaced"):
         check_target(tmp_path / "folder", 1, force=True, replaceable=lambda _: False)

@@ -58,7 +58,7 @@ def test_a_pipe_inside_a_folder(command: str, target: str, name: str, checkpoint
     if outcome.code or name in WEIGHTS:
         assert_refused(outcome)
     elif command.startswith("inspect"):  # tells of what is there, and notes what others will not read
-        assert name == "tokenizer.json" or f"{name}: is no regular file" in outcome.err
+        assert name == "tokenizer.json" or f"{name}: is not a regular file" in outcome.err
     else:
         assert (command, name) == ("bench", "tokenizer.json"), "ids are measured, no text is encoded"
 

@@ -168,7 +168,7 @@ def test_a_missing_library_is_one_line_with_the_remedy(strangers: Path, tmp_path
 
 
 def test_of_two_runtimes_the_first_that_is_there_plays(strangers: Path, tmp_path: Path) -> None:
-    """`nothing` needs what is not installed, `nothing_else` plays the same; a name decides otherwise."""
+    """`nothing` needs what is not installed, `nothing_else` runs the same; a name decides otherwise."""
     (tmp_path / "x.nothing").write_bytes(b"NOTHING")
     other = strangers / "smolexport_on_nothing_else.py"
     other.write_text('NAME, READS, REQUIRES, INSTALL_HINT = "Else", "nothing", (), "-"\n')
@@ -176,7 +176,7 @@ def test_of_two_runtimes_the_first_that_is_there_plays(strangers: Path, tmp_path
     assert plugins.runtime_for(tmp_path / "x.nothing", "nothing-else").NAME == "Else"
     with pytest.raises(MissingDependencyError, match="the runtime Nothing needs"):
         plugins.runtime_for(tmp_path / "x.nothing", "Nothing")
-    with pytest.raises(UsageError, match=r"x\.nothing: llama\.cpp does not play the format 'nothing'"):
+    with pytest.raises(UsageError, match=r"x\.nothing: llama\.cpp does not run the format 'nothing'"):
         plugins.runtime_for(tmp_path / "x.nothing", "LLAMA.CPP")
     with pytest.raises(UsageError, match=r"no runtime 'x'; installed: .*Nothing, Else"):
         plugins.runtime_for(tmp_path / "x.nothing", "x")

@@ -51,7 +51,7 @@ def text():
 
 @pytest.fixture(scope="session")
 def demo_files(tmp_path_factory):
-    """Two exported files of the demo model; skips where something that plays them is not installed."""
+    """Two exported files of the demo model; skips where something that runs them is not installed."""
     for name in ("torch", "llamacpp", "onnxruntime"):
         if plugins.missing(name):
             pytest.skip(f"the runtime {name} is not installed")

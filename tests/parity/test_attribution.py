@@ -56,7 +56,7 @@ def test_one_weights_three_runtimes(demo: Path, tmp_path: Path) -> None:
     assert floor is not None
     assert 1e-6 < floor.kld.mean.value < 1e-3
     quantization = {parts(candidate)[0] for candidate in result.candidates}
-    assert len(quantization) == 1  # decoded and played once
+    assert len(quantization) == 1  # decoded and run once
     for candidate in result.candidates:
         weights, runtime = parts(candidate)
         assert 0.005 < weights < 0.03
@@ -193,7 +193,7 @@ def test_a_lost_bias_is_the_exporters(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_fault_of_the_weights_is_not_the_exporters(demo: Path, tmp_path: Path) -> None:
-    """Two bits: the weights are far away, and the runtime plays just them."""
+    """Two bits: the weights are far away, and the runtime runs just them."""
     [found] = held(demo, export("gguf", demo, tmp_path / "demo.gguf", quant="q2_k").path).candidates
     weights, runtime = parts(found)
     assert weights > 0.05

@@ -1,4 +1,4 @@
-"""Damage to the kept logits of a reference: never used, never a traceback; played again, and a note says so."""
+"""Damage to the kept logits of a reference: never used, never a traceback; run again, and a note says so."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_headers_that_are_not_ours(tmp_path: Path) -> None:
 
 
 def test_facts_with_any_part_changed_under_a_right_checksum(entry: Path, make_model, text) -> None:
-    """As another program might leave them: taken when they can be true, else played again."""
+    """As another program might leave them: taken when they can be true, else run again."""
     random, whole = Random(3), json.loads((entry / "facts.json").read_text())
     logits = (entry / "logits.npy").read_bytes()
     reference, again = make_model("r.table"), 0

@@ -234,7 +234,7 @@ def test_both_configs_against_the_graph(
     """Sizes that agree with each other and not with the graph are found when it is opened."""
     change_config(folder, **{key: value})
     in_config(*(("model",) if name == "vocab_size" else DECODER), name, value=value)(folder)
-    with pytest.raises(FileFormatError, match=r"onnx: ONNX Runtime GenAI cannot play it: ") as caught:
+    with pytest.raises(FileFormatError, match=r"onnx: ONNX Runtime GenAI cannot run it: ") as caught:
         adapter.open(folder)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
@@ -242,7 +242,7 @@ def test_both_configs_against_the_graph(
 
 
 def test_graphs_with_any_byte_changed(folder: Path) -> None:
-    """In a process of their own, which a crash would end: each plays or is refused in one line."""
+    """In a process of their own, which a crash would end: each runs or is refused in one line."""
     said = python(f"""
 import random
 from pathlib import Path
@@ -268,7 +268,7 @@ for _ in range(60):
 
 def test_a_folder_without_its_config(folder: Path) -> None:
     (folder / "genai_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"genai_config\.json: not found; ONNX Runtime GenAI cannot play"):
+    with pytest.raises(CheckpointError, match=r"genai_config\.json: not found; ONNX Runtime GenAI cannot run"):
         adapter.open(folder, graph="f32")
 
 
@@ -295,9 +295,7 @@ def test_asking_for_it_by_name(checkpoint: Path, several: Path) -> None:
     nothing = call("compare", checkpoint, several, "--runtime", "mlx")
     assert_refused(nothing, "--runtime mlx: reads the format 'mlx', and none of the files has it")
     wrong = call("generate", several, "Once", "--runtime", "llama.cpp")
-    assert_refused(
-        wrong, several, "llama.cpp does not play the format 'onnx'; played by: onnxruntime, onnxruntime-genai"
-    )
+    assert_refused(wrong, several, "llama.cpp does not run the format 'onnx'; run by: onnxruntime, onnxruntime-genai")
     assert_refused(call("generate", several, "Once", "--runtime", "onnx"), "no runtime 'onnx'; installed: llama.cpp")
 
 

@@ -100,9 +100,9 @@ def test_what_cannot_be(formats: list[str], quants: list[str], said: str) -> Non
 def test_outputs_go_into_no_checkpoint(tmp_path: Path) -> None:
     source = SweepSource("models/x", "x", tmp_path / "x")
     assert len(tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path / "out")))) == 1
-    with pytest.raises(UsageError, match="is no place for the outputs of models/x"):
+    with pytest.raises(UsageError, match="is not a place for the outputs of models/x"):
         tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path)))
-    with pytest.raises(UsageError, match="is no place for the outputs of models/x"):
+    with pytest.raises(UsageError, match="is not a place for the outputs of models/x"):
         tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path / "x")))
     with pytest.raises(UsageError, match="give another folder with -o"):
         tasks_of([SweepSource(".sweep", ".sweep", tmp_path / ".sweep")], [], SweepConfig(str(tmp_path / "out")))

@@ -161,5 +161,5 @@ def test_a_record_without_a_figure_is_none(part: str, name: str, task: Task, tmp
     found = json.loads(records.dumped(made(task, tmp_path)))
     assert records.parsed(json.dumps(found)) == TaskRecord(**found)
     del found[part][name]
-    with pytest.raises(ValueError, match="is no record"):
+    with pytest.raises(ValueError, match="is not a record"):
         records.parsed(json.dumps(found))

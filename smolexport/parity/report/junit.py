@@ -38,7 +38,7 @@ def to_junit(comparison: Comparison) -> str:
 
 
 def check_junit(path: Path | None) -> None:
-    """Raise, before any work, if `path` cannot be written; None is no report.
+    """Raise, before any work, if `path` cannot be written; None means no report.
 
     Raises:
         OutputError: the path is a folder, or its folder does not exist or cannot be written to.
