@@ -98,18 +98,18 @@ def _playable(files: list[Path]) -> tuple[list[Path], list[str]]:
     from smolexport import plugins
     from smolexport.errors import MissingDependencyError
 
-    found, lacking = [], []
+    found, lacking, reference = [], [], True
     try:
         plugins.checkpoint_runtime()
     except MissingDependencyError as error:
-        return [], [str(error)]
+        lacking, reference = [str(error)], False
     for path in files:
         try:
             plugins.runtime_for(path)
             found.append(path)
         except MissingDependencyError as error:
             lacking.append(str(error))
-    return found, list(dict.fromkeys(lacking))
+    return found if reference else [], list(dict.fromkeys(lacking))
 
 
 def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparison:
