@@ -45,5 +45,5 @@ def demo_statistics(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from smolexport.model.checkpoint import open_checkpoint
 
     folder = tmp_path_factory.mktemp("calibrated") / "stats"
-    job = collect.prepare(open_checkpoint(demo), folder, tokens=16384, threads=1)
+    job = collect.open_collection(open_checkpoint(demo), folder, tokens=16384, threads=1)
     return collect.collect(job).folder

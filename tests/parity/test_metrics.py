@@ -245,7 +245,7 @@ def test_misfits_are_refused():
         Accumulator().result()
     with pytest.raises(UsageError, match=r"\(40, 11\) do not match next tokens of shape \(39,\)"):
         read_predictions(reference, following[:-1])
-    with pytest.raises(UsageError, match="next tokens reach 11, outside the 11 words"):
+    with pytest.raises(UsageError, match="next token 11 is outside the vocabulary of 11 tokens"):
         read_predictions(reference, following + 11 - following.max())
     with pytest.raises(UsageError, match="differ"):
         Accumulator().add(read_predictions(reference, following), read_predictions(candidate[:9], following[:9]))
