@@ -266,7 +266,7 @@ from smolexport.calibration.collect import collect, open_collection
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.parity.peak_memory import peak_rss
 import torch, numpy.random
-from smolexport_on_torch import _collect
+from smolexport_on_torch import trainer
 before = peak_rss()
 folder, text, out, tokens = sys.argv[1:]
 collect(open_collection(open_checkpoint(Path(folder)), Path(out), texts=[Path(text)], tokens=int(tokens), window=128))
