@@ -293,7 +293,7 @@ def test_asking_for_it_by_name(checkpoint: Path, several: Path) -> None:
     both = [c.runtime.NAME for c in exported([several], runtimes=["onnxruntime", "onnxruntime-genai", "onnxruntime"])]
     assert both == ["onnxruntime", "onnxruntime-genai"]
     nothing = call("compare", checkpoint, several, "--runtime", "mlx")
-    assert_refused(nothing, "--runtime mlx: reads the format 'mlx', and none of the files has it")
+    assert_refused(nothing, "--runtime mlx: no file has the format 'mlx' that it reads")
     wrong = call("generate", several, "Once", "--runtime", "llama.cpp")
     assert_refused(wrong, several, "llama.cpp does not run the format 'onnx'; run by: onnxruntime, onnxruntime-genai")
     assert_refused(call("generate", several, "Once", "--runtime", "onnx"), "no runtime 'onnx'; installed: llama.cpp")
