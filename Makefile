@@ -21,7 +21,7 @@ demo: $(VENV)/.run
 	$(BIN)/smolexport demo
 
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 # What the web page and its tests need from npm; without npm those tests skip, saying so.
 browser:
