@@ -303,7 +303,9 @@ def _read(reader: Reader) -> GgufFile:
         if name in tensors:
             raise reader.fail(f"the tensor {label(name)} stands twice")
         if offset % alignment:
-            raise reader.fail(f"the tensor {label(name)} starts at {offset}, no multiple of the alignment {alignment}")
+            raise reader.fail(
+                f"the tensor {label(name)} starts at {offset}, not a multiple of the alignment {alignment}"
+            )
         if info.offset + info.nbytes > size:
             raise reader.fail(f"the tensor {label(name)} reaches beyond the end")
         tensors[name] = info

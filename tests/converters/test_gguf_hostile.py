@@ -73,7 +73,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "removed type 4": (file([], [info(kind=4)]), "tensor t has ggml type 4"),
     "offset overflow": (file([], [info(offset=2**64 - 32)]), "the tensor t reaches beyond the end"),
     "offset beyond": (file([], [info(offset=64)]), "the tensor t reaches beyond the end"),
-    "crooked offset": (file([], [info(offset=4)]), "no multiple of the alignment 32"),
+    "crooked offset": (file([], [info(offset=4)]), "not a multiple of the alignment 32"),
     "a million keys": (file([], [], key_count=1 << 20, data=1 << 24), "1,048,576 keys, more than any model"),
     "a million tensors": (file([], [], tensor_count=1 << 20, data=1 << 24), "1,048,576 tensors, more than any model"),
     "more strings than bytes": (file([key("k", ARRAY, struct.pack("<IQ", STRING, 1 << 20))], []), "inside an array of"),

@@ -115,7 +115,7 @@ def test_nvfp4_rows_that_are_no_multiple_of_32(tied: bool, tokenizer: Path, tmp_
     assert sum(array.dtype == "U8" for array in a.values()) == (28 if tied else 29)
     assert lint(ours) == []
     assert any("embed_tokens: MLX on a CPU cannot unpack its rows of 48" in line for line in lint(theirs))
-    assert any("no multiple of 32" in note for note in prepare("mlx", folder, quant="nvfp4").plan.notes)
+    assert any("not a multiple of 32" in note for note in prepare("mlx", folder, quant="nvfp4").plan.notes)
     with smolexport_on_mlx.open(ours) as session:
         assert np.isfinite(session.append([1, 2, 3])).all()
         assert np.isfinite(session.append([4])).all()
@@ -225,7 +225,7 @@ def test_folders_of_other_architectures_are_described(model_type: str, mode: str
     shapes = {row.name: row.shape for row in found.tensors}
     if model_type == "mixtral":
         assert shapes["model.layers.0.block_sparse_moe.switch_mlp.up_proj.weight"] == (2, 128, 64)
-    with pytest.raises(FileFormatError, match="no part of a known module"):
+    with pytest.raises(FileFormatError, match=r"model_type .* is not supported|not part of a known module"):
         smolexport.fingerprint(tmp_path)
 
 
