@@ -123,9 +123,9 @@ MATTERS: dict[str, tuple[bytes, dict[str, Any] | None]] = {
 def test_front_matter_of_any_kind(source: Path, case: str) -> None:
     raw, expected = MATTERS[case]
     (source / "README.md").write_bytes(raw)
-    start = time.monotonic()
+    start = time.process_time()
     assert front_matter(source) == expected
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     made = read_matter(card(open_model(source), "int8", 8.5, []))
     assert made["tags"] == ["mlx"]
     assert {k: v for k, v in made.items() if k.startswith(("license", "language"))} == (expected or {})
