@@ -6,9 +6,12 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from smolexport.quant.formats import FORMATS
 
 # What comparisons keep goes nowhere near the user's own cache; set before anything can read it, children inherit it.
 CACHE = tempfile.mkdtemp(prefix="smolexport-tests-")
@@ -19,6 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 # Children import this tree as well, whether it is installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
+
+
+def pytest_sessionstart() -> None:
+    """Import kernels before threads do: pytest parses what it rewrites, which Python 3.11 cannot do in two at once."""
+    for form in FORMATS.values():
+        import_module(f"smolexport.quant.{form.home}")
 
 
 @pytest.fixture(scope="session")
