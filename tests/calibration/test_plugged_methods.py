@@ -44,7 +44,7 @@ SMOOTHING = """
         def prepare(self, source):
             stored = {}
             for tensor, place in source.stored.items():
-                scale = {Role.MLP_NORM: 1, Role.GATE: -1, Role.UP: -1}.get(tensor.role)
+                scale = {Role.NORM_BEFORE_MLP: 1, Role.GATE: -1, Role.UP: -1}.get(tensor.role)
                 if scale is None:
                     stored[tensor] = place
                     continue
@@ -86,7 +86,7 @@ def test_a_method_rewrites_weights_across_tensors(
     weights = {tensor: values.copy() for tensor, values in read_back(done.path, spec)}
     stored = open_checkpoint(demo).stored
     changed = {t.role for t, values in weights.items() if (values != stored[t].read_rows().reshape(t.shape)).any()}
-    assert changed == {Role.MLP_NORM, Role.GATE, Role.UP}
+    assert changed == {Role.NORM_BEFORE_MLP, Role.GATE, Role.UP}
     with play(demo, threads=1, dtype="f32") as session:
         expected = session.append(list(range(40, 72)))
     with play(demo, threads=1, dtype="f32", weights=[(t.stored_name, w) for t, w in weights.items()]) as session:

@@ -95,10 +95,11 @@ def test_text_that_calibration_has_seen_is_refused(demo: Path, tmp_path: Path) -
     asked = call("calibrate", "demo", "--text", text, "--tokens", "2048", "--window", "128", "-o", stats)
     assert asked.code == 0, asked.err
     made = ("--method", "gptq", "--stats", stats)
-    assert_refused(call("compare", "demo", *made, "--text", text), stats, "very text to be scored (seen.txt)")
+    said = "was calibrated on the text to be scored (seen.txt)"
+    assert_refused(call("compare", "demo", *made, "--text", text), stats, said)
     done = export("gguf", demo, tmp_path, quant="int4", calibration=Calibration("gptq", stats))
     outcome = call("compare", "demo", done.path, "--text", text, *FAST)
-    assert_refused(outcome, done.path, "was calibrated on the text to be scored (seen.txt)")
+    assert_refused(outcome, done.path, said)
     outcome = call("compare", "demo", done.path, "--text", rest, "--stats", stats, *FAST)
     assert_refused(outcome, stats, "scored tokens also occur in the calibration text, more than 1%", "--text")
     # without the statistics nobody can know

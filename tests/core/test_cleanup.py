@@ -238,7 +238,7 @@ def attempt(_):
         finally:
             print("now", flush=True)
             time.sleep(60)
-task.attempt, worker.Task, worker.Terms = attempt, lambda **_: None, lambda **_: None
+task.attempt, worker.Task, worker.SweepConfig = attempt, lambda **_: None, lambda **_: None
 worker.main()
 """
 
@@ -249,7 +249,7 @@ def test_the_process_of_a_sweep_leaves_nothing_either(tmp_path: Path) -> None:
     with subprocess.Popen(argv, stdin=pipe, stderr=pipe, text=True, env=environment()) as process:
         assert process.stdin
         assert process.stderr
-        process.stdin.write('{"terms": {}}\n')
+        process.stdin.write('{"config": {}}\n')
         process.stdin.flush()
         for _ in range(2):
             assert process.stderr.readline() == "now\n"

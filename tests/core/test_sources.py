@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport import checkpoint
 from smolexport.errors import TensorError, UnsupportedError
+from smolexport.model import checkpoint
 from smolexport.model.arch import load_spec
-from smolexport.model.checkpoint import open_checkpoint
+from smolexport.model.checkpoint import open_checkpoint, read_config
 from smolexport.model.spec import ModelSpec, Role, Source
 from smolexport.testing.checkpoints import random_tensors, write_checkpoint, write_safetensors, write_tokenizer
 
@@ -60,7 +60,7 @@ def moved(request: pytest.FixtureRequest, plain: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(checkpoint, "load_spec", read)
     folder = write_checkpoint(tmp_path / "moved", "llama", tokenizer=plain, **OPTIONS)
-    spec = checkpoint.read_config(folder)[1]
+    spec = read_config(folder)[1]
     write_safetensors(folder / "model.safetensors", dict(random_tensors(spec, seed=3, dtype="f32")))
     return folder
 
@@ -101,7 +101,7 @@ def test_mlx_refuses_what_its_class_reads_otherwise(moved: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("moved", ["fused"], indirect=True)
 def test_a_fused_tensor_of_another_size_is_refused_by_its_name(moved: Path) -> None:
-    arrays = dict(random_tensors(checkpoint.read_config(moved)[1], seed=3, dtype="f32"))
+    arrays = dict(random_tensors(read_config(moved)[1], seed=3, dtype="f32"))
     name = f"{QKV.format(2)}.weight"
     arrays[name] = arrays[name][:-1]
     write_safetensors(moved / "model.safetensors", arrays)
