@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from smolexport.model.arch import load_spec
     from smolexport.model.spec import ModelSpec
     from smolexport.parity.inputs import Settings
-    from smolexport.parity.results import Comparison, Thresholds
-    from smolexport.run.generate import Generation, Sampling
+    from smolexport.parity.results import Comparison
+    from smolexport.parity.thresholds import Thresholds
+    from smolexport.run.generate import Generation
+    from smolexport.run.sampling import Sampling
 
 __all__ = [
     "Comparison",
@@ -50,10 +52,10 @@ _HOMES = {
     "Export": "smolexport.conversion.pipeline",
     "Generation": "smolexport.run.generate",
     "ModelSpec": "smolexport.model.spec",
-    "Sampling": "smolexport.run.generate",
+    "Sampling": "smolexport.run.sampling",
     "Settings": "smolexport.parity.inputs",
     "SmolexportError": "smolexport.errors",
-    "Thresholds": "smolexport.parity.results",
+    "Thresholds": "smolexport.parity.thresholds",
     "compare": "smolexport.api",
     "export": "smolexport.conversion.pipeline",
     "export_all": "smolexport.conversion.pipeline",

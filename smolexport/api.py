@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from smolexport.conversion.file_info import FileInfo
     from smolexport.model.spec import ModelSpec, Tensor
     from smolexport.parity.inputs import Settings
-    from smolexport.parity.results import Comparison, Thresholds
-    from smolexport.run.generate import Generation, Sampling
-
-__all__ = ["compare", "fingerprint", "generate", "inspect", "read_back"]
+    from smolexport.parity.results import Comparison
+    from smolexport.parity.thresholds import Thresholds
+    from smolexport.run.generate import Generation
+    from smolexport.run.sampling import Sampling
 
 
 def compare(

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Self
 
-__all__ = ["Provisional", "Stopper", "undo_all"]
-
 SOON = 0.01  # seconds
 
 _provisional: dict[int, Provisional] = {}

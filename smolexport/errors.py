@@ -23,23 +23,6 @@ from __future__ import annotations
 
 from smolexport.text import one_line
 
-__all__ = [
-    "CalibrationError",
-    "CheckpointError",
-    "ConfigError",
-    "ContextOverflowError",
-    "FileFormatError",
-    "MissingDependencyError",
-    "OutputError",
-    "SessionClosedError",
-    "SessionError",
-    "SmolexportError",
-    "TensorError",
-    "TokenizerError",
-    "UnsupportedError",
-    "UsageError",
-]
-
 
 class SmolexportError(Exception):
     """Base of all deliberate errors."""

@@ -22,19 +22,6 @@ from typing import BinaryIO
 from smolexport.cleanup import Provisional
 from smolexport.errors import OutputError
 
-__all__ = [
-    "atomic_file",
-    "atomic_folder",
-    "check_parent",
-    "check_space",
-    "check_target",
-    "leftovers",
-    "made_folder",
-    "open_regular",
-    "refuse_own_source",
-    "scratch_folder",
-]
-
 SUFFIX, ASIDE = ".partial", ".replaced"
 STILL_WRITING = 300.0  # seconds without a write after which a hidden file is taken for abandoned
 

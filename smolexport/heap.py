@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["give_back_heap", "give_back_library", "share_heap"]
-
 MAPPINGS = Path("/proc/self/smaps")
 MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p \S+ \S+ \S+ +(.*)")  # private, and never written to
 MADV_DONTNEED = 4  # on Linux, the only system with that file

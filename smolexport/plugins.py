@@ -23,24 +23,6 @@ if TYPE_CHECKING:  # the command line lists names without loading numpy
     from smolexport.conversion.converter import Converter
     from smolexport.run.session import Runtime
 
-__all__ = [
-    "adapter",
-    "checked_options",
-    "checkpoint_runtime",
-    "converter",
-    "converter_for",
-    "converters",
-    "find_runtime",
-    "is_checkpoint",
-    "known_options",
-    "locate",
-    "missing",
-    "runtime",
-    "runtime_for",
-    "runtimes",
-    "trainer",
-]
-
 TO, ON = "smolexport_to_", "smolexport_on_"
 ENTRIES = 256  # of the import path, whose names are kept
 SCALARS: Mapping[str, tuple[tuple[type, ...], str]] = {

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["environment", "fresh_python"]
-
 
 def fresh_python(module: str, *arguments: str) -> list[str]:
     """The command that runs `module` in a process of its own, within `environment`."""

@@ -14,8 +14,6 @@ from smolexport.errors import FileFormatError
 from smolexport.files import open_regular
 from smolexport.text import reason
 
-__all__ = ["read_message"]
-
 MOST_FIELDS = 1 << 20  # of all messages in a file
 
 

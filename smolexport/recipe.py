@@ -16,8 +16,6 @@ from smolexport.conversion.plan import Entry, Plan
 from smolexport.conversion.source_model import SourceModel
 from smolexport.model.checkpoint import Checkpoint
 
-__all__ = ["Quantizer", "Recipe", "sidecar_of"]
-
 
 class Quantizer(Protocol):
     """A recipe at work on one export."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from unicodedata import category
 
-__all__ = ["failure", "first_line", "label", "one_line", "printable", "prose", "reason", "show"]
-
 VALUE, NAME, REASON = 80, 120, 160  # most characters of a part of a message
 MESSAGE = 1000  # of a whole one: the last defence, parts are shortened where the message is made
 JOINERS = "\u200c\u200d"  # letters of Persian and Indic words, and parts of emoji

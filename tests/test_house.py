@@ -169,7 +169,7 @@ def test_no_cycles_at_module_level() -> None:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_file(name: str) -> None:
-    """Length, functions, docstring, forbidden words, order of `__all__`."""
+    """Length, functions, docstring, forbidden words."""
     text = modules()[name].read_text(encoding="utf-8")
     assert text.count("\n") <= 500, f"{name} has {text.count(chr(10))} lines"
     private = any(part.startswith("_") for part in name.split("."))
@@ -183,10 +183,6 @@ def test_file(name: str) -> None:
             assert not product, f"{name}: assert in line {node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             assert name == "smolexport.cli", f"{name}: print in line {node.lineno}"
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            names = ast.literal_eval(node.value)
-            order = sorted(names, key=lambda n: (not n.isupper(), not n[:1].isupper(), n))
-            assert names == order, f"{name}.__all__ should be {order}"
 
 
 def test_a_name_is_defined_in_one_wing() -> None:

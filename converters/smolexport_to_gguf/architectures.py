@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from smolexport.model.rope import Linear, Llama3, Yarn
 from smolexport.model.spec import ModelSpec, Role, Tensor, departures
 
-__all__ = ["ROWS", "Row", "check", "output_name"]
-
 
 @dataclass(frozen=True)
 class Row:

@@ -25,8 +25,6 @@ from smolexport.files import open_regular
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.text import label, show
 
-__all__ = ["ALIGNMENT", "GgufFile", "Metadata", "Reader", "TensorInfo", "header_bytes", "padding", "read_gguf"]
-
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_DIMS = 4
 # Far more than any model has (some dozens of keys, 262,144 tokens with 600,000 merges, some thousand tensors): a file

@@ -11,8 +11,6 @@ from smolexport_to_gguf.container import GgufFile, read_gguf
 from smolexport_to_gguf.metadata import SCHEME_KEY
 from smolexport_to_gguf.schemes import SCHEMES
 
-__all__ = ["describe"]
-
 
 def describe(path: Path) -> FileInfo:
     """Read the header of `path`; no tensor data.

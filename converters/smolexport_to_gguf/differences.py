@@ -14,8 +14,6 @@ from smolexport.tokenizer import Normalizer, SpacePrefix, TokenizerKind, Tokeniz
 from smolexport.tokenizer.codec import BYTE_OF
 from smolexport.tokenizer.overlaps import differing
 
-__all__ = ["NOT_STRIPPED", "NUL", "RSTRIP_NAMES", "few", "is_control", "vocabulary_notes"]
-
 NUL = "\0"
 # Names of models for which llama.cpp drops the spaces behind special tokens, and tokens that it then has to find.
 RSTRIP_NAMES, NOT_STRIPPED = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")

@@ -26,8 +26,6 @@ from smolexport.quant import FORMATS
 from smolexport.text import label, show
 from smolexport_to_gguf.container import GgufFile, Metadata, Reader, TensorInfo, header_bytes, padding, read_gguf
 
-__all__ = ["Imatrix", "Statistic", "read_imatrix", "write_imatrix"]
-
 KIND = "imatrix"
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 KEYS = {DATASETS: "[string]", CHUNK_COUNT: "u32", CHUNK_SIZE: "u32"}

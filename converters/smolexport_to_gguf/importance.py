@@ -23,8 +23,6 @@ from smolexport_to_gguf.architectures import output_name
 from smolexport_to_gguf.imatrix import Imatrix, Statistic, read_imatrix, write_imatrix
 from smolexport_to_gguf.schemes import Scheme
 
-__all__ = ["Importance", "read_importance", "write_importance"]
-
 LONGEST_VALUE = 127  # bytes that llama.cpp keeps of a text that is set from outside
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from smolexport.text import label
 from smolexport_to_gguf.container import GgufFile, read_gguf
 
-__all__ = ["lint"]
-
 MAX_NAME = 63  # bytes; ggml keeps names in 64 with the zero behind them
 EMBEDDING = "token_embd.weight"
 TOKENS = "tokenizer.ggml.tokens"

@@ -14,8 +14,6 @@ from smolexport.model.spec import ModelSpec
 from smolexport_to_gguf.architectures import ROWS, is_plain_yarn
 from smolexport_to_gguf.schemes import Scheme
 
-__all__ = ["SCHEME_KEY", "model_metadata", "rope_factors"]
-
 SCHEME_KEY = "smolexport.scheme"
 
 QUANTIZATION_VERSION = 2

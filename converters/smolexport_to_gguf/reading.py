@@ -15,8 +15,6 @@ from smolexport.text import label, show
 from smolexport_to_gguf import architectures
 from smolexport_to_gguf.container import GgufFile, TensorInfo, read_gguf
 
-__all__ = ["StoredRows", "weights"]
-
 MAX_LAYERS = 4096
 
 

@@ -16,8 +16,6 @@ from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport_to_gguf.architectures import ROWS
 
-__all__ = ["ALIASES", "SCHEMES", "PortableScheme", "Scheme", "better_schemes", "find_scheme"]
-
 # What a row that is not a multiple of the block gets instead; what does not even fit 32 becomes f16.
 FALL_BACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 NORMS = frozenset({Role.NORM_BEFORE_ATTENTION, Role.NORM_BEFORE_MLP, Role.FINAL_NORM, Role.Q_NORM, Role.K_NORM})

@@ -17,8 +17,6 @@ from smolexport.text import show
 from smolexport.tokenizer import PreTokenizer, TokenizerKind, TokenizerSpec, TokenKind, unbuilt_tokens
 from smolexport_to_gguf.differences import NOT_STRIPPED, NUL, RSTRIP_NAMES, few, is_control
 
-__all__ = ["Entry", "check_vocabulary", "vocabulary_metadata"]
-
 TYPE_CODES = {
     TokenKind.NORMAL: 1,
     TokenKind.UNKNOWN: 2,

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from smolexport.model.rope import Linear, Llama3, Yarn
 from smolexport.model.spec import ModelSpec, departures
 
-__all__ = ["ROWS", "Row", "check", "notes"]
-
 SCALINGS = {Linear: "linear", Llama3: "llama3", Yarn: "yarn"}
 
 

@@ -15,13 +15,11 @@ from smolexport.conversion.folder_files import (
     NEW_CLASS,
     SPECIAL,
     TEMPLATE,
-    TEMPLATES,
     TOKENIZER,
     config_eos,
     copies,
     file_object,
     generation_config,
-    is_companion,
     json_bytes,
     renamed_class,
     special_texts,
@@ -31,8 +29,6 @@ from smolexport.conversion.plan import Companion
 from smolexport.conversion.source_model import SourceModel
 from smolexport.text import show
 from smolexport.tokenizer import TokenizerKind
-
-__all__ = ["TEMPLATES", "companions", "is_companion", "notes"]
 
 KNOWN_CLASS = "PreTrainedTokenizerFast"
 

@@ -17,8 +17,6 @@ from smolexport.model.rope import Linear, Llama3, Rope, Yarn
 from smolexport.model.spec import ModelSpec
 from smolexport_to_mlx.architectures import ROWS
 
-__all__ = ["DTYPES", "compose", "quantization_object"]
-
 DTYPES: Mapping[str, str] = {dtype: name for name, dtype in CLAIMS.items()}
 # Keys of a source that name places, ask for code, or that some reader of the folder would act upon although the
 # checkpoint's architecture does not: Phi-3's original_max_position_embeddings, mlx-lm's rope_traditional …

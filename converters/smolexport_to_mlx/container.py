@@ -18,8 +18,6 @@ from smolexport.files import open_regular
 from smolexport.quant.formats import SIZES
 from smolexport.text import first_line, label
 
-__all__ = ["INDEX", "Array", "Shard", "StoredArray", "arrays_of", "index_json", "places_of", "read_arrays", "shards_of"]
-
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30
 MAX_HEADER = 16 << 20  # bytes; some 65,000 arrays, where large models have some thousand

@@ -8,13 +8,11 @@ from math import prod
 from pathlib import Path
 
 from smolexport.conversion.file_info import FileInfo, TensorRow
+from smolexport.conversion.folder_files import TEMPLATES, is_companion
 from smolexport.errors import FileFormatError
-from smolexport_to_mlx.companions import TEMPLATES, is_companion
 from smolexport_to_mlx.container import INDEX, read_header
 from smolexport_to_mlx.reading import Folder, read_folder
 from smolexport_to_mlx.schemes import SCHEMES
-
-__all__ = ["NAME_KEY", "SCHEME_KEY", "describe", "recognises", "replaceable"]
 
 SCHEME_KEY, NAME_KEY = "smolexport.scheme", "smolexport.name"
 MARK = ("format", "mlx")

@@ -21,8 +21,6 @@ from smolexport_to_mlx.config import DTYPES
 from smolexport_to_mlx.container import INDEX, StoredArray, read_header
 from smolexport_to_mlx.schemes import PIECE, is_whole_pieces
 
-__all__ = ["lint"]
-
 FLOATS = frozenset(DTYPES)
 KEYS = ("group_size", "bits", "mode")
 # mode -> (group sizes, bits) that every reader has

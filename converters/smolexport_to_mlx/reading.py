@@ -24,8 +24,6 @@ from smolexport.text import label, show
 from smolexport_to_mlx.container import StoredArray, read_arrays
 from smolexport_to_mlx.schemes import DTYPES
 
-__all__ = ["Folder", "StoredRows", "read_folder", "weights"]
-
 CONFIG = "config.json"
 
 

@@ -19,21 +19,6 @@ from smolexport.quant import FORMATS, AffineFormat, MicroFormat, PortableFormat,
 from smolexport.quant.affine import BITS, GROUPS
 from smolexport.quant.microscale import MODES, Mode
 
-__all__ = [
-    "DTYPES",
-    "PIECE",
-    "SCHEMES",
-    "Affine",
-    "Choice",
-    "Dtype",
-    "Encoder",
-    "Portable",
-    "Scheme",
-    "find_scheme",
-    "is_whole_pieces",
-    "setting_of",
-]
-
 Dtype = Literal["F32", "F16", "BF16"]
 Encoder = Literal["mlx", "recode", "search"]
 PIECE = 32  # elements that MLX on a CPU packs at a time, when the groups are smaller

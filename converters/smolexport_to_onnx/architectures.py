@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from smolexport.model.spec import ModelSpec, departures
 
-__all__ = ["check", "notes", "rotated_apart"]
-
 COMPUTED: Mapping[str, tuple[object, ...]] = {"mlp.activation": ("silu",)}
 HEAD_UNIT, ROTARY_UNIT = 8, 16  # GroupQueryAttention in ONNX Runtime 1.31 takes, and rotates, heads of multiples of
 

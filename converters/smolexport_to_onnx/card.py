@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from smolexport.conversion.model_card import Value, front_matter, inline, installed_version, yaml_head
 from smolexport.conversion.source_model import SourceModel
 
-__all__ = ["card"]
-
 
 def card(model: SourceModel, scheme: str, dtype: str, bits_per_weight: float, lines: Sequence[str]) -> bytes:
     """The content of README.md; the same input gives the same bytes.

@@ -29,8 +29,6 @@ from smolexport.tokenizer import Normalizer, TokenizerSpec
 from smolexport.tokenizer.merging import few
 from smolexport.tokenizer.overlaps import differing, leftmost
 
-__all__ = ["Gathered", "gather"]
-
 JS, GENAI = "Transformers.js", "ONNX Runtime GenAI"
 KNOWN_CLASS = "PreTrainedTokenizerFast"
 

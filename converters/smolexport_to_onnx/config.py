@@ -14,8 +14,6 @@ from smolexport.conversion.source_model import SourceModel
 from smolexport_to_onnx.container import Layout
 from smolexport_to_onnx.schemes import Scheme
 
-__all__ = ["compose", "genai"]
-
 # Keys of a source that name places or ask for code.
 DROPPED = frozenset(
     """_attn_implementation _attn_implementation_internal _commit_hash _name_or_path _orig_model_type auto_map

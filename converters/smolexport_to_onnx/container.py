@@ -23,8 +23,6 @@ from smolexport.quant import ChannelFormat, RowFormat
 from smolexport.quant.formats import SIZES
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
-__all__ = ["DTYPES", "KEEP", "PACKED", "Array", "Layout", "Module", "Table", "layout_of", "module_name"]
-
 QKV, GATE_UP = "model.layers.{}.self_attn.qkv_proj", "model.layers.{}.mlp.gate_up_proj"
 PACKED: Mapping[Role, str] = {Role.Q: QKV, Role.K: QKV, Role.V: QKV, Role.GATE: GATE_UP, Role.UP: GATE_UP}
 PAGE, LINE = 4096, 64

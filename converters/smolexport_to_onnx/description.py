@@ -24,8 +24,6 @@ from smolexport_to_onnx.reading import (
 )
 from smolexport_to_onnx.schemes import SCHEMES, STEMS
 
-__all__ = ["NAME_KEY", "POSITIONS_KEY", "describe", "recognises", "replaceable"]
-
 NAME_KEY, POSITIONS_KEY = "smolexport.name", "smolexport.max_positions"
 OURS = frozenset({"config.json", "README.md", GENAI})
 MADE = frozenset(name for stem in STEMS.values() for name in (f"onnx/{stem}.onnx", f"onnx/{stem}.onnx_data"))

@@ -25,8 +25,6 @@ from smolexport_to_onnx.architectures import ROTARY_UNIT, rotated_apart
 from smolexport_to_onnx.container import DTYPES, GATE_UP, KEEP, QKV, Layout
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
-__all__ = ["Settings", "build"]
-
 LAST = (1 << 63) - 1
 TOP, TINY = 127.0, 1e-30  # steps of activations either way; what stands for a largest magnitude of zero
 IR_VERSION, OPSET = 10, 21

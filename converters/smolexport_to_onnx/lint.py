@@ -21,8 +21,6 @@ from smolexport_to_onnx.container import DTYPES, KEEP, PAGE
 from smolexport_to_onnx.reading import GENAI, Model, graph_paths, primary_graph, read_model, weights
 from smolexport_to_onnx.schemes import STEMS
 
-__all__ = ["lint"]
-
 CONFIG, JS = "config.json", "transformers.js_config"
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["serialize"]
-
 
 def serialize(message: Any) -> bytes:
     """The bytes of `message`, fields in the order of their numbers; the same message gives the same bytes."""

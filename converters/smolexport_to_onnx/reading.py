@@ -26,20 +26,6 @@ from smolexport.text import label, show
 from smolexport_to_onnx.container import DTYPES, GATE_UP, QKV
 from smolexport_to_onnx.schemes import SCHEMES, STEMS, Portable
 
-__all__ = [
-    "GENAI",
-    "SCHEME_KEY",
-    "Model",
-    "StoredArray",
-    "StoredRows",
-    "graph_paths",
-    "metadata_of",
-    "primary_graph",
-    "read_graph",
-    "read_model",
-    "weights",
-]
-
 DTYPE_NAMES: Mapping[int, str] = {number: name for name, number in DTYPES.items()}
 SIZES: Mapping[str, int] = {"F32": 4, "U8": 1, "I8": 1, "I32": 4, "I64": 8, "BOOL": 1, "F16": 2, "BF16": 2}
 MAX_GRAPH = 64 << 20  # a graph of this package is about 100 kB; beyond this there are weights inside

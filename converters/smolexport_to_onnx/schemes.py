@@ -20,18 +20,6 @@ from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, ChannelFormat, RowFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 
-__all__ = [
-    "SCHEMES",
-    "STEMS",
-    "Choice",
-    "Dtype",
-    "Portable",
-    "Scheme",
-    "Several",
-    "find_scheme",
-    "packing_of",
-]
-
 Dtype = Literal["F32", "F16"]
 Group = Literal[32, 64, 128]
 GROUPS: tuple[Group, ...] = (32, 64, 128)

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from smolexport_on_llamacpp._chat import LlamaChat
     from smolexport_on_llamacpp._session import LlamaSession
 
-__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "open_chat", "version"]
-
 NAME = "llama.cpp"
 READS = "gguf"
 REQUIRES = ("llama_cpp",)

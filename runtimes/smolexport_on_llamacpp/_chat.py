@@ -10,8 +10,6 @@ from smolexport.errors import TokenizerError
 from smolexport_on_llamacpp._codec import VocabCodec
 from smolexport_on_llamacpp._library import Model
 
-__all__ = ["LlamaChat"]
-
 
 class LlamaChat:
     """The vocabulary alone, without weights.  Arguments as for `smolexport_on_llamacpp.open_chat`."""

@@ -11,8 +11,6 @@ import numpy as np
 from smolexport.errors import SessionError, UsageError
 from smolexport_on_llamacpp._library import Model
 
-__all__ = ["VocabCodec"]
-
 
 class VocabCodec:
     """Text to tokens and back, as llama.cpp does it for this file."""

@@ -18,8 +18,6 @@ from smolexport.errors import FileFormatError, MissingDependencyError, SessionCl
 from smolexport.files import open_regular
 from smolexport_on_llamacpp import INSTALL_HINT
 
-__all__ = ["Model", "call", "last_errors", "library", "raise_interruption"]
-
 ERROR = 4  # of enum ggml_log_level; the bindings number it otherwise
 LOADING = "error loading model: "
 FUNCTION = re.compile(r"^(\w+: )+(?=\S)")

@@ -20,8 +20,6 @@ from smolexport.run.session import choose_context, choose_threads, token_array
 from smolexport_on_llamacpp._codec import VocabCodec
 from smolexport_on_llamacpp._library import Model, call, last_errors, library, raise_interruption
 
-__all__ = ["LlamaSession"]
-
 SEQUENCE = 0
 
 

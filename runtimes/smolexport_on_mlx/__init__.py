@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from smolexport_on_mlx._chat import MlxChat
     from smolexport_on_mlx._session import MlxSession
 
-__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "open_chat", "version"]
-
 NAME = "mlx"
 READS = "mlx"
 REQUIRES = ("mlx", "mlx_lm")

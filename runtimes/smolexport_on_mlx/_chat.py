@@ -11,8 +11,6 @@ from mlx_lm import tokenizer_utils
 from smolexport.errors import TokenizerError
 from smolexport.text import failure
 
-__all__ = ["MlxChat"]
-
 
 class MlxChat:
     """mlx-lm's `TokenizerWrapper`.  Arguments as for `smolexport_on_mlx.open_chat`."""

@@ -19,8 +19,6 @@ from smolexport.files import open_regular
 from smolexport.model.checkpoint import read_json
 from smolexport.text import failure, label, show
 
-__all__ = ["config_size", "load_model"]
-
 DTYPES: Mapping[str, mx.Dtype] = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 WEIGHTS = "model*.safetensors"  # what mlx-lm loads, whatever an index says
 

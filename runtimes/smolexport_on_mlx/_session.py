@@ -19,8 +19,6 @@ from smolexport.run.session import TextCodec, choose_context, choose_threads, to
 from smolexport.text import failure
 from smolexport_on_mlx._load import config_size, load_model
 
-__all__ = ["MlxSession"]
-
 # Tokens computed at once: the CPU keeps a whole matrix of attention weights, and Ctrl-C waits for a block's end.
 BLOCK = 512
 

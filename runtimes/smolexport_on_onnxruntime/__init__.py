@@ -23,8 +23,6 @@ from smolexport.errors import MissingDependencyError
 if TYPE_CHECKING:
     from smolexport_on_onnxruntime._session import OnnxSession
 
-__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "version"]
-
 NAME = "onnxruntime"
 READS = "onnx"
 REQUIRES = ("onnxruntime",)

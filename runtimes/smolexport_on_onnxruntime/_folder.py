@@ -11,8 +11,6 @@ from smolexport.errors import FileFormatError, UsageError
 from smolexport.model.checkpoint import read_json
 from smolexport.text import show
 
-__all__ = ["Sizes", "choose_graph", "config_sizes"]
-
 # How schemes and Transformers.js' dtypes are spelled in file names, where that is not `model_` and the name.
 STEMS: Mapping[str, str] = {
     **dict.fromkeys(("f32", "fp32"), "model"),

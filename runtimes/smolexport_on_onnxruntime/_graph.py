@@ -16,8 +16,6 @@ from smolexport.errors import FileFormatError, UnsupportedError
 from smolexport.protobuf import read_message
 from smolexport.text import label, show
 
-__all__ = ["GraphFacts", "read_graph"]
-
 DOMAINS = {"", "ai.onnx", "com.microsoft"}
 BITS: Mapping[int, int] = {
     **dict.fromkeys((1, 6, 12), 32),

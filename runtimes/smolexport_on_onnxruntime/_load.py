@@ -14,8 +14,6 @@ from smolexport.run.session import cores_to_spare
 from smolexport.text import label, reason, show
 from smolexport_on_onnxruntime._folder import Sizes
 
-__all__ = ["FLOATS", "check_interface", "inputs_of", "load"]
-
 FLOATS: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 OPTIONAL = {"position_ids", "num_logits_to_keep"}
 NOTHING = 4  # level of the log at which errors stay silent: they are raised as well

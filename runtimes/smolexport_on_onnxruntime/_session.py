@@ -21,8 +21,6 @@ from smolexport.text import reason
 from smolexport_on_onnxruntime._load import FLOATS, check_interface, inputs_of, load
 from smolexport_on_onnxruntime.checks import check_folder
 
-__all__ = ["OnnxSession"]
-
 # Tokens computed at once, the fastest of 16 to 512.  Attention keeps a matrix of block x length for each head, and
 # Ctrl-C waits for a block's end.
 BLOCK = 128

@@ -9,8 +9,6 @@ from smolexport.errors import FileFormatError, UsageError
 from smolexport_on_onnxruntime._folder import Sizes, choose_graph, config_sizes
 from smolexport_on_onnxruntime._graph import read_graph
 
-__all__ = ["CheckedGraph", "check_folder"]
-
 
 @dataclass(frozen=True)
 class CheckedGraph:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from smolexport_on_onnxruntime_genai._chat import GenaiChat
     from smolexport_on_onnxruntime_genai._session import GenaiSession
 
-__all__ = ["INSTALL_HINT", "NAME", "READS", "REQUIRES", "open", "open_chat", "version"]
-
 NAME = "onnxruntime-genai"
 READS = "onnx"
 REQUIRES = ("onnxruntime_genai", "onnxruntime")

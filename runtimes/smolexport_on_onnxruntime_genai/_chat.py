@@ -12,8 +12,6 @@ import onnxruntime_genai as og
 from smolexport.errors import TokenizerError, UnsupportedError
 from smolexport.text import reason
 
-__all__ = ["GenaiChat"]
-
 
 class GenaiChat:
     """The library's `Tokenizer`.  Arguments as for `smolexport_on_onnxruntime_genai.open_chat`."""

@@ -11,8 +11,6 @@ from smolexport.model.checkpoint import read_json
 from smolexport.text import label, show
 from smolexport_on_onnxruntime.checks import CheckedGraph
 
-__all__ = ["FILE", "check_config"]
-
 FILE = "genai_config.json"
 CACHES = ("key", "value")
 INPUTS: Mapping[str, str] = {

@@ -22,8 +22,6 @@ from smolexport.text import reason
 from smolexport_on_onnxruntime.checks import CheckedGraph, check_folder
 from smolexport_on_onnxruntime_genai._config import check_config
 
-__all__ = ["GenaiSession"]
-
 BLOCK = 256  # tokens computed at once: the library makes the logits of all of them, and Ctrl-C waits for a block's end
 NOTHING = 4  # level of the log at which errors stay silent: they are raised as well
 

@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from smolexport_on_torch._chat import TransformersChat
     from smolexport_on_torch._session import TorchSession
 
-__all__ = [
-    "INSTALL_HINT",
-    "NAME",
-    "READS",
-    "REQUIRES",
-    "TRAINER",
-    "missing",
-    "open",
-    "open_chat",
-    "version",
-]
-
 NAME = "torch"
 READS = "checkpoint"
 REQUIRES = ("torch", "transformers")

@@ -12,8 +12,6 @@ from smolexport.errors import TokenizerError
 from smolexport.model.source_files import refuse_links
 from smolexport.text import first_line
 
-__all__ = ["TransformersChat"]
-
 
 class TransformersChat:
     """`apply_chat_template` in transformers' sandbox.  Arguments as for `smolexport_on_torch.open_chat`."""

@@ -32,8 +32,6 @@ from smolexport_on_torch._decoder import (
     norm,
 )
 
-__all__ = ["TorchEngine"]
-
 BATCH = 2048  # tokens that go through a layer at a time
 ROWS = 16 << 20  # numbers of logits at a time
 STRIP = 256  # rows of a Hessian that are computed at a time: what lies below the diagonal is left out

@@ -24,19 +24,6 @@ from smolexport.model.spec import Attention, ModelSpec, Role, departures
 from smolexport.model.tensor_file import StoredTensor
 from smolexport.text import label
 
-__all__ = [
-    "Cache",
-    "Tap",
-    "Weights",
-    "check",
-    "embed",
-    "layer_forward",
-    "load_embedding",
-    "load_head",
-    "load_layer",
-    "norm",
-]
-
 Weights = Mapping[tuple[Role, str], torch.Tensor]  # by role and part, float32
 # Called with `attn` (q, k and v read it), `o`, `mlp` (gate and up do) or `down`, and what is read: [b, n, columns].
 Tap = Callable[[str, torch.Tensor], None]

@@ -38,8 +38,6 @@ from smolexport_on_torch._factors import Scaled, ScaledEmbedding, ScaledLinear
 from smolexport_on_torch._head import divergence
 from smolexport_on_torch._load import load_model
 
-__all__ = ["Student", "distil", "limited_threads"]
-
 WEIGHT = ".weight"
 
 

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from smolexport.calibration.trainer import AffineBlocks, Trained
 
-__all__ = ["Codes", "Matrix", "Scaled", "ScaledEmbedding", "ScaledLinear"]
-
 TYPES = (np.int8, np.int16, np.float16)
 Factors = tuple[torch.Tensor, torch.Tensor | None]
 

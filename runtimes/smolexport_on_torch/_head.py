@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["divergence"]
-
 PIECE = 1 << 22  # logits held at a time: 16 MB
 
 

@@ -20,8 +20,6 @@ from smolexport.model.spec import NAMES, Role
 from smolexport.model.tensor_file import stored_tensors
 from smolexport.text import first_line, printable, show
 
-__all__ = ["load_model"]
-
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 # transformers' own default, so these are the numbers that a user of the checkpoint gets; the softmax stays in

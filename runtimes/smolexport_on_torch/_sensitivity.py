@@ -23,8 +23,6 @@ from smolexport.run.session import choose_threads
 from smolexport_on_torch._distil import Student, limited_threads
 from smolexport_on_torch._load import load_model
 
-__all__ = ["divergence", "sensitivity"]
-
 PIECE = 1 << 24  # logits at a time
 
 

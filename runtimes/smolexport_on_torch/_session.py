@@ -18,8 +18,6 @@ from smolexport.errors import SessionClosedError, SessionError
 from smolexport.run.session import TextCodec, choose_context, choose_threads, token_array
 from smolexport_on_torch._load import load_model
 
-__all__ = ["TorchSession"]
-
 
 class TorchSession:
     """One sequence.  Arguments as for `smolexport_on_torch.open`."""

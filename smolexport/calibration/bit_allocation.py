@@ -31,8 +31,6 @@ from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.plugins import trainer
 
-__all__ = ["BitAllocator", "Costs", "bit_choices_of", "sample", "top_bits"]
-
 SAMPLE = 256  # rows of a matrix that are rounded
 HEAD = "lm_head.weight"  # under this name also where the head is tied
 FELT = 16  # windows that sensitivities come from

@@ -27,8 +27,6 @@ from smolexport.quant import AffineFormat, BlockFormat, NBits, RowFormat
 from smolexport.quant.affine_view import has_grid
 from smolexport.recipe import Quantizer
 
-__all__ = ["Calibration", "Calibrator", "reaches"]
-
 DAMPING = 0.01
 
 

@@ -45,8 +45,6 @@ from smolexport.model.source_files import refuse_changes
 from smolexport.run.rendering import Answer, Renderer
 from smolexport.tokenizer import TokenizerSpec, TokenKind, open_tokenizer, read_tokenizer
 
-__all__ = ["Collection", "collect", "open_collection", "write_importance"]
-
 KEPT = 256  # tokens of each prediction
 SHORTEST = 4  # tokens of a window
 HIDDEN = ("hidden-0.f32", "hidden-1.f32")

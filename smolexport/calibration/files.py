@@ -19,8 +19,6 @@ from smolexport.errors import CalibrationError
 from smolexport.files import atomic_file, open_regular
 from smolexport.text import first_line, label, show
 
-__all__ = ["Arrays", "open_arrays", "triangle_rows", "triangle_size", "write_arrays", "writing"]
-
 NAMES: Mapping[str, str] = {"float32": "F32", "int32": "I32"}
 DTYPES: Mapping[str, np.dtype[Any]] = {name: np.dtype(dtype).newbyteorder("<") for dtype, name in NAMES.items()}
 AGAIN = "make it again with smolexport calibrate --force"

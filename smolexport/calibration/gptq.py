@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from smolexport.errors import UsageError
 from smolexport.quant.affine_view import Grid
 
-__all__ = ["Factor", "factor", "relative_error", "solve"]
-
 PANEL = 256  # columns of the Cholesky factor at a time
 AT_ONCE = 1 << 24  # weights at a time: 64 MiB of errors
 LANES = 32  # rows that a kernel does at once

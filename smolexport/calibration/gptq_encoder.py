@@ -20,8 +20,6 @@ from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
 from smolexport.quant.affine_view import grid_of, with_codes
 
-__all__ = ["GptqEncoder", "GptqEncoders"]
-
 ENOUGH = 8  # tokens per column, below which a Hessian is noisy
 FEW_DAMPING = 0.05  # then
 SAMPLE = 256  # rows of a matrix whose error is measured

@@ -15,8 +15,6 @@ from smolexport.quant.lane_codes import store_bytes
 from smolexport.quant.lane_floats import rint
 from smolexport.quant.lanes import WIDTH, load, splat, store, where
 
-__all__ = ["BLOCK", "round_block"]
-
 BLOCK = 64  # columns at most
 
 ZERO = np.float32(0)

@@ -15,8 +15,6 @@ from itertools import pairwise
 from smolexport.errors import UsageError
 from smolexport.model.spec import Tensor
 
-__all__ = ["Allocation", "Budget", "Option", "Unit", "cost_of", "finest", "least", "reach", "size_of", "spend"]
-
 
 @dataclass(frozen=True)
 class Budget:

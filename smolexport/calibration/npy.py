@@ -15,8 +15,6 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-__all__ = ["read_array", "read_header"]
-
 LONGEST = 120  # characters of a reason
 
 

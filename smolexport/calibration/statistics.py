@@ -42,23 +42,6 @@ from smolexport.model.identity import identity
 from smolexport.model.spec import Role, Tensor
 from smolexport.text import show
 
-__all__ = [
-    "HEAD_FILE",
-    "MANIFEST",
-    "TEACHER_FILE",
-    "TOKENS_FILE",
-    "Input",
-    "Manifest",
-    "Statistics",
-    "Teacher",
-    "file_of",
-    "input_of",
-    "open_statistics",
-    "read_manifest",
-    "write_activation_stats",
-    "write_manifest",
-]
-
 MANIFEST, TOKENS_FILE, HEAD_FILE = "manifest.json", "tokens.safetensors", "head.safetensors"
 TEACHER_FILE = "teacher.safetensors"
 FORM = 1  # of the folder; counts up when it changes

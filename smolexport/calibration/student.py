@@ -18,8 +18,6 @@ from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
 from smolexport.quant.affine_view import factors_of, has_grid, with_factors
 
-__all__ = ["Kept", "Student", "has_scales"]
-
 CHUNK = 1 << 20  # elements that a thread encodes at a time
 
 

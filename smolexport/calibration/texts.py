@@ -33,8 +33,6 @@ from smolexport.run.rendering import Answer
 from smolexport.text import show
 from smolexport.tokenizer import FileTokenizer
 
-__all__ = ["Render", "TextSource", "overlaps", "read_source", "same_texts", "source_name", "training_windows"]
-
 PIECE = 1 << 14  # characters tokenized at a time
 IDS = (".npy", ".json")
 LARGEST_IDS = 1 << 30  # bytes of a file of token ids

@@ -23,23 +23,6 @@ from smolexport.errors import UsageError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Layer, ModelSpec
 
-__all__ = [
-    "KINDS",
-    "ActivationStats",
-    "AffineBlocks",
-    "DistilSettings",
-    "Distilled",
-    "Engine",
-    "Rounding",
-    "Step",
-    "Teacher",
-    "Trained",
-    "Trainer",
-    "held_out",
-    "input_columns",
-    "to_half",
-]
-
 KINDS = ("attn", "o", "mlp", "down")  # the inputs of a layer, in the order of the forward pass
 HELD_OUT = 16  # one window of so many is for validation
 LEAST_HELD_OUT = 2

@@ -19,8 +19,6 @@ from smolexport.text import one_line
 if TYPE_CHECKING:
     import click
 
-__all__ = ["main"]
-
 BAD_INPUT, INTERRUPTED = 2, 130
 STDERR = 2  # its file descriptor
 NAMED = 3  # things that could not be removed

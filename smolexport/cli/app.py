@@ -7,8 +7,6 @@ import click
 from smolexport.cli import bench, calibrate, compare, demo, export, export_all, generate, inspect, listing, sweep
 from smolexport.plugins import converters
 
-__all__ = ["build"]
-
 HELP = """Small language models out of Python: a Hugging Face checkpoint becomes a quantized file, and every file is
 held against the bf16 original.
 

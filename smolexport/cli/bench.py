@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
     from smolexport.parity.results import Estimate
 
-__all__ = ["command"]
-
 
 @click.command("bench", short_help="Measure the speed of files.")
 @click.argument(

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from smolexport.calibration.statistics import Statistics
     from smolexport.model.checkpoint import Checkpoint
 
-__all__ = ["command"]
-
 LARGE_SHARE = 0.1  # of the trace of a Hessian, above which one token is told of
 
 

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from smolexport.calibration.calibrator import Calibration
     from smolexport.calibration.statistics import Statistics
     from smolexport.parity.inputs import Candidate, Progress, Settings
-    from smolexport.parity.results import Comparison, Thresholds
-
-__all__ = ["command", "print_comparison", "run", "stages"]
+    from smolexport.parity.results import Comparison
+    from smolexport.parity.thresholds import Thresholds
 
 PARITY_MISSED = 1
 LIMITS = ("max_kld", "min_top1", "max_ppl_ratio")
@@ -159,7 +158,7 @@ def _made(
     """
     from smolexport import plugins
     from smolexport.cli.export import write_jobs
-    from smolexport.conversion import pipeline
+    from smolexport.conversion.prepare import prepare_all
     from smolexport.errors import MissingDependencyError
     from smolexport.files import scratch_folder
 
@@ -173,7 +172,7 @@ def _made(
     wanted = runtimes or tuple(name for name in players if plugins.adapter(name).READS in formats)
     with scratch_folder("smolexport-compare-") as scratch:
         passes = [
-            pipeline.prepare_all(out=scratch, targets=targets, quant=scheme, calibration=way, **source)
+            prepare_all(out=scratch, targets=targets, quant=scheme, calibration=way, **source)
             for scheme, names in _passes(formats, quant)
             for way, targets in _each_way(source, scheme, names, ways)
         ]
@@ -241,13 +240,13 @@ def _each_way(
 ) -> Iterator[tuple[Calibration, list[str]]]:
     """Each method with the formats in which it affects `scheme`; plain rounding for formats in which none does."""
     from smolexport.calibration.calibrator import Calibration, reaches
-    from smolexport.conversion import pipeline
+    from smolexport.conversion.prepare import prepare_all
 
     calibrated = [way for way in ways if way.method != "rtn"]
     plain = len(calibrated) < len(ways)
     unreached = []
     if calibrated:
-        jobs = pipeline.prepare_all(targets=formats, quant=scheme, **source)
+        jobs = prepare_all(targets=formats, quant=scheme, **source)
         unreached = [name for name, job in zip(formats, jobs, strict=True) if not reaches(job.plan)]
     if unreached:
         names = ", ".join(way.method for way in calibrated)

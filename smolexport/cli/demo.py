@@ -13,8 +13,6 @@ from smolexport.text import prose
 if TYPE_CHECKING:
     from smolexport.parity.results import Comparison
 
-__all__ = ["command"]
-
 # What is made in one pass each: the portable schemes in every format, and llama.cpp's usual choice.
 PORTABLE = ("int8", "int4")
 NATIVE = ("gguf", "q4_k_m")
@@ -79,11 +77,11 @@ def _play(files: list[Path], marks: dict[str, str], lacking: list[str], threads:
 
 def _export(folder: Path, threads: int | None, *, force: bool) -> list[Path]:
     from smolexport.cli.export import write_jobs
-    from smolexport.conversion import pipeline
+    from smolexport.conversion.prepare import prepare, prepare_all
 
     passes = [
-        pipeline.prepare_all("demo", folder, quant=scheme, force=force) for scheme in PORTABLE
-    ] + [[pipeline.prepare(NATIVE[0], "demo", folder, quant=NATIVE[1], force=force)]]  # fmt: skip
+        prepare_all("demo", folder, quant=scheme, force=force) for scheme in PORTABLE
+    ] + [[prepare(NATIVE[0], "demo", folder, quant=NATIVE[1], force=force)]]  # fmt: skip
     return [done.path for jobs in passes for done in write_jobs(jobs, force=force, threads=threads)]
 
 
@@ -117,7 +115,7 @@ def _compare(files: list[Path], threads: int | None, *, quiet: bool) -> Comparis
     from smolexport.demo import demo_checkpoint, demo_text
     from smolexport.parity.candidates import exported, reference
     from smolexport.parity.inputs import Settings
-    from smolexport.parity.results import Thresholds
+    from smolexport.parity.thresholds import Thresholds
 
     base, candidates = reference(demo_checkpoint()), exported(files)
     settings = Settings(threads=threads)
@@ -150,7 +148,8 @@ def _unequal(marks: dict[str, str]) -> list[str]:
 def _show(result: Comparison, files: list[Path], marks: dict[str, str], threads: int | None) -> None:
     from smolexport.cli.compare import print_comparison
     from smolexport.plugins import runtime_for
-    from smolexport.run.generate import Sampling, generate
+    from smolexport.run.generate import generate
+    from smolexport.run.sampling import Sampling
 
     # So small a model repeats itself when it is greedy; the same seed shows all files making the same draws.
     sampling = Sampling(temperature=0.7, min_p=0.05, repetition_penalty=1.1, seed=1)

@@ -27,9 +27,8 @@ from smolexport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from smolexport.conversion.pipeline import Export, Job
-
-__all__ = ["command_for", "facts", "write_jobs"]
+    from smolexport.conversion.pipeline import Export
+    from smolexport.conversion.prepare import Job
 
 QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them; auto-bits is for --size and --target-kld."
 
@@ -82,10 +81,10 @@ def command_for(target: str) -> click.Command:
         json: bool,
         **own: str | None,
     ) -> None:
-        from smolexport.conversion import pipeline
+        from smolexport.conversion.prepare import prepare
 
         calibration = calibration_of(method, stats, steps, size, target_kld, measure=not dry_run)
-        job = pipeline.prepare(
+        job = prepare(
             target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
             ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
             weights=not dry_run, calibration=calibration,

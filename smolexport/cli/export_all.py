@@ -22,9 +22,7 @@ from smolexport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from smolexport.conversion.pipeline import Job
-
-__all__ = ["command"]
+    from smolexport.conversion.prepare import Job
 
 
 @click.command("all", short_help="Export a checkpoint to every format in one pass.")
@@ -75,10 +73,10 @@ def command(
     and `smolexport inspect` prints the same weights fingerprint for all of them. So they do under a budget, --size or
     --target-kld, where ONNX is among the formats: one decision, 8 or 4 bits, for all; without ONNX also 6 and 5.
     """
-    from smolexport.conversion import pipeline
+    from smolexport.conversion.prepare import prepare_all
 
     targets = [word.strip() for word in formats.split(",")] if formats is not None else None
-    jobs = pipeline.prepare_all(
+    jobs = prepare_all(
         checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
         revision=revision, token=token, force=force if out.is_dir() and not dry_run else None, weights=not dry_run,
         calibration=calibration_of(method, stats, steps, size, target_kld, measure=not dry_run),

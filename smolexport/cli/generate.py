@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from smolexport.run.generate import Generation
     from smolexport.run.session import Session
 
-__all__ = ["command"]
-
 
 @click.command("generate", short_help="Continue a text with a file or a checkpoint.")
 @click.argument("model", help="Exported file, checkpoint folder, hub id, or the word demo.")
@@ -65,7 +63,8 @@ def command(
     On a terminal control characters are shown as escapes; a file or pipe gets the text as it is.
     """
     from smolexport.plugins import checked_options, locate
-    from smolexport.run.generate import Generation, Sampling, stream
+    from smolexport.run.generate import Generation, stream
+    from smolexport.run.sampling import Sampling
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed

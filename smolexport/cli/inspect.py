@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from smolexport.conversion.converter import Converter
     from smolexport.conversion.file_info import FileInfo
 
-__all__ = ["command"]
-
 MAX_DEPTH = 16  # of lists and objects in metadata; a config.json has three or four
 
 

@@ -9,8 +9,6 @@ import click
 
 from smolexport.cli.options import json_option, print_json
 
-__all__ = ["command"]
-
 
 @click.command("list", short_help="List schemes, architectures and runtimes.")
 @click.argument("format", required=False, help="Only the schemes of this format.")

@@ -15,29 +15,6 @@ from smolexport.text import printable, prose, show
 if TYPE_CHECKING:
     from smolexport.calibration.calibrator import Calibration
 
-__all__ = [
-    "ByteSize",
-    "Integer",
-    "Number",
-    "budget_options",
-    "calibration_of",
-    "calibration_options",
-    "checkpoint_argument",
-    "format_options",
-    "given_path",
-    "given_word",
-    "json_option",
-    "parse_settings",
-    "print_json",
-    "progress_bar",
-    "read_words",
-    "runtime_options",
-    "say",
-    "source_options",
-    "strict_option",
-    "threads_option",
-]
-
 MAX_LABEL = 60  # characters beside a bar
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "secure"]
-
 # The null device takes the place of what is closed.  Nothing can be written to one that is open for reading.
 CLOSED = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from smolexport.sweep.plan import Task
     from smolexport.sweep.table import TaskRow
 
-__all__ = ["command"]
-
 SOME_FAILED = 1
 
 

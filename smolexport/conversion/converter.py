@@ -20,8 +20,6 @@ from smolexport.errors import UsageError
 from smolexport.model.spec import ModelSpec, Tensor
 from smolexport.model.weights import Weights
 
-__all__ = ["Converter", "SchemeInfo", "named_scheme"]
-
 
 class SchemeInfo(Protocol):
     """A quantization scheme as people see it."""

@@ -26,8 +26,6 @@ from smolexport.model.tensor_file import StoredTensor
 from smolexport.quant import first_nonfinite, largest
 from smolexport.text import label
 
-__all__ = ["Encoded", "encoded_chunks", "thread_count"]
-
 CHUNK_BYTES = 2 << 20  # as float32; half of that costs a tenth more time
 ALIVE_BYTES = 18 << 20  # of all chunks at a time: with more than eight threads they become smaller
 SMALL = 32768.0  # below this no format overflows, whatever it derives from a weight

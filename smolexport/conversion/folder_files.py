@@ -19,25 +19,6 @@ from smolexport.model.source_files import file_in, files_in
 from smolexport.tokenizer.files import MAX_BYTES, read_tokenizer_json
 from smolexport.tokenizer.written import rewritten
 
-__all__ = [
-    "GENERATION",
-    "NEW_CLASS",
-    "SPECIAL",
-    "TEMPLATE",
-    "TEMPLATES",
-    "TOKENIZER",
-    "config_eos",
-    "copies",
-    "eos_ids",
-    "file_object",
-    "generation_config",
-    "is_companion",
-    "json_bytes",
-    "renamed_class",
-    "special_texts",
-    "writable",
-]
-
 TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 TEMPLATES = "additional_chat_templates"

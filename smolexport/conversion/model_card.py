@@ -10,8 +10,6 @@ from pathlib import Path
 
 from smolexport.model.source_files import file_in
 
-__all__ = ["Value", "front_matter", "inline", "installed_version", "yaml_head"]
-
 README = "README.md"
 CARRIED = ("license", "license_name", "license_link", "language")
 MAX_README = 1 << 20  # bytes that are looked at

@@ -22,8 +22,6 @@ from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.source_files import refuse_changes
 from smolexport.recipe import Recipe, sidecar_of
 
-__all__ = ["Export", "Job", "export", "export_all", "prepare", "prepare_all", "trained", "write", "write_all"]
-
 WAITING = 2  # chunks an output may lag behind before encoding waits for it
 
 

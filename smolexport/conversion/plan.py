@@ -19,8 +19,6 @@ from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
 from smolexport.text import printable
 
-__all__ = ["Companion", "Entry", "InterleaveHeads", "Made", "Plan", "RowEncoder"]
-
 # Encoded rows by the format that their values were rounded through, their own, and the id of what shaped them.
 Made = dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]
 

@@ -21,20 +21,6 @@ from smolexport.errors import UsageError
 from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, RowFormat
 
-__all__ = [
-    "AUTO_BITS",
-    "AUTO_BITS_ABOUT",
-    "BIT_CHOICES",
-    "BLOCK",
-    "NAMES",
-    "NOTE",
-    "SCHEMES",
-    "Storage",
-    "decided",
-    "storage_of",
-    "wanted_of",
-]
-
 BLOCK = 32
 SCHEMES: Mapping[str, str] = {
     "int4": "4 bits, blocks of 32, portable: the same weights in every format; embedding and head 8 bits",

@@ -29,8 +29,6 @@ from smolexport.plugins import checked_options, converter, converters
 from smolexport.recipe import Quantizer, Recipe
 from smolexport.tokenizer import read_tokenizer
 
-__all__ = ["Job", "check_output", "output_size", "prepare", "prepare_all"]
-
 # Without weights nothing vouches for vocab_size, and a list of that length is built.  Known models stay below 2^19.
 MAX_VOCABULARY = 1 << 22
 

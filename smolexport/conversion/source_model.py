@@ -10,8 +10,6 @@ from typing import Any
 from smolexport.model.spec import ModelSpec, Tensor
 from smolexport.tokenizer import TokenizerSpec
 
-__all__ = ["CALIBRATION_KEY", "SourceModel", "claimed_dtype"]
-
 CALIBRATION_KEY = "smolexport.calibration"  # in the metadata of every format
 DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from smolexport.errors import OutputError
 
-__all__ = ["ByteRange", "Sink"]
-
 HELD = 8 << 20  # bytes of rows that wait for being written upright: runs of thousands of bytes instead of hundreds
 SLAB = 64  # columns that are turned at a time
 

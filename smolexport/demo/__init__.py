@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["demo_checkpoint", "demo_text"]
-
 
 def demo_checkpoint() -> Path:
     """Folder of the embedded checkpoint."""

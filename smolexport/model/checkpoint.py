@@ -21,16 +21,6 @@ from smolexport.model.spec import ModelSpec, Role, Tensor, stored_shape
 from smolexport.model.tensor_file import DTYPES, StoredTensor, stored_tensors
 from smolexport.text import first_line, label, show
 
-__all__ = [
-    "Checkpoint",
-    "claimed_quantization",
-    "find_checkpoint",
-    "open_checkpoint",
-    "read_config",
-    "read_json",
-    "weight_files",
-]
-
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -11,8 +11,6 @@ from smolexport.files import open_regular
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.source_files import PATTERNS, file_in, files_in
 
-__all__ = ["file_hash", "files_of", "identity"]
-
 
 def files_of(folder: Path) -> list[Path]:
     """The files of a checkpoint that an export may read, in a fixed order.  Raises CheckpointError."""

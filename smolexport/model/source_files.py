@@ -15,8 +15,6 @@ from typing import TypeAlias
 from smolexport.errors import CheckpointError
 from smolexport.text import label
 
-__all__ = ["PATTERNS", "SMALL_FILES", "Stamps", "file_in", "files_in", "refuse_changes", "refuse_links", "stamps"]
-
 # What is fetched of a hub id without its weights.  The hub's `*` crosses folders, so these cover the index and all
 # chat templates; a local folder needs the second line for them.
 SMALL_FILES = ("*.json", "*.jinja", "merges.txt", "README.md", "LICENSE*")

@@ -17,8 +17,6 @@ from operator import attrgetter
 
 from smolexport.model.rope import Rope
 
-__all__ = ["NAMES", "Attention", "Layer", "Mlp", "ModelSpec", "Role", "Source", "Tensor", "departures", "stored_shape"]
-
 
 class Role(Enum):
     """The place of a tensor in the computation, in the order of the forward pass."""

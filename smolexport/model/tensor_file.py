@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from smolexport.errors import CheckpointError, TensorError
 from smolexport.text import first_line, label
 
-__all__ = ["DTYPES", "StoredTensor", "stored_tensors"]
-
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from smolexport.errors import FileFormatError
 from smolexport.model.spec import ModelSpec, Role, Tensor
 
-__all__ = ["ReadableTensor", "Weights", "as_stored", "canonical", "fingerprint", "read_back"]
-
 CHUNK = 1 << 20  # elements
 DIGITS = 32
 

@@ -12,8 +12,6 @@ from smolexport.parity.report.names import model_infos
 from smolexport.parity.results import ModelResult, NonNegative, Speed
 from smolexport.parity.speed import bandwidth_share, peaks, speeds
 
-__all__ = ["Bench", "BenchRow", "bench"]
-
 
 @dataclass(frozen=True)
 class BenchRow(ModelResult):

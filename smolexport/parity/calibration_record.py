@@ -18,8 +18,6 @@ from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.files import open_regular
 from smolexport.text import printable
 
-__all__ = ["CalibrationEffect", "Record", "read_calibration_errors", "read_calibration_record"]
-
 LARGEST = 1 << 26  # bytes; a larger report is not read
 LONGEST_METHOD = 40  # characters: it is a column heading
 

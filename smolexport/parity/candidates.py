@@ -15,8 +15,6 @@ from smolexport.parity.calibration_record import read_calibration_errors, read_c
 from smolexport.parity.inputs import Candidate, Origin
 from smolexport.run.session import Runtime, TextCodec
 
-__all__ = ["exported", "reference"]
-
 DTYPES = ("bf16", "f32")
 
 

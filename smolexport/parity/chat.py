@@ -34,8 +34,6 @@ from smolexport.text import reason
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
 
-__all__ = ["Expected", "ask", "check", "expect", "note"]
-
 _TIMEOUT_ALL_S = 300.0
 _PROMPT = "prompt"
 _MOST_ADDED = 64  # added tokens in the text of added tokens

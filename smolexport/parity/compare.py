@@ -33,15 +33,13 @@ from smolexport.parity.results import (
     ReferenceResult,
     Speed,
     TextInfo,
-    Thresholds,
     WeightError,
 )
 from smolexport.parity.scoring import ContextTooSmall, ScoredCandidate, decoded_bytes, score_group
 from smolexport.parity.speed import bandwidth_share, peaks, speeds
+from smolexport.parity.thresholds import Thresholds
 from smolexport.parity.weight_errors import tensor_errors
 from smolexport.parity.windows import Window
-
-__all__ = ["compare"]
 
 
 @dataclass

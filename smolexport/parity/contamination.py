@@ -15,8 +15,6 @@ from smolexport.parity.inputs import Candidate
 from smolexport.parity.windows import Window
 from smolexport.text import label
 
-__all__ = ["MOST", "RUN", "Overlap", "check_runs", "check_sources", "check_texts", "note_on"]
-
 RUN = 32  # tokens in a row that two texts do not share by chance
 MOST = 0.01  # tolerated share of common runs: a licence, a heading, a quotation
 OTHER = "use --text with text that calibration has not seen"

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["TEXTS", "conversations"]
-
 TEXTS: Mapping[str, str] = {
     "english": "It's the dog's, isn't it? We'll see; I've said they're HERE, and I'D go. \"Quote\" (don't!) — end…",
     "spaces": " a  b   c    d\t\te\n\nf\n \n  g \r\n h" + " " * 17 + "i ",

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from smolexport.parity.results import Divergence
 from smolexport.run.session import Session, TextCodec
 
-__all__ = ["Continuation", "agree", "continue_greedily", "text_of"]
-
 SHOWN = 24  # tokens shown before a divergence
 
 

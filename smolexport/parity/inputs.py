@@ -13,8 +13,6 @@ from smolexport.parity.calibration_record import CalibrationEffect, Record
 from smolexport.parity.results import ModelInfo
 from smolexport.run.session import Runtime, TextCodec
 
-__all__ = ["Candidate", "Origin", "Progress", "Settings", "no_progress"]
-
 Progress = Callable[[str, int, int], None]
 """Called with the name of the stage, the steps done and the steps in total."""
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.run.session import Session
 
-__all__ = ["TimedSession", "lack_of_memory", "open_all"]
-
 _WARM_UP = 8  # tokens
 
 

@@ -30,8 +30,6 @@ from numpy.typing import NDArray
 from smolexport.errors import FileFormatError, OutputError, SessionError
 from smolexport.files import check_space, open_regular, scratch_folder
 
-__all__ = ["LogitCache", "LogitStore", "Recorder", "digest", "usual_folder"]
-
 LOGITS, FACTS, SUM = "logits.npy", "facts.json", "blake2b"
 ROOM = 16 << 30  # most bytes of all entries together
 SETTLED = 2.0  # seconds after a write in which another write could leave the same modification time

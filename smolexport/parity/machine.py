@@ -13,8 +13,6 @@ import numpy as np
 
 from smolexport.run.session import Runtime, choose_threads
 
-__all__ = ["bandwidth", "machine_facts"]
-
 READ = 256 << 20  # bytes, more than the processor's caches hold
 TIMES = 5
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from smolexport.calibration.methods import methods as known_methods
 from smolexport.parity.results import CandidateResult, MethodFile, MethodRow
 
-__all__ = ["PLAIN", "columns", "side_by_side"]
-
 PLAIN = "rtn"
 """Method of files that name none: plain rounding to nearest."""
 

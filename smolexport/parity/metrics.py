@@ -40,18 +40,6 @@ from smolexport.parity.results import (
     TextInfo,
 )
 
-__all__ = [
-    "LOG_PROBABILITY_FLOOR",
-    "RUNS",
-    "TOP_TOKENS",
-    "Accumulator",
-    "Predictions",
-    "by_position",
-    "histogram",
-    "percentile",
-    "read_predictions",
-]
-
 LOG_PROBABILITY_FLOOR = -16.0
 TOP_TOKENS = 5
 COLUMNS = 5  # figures per position

@@ -30,8 +30,6 @@ from smolexport.run.session import Session
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
 
-__all__ = ["main", "measure_peak", "peak_rss"]
-
 _MODULE = "smolexport.parity.peak_memory"
 _TIMEOUT_S = 1800
 

@@ -25,8 +25,6 @@ from smolexport.parity.results import Accuracy
 from smolexport.parity.windows import Window, block_rows, blocks, cut, prompts
 from smolexport.run.session import DEFAULT_CONTEXT, Session, TextCodec, choose_context
 
-__all__ = ["ReferenceRun", "reference_blocks", "required_context", "run_reference"]
-
 FLOOR = "floor.f64"
 FORM = 2  # version of the entries' contents; it is part of their keys
 

@@ -21,13 +21,6 @@ from numpy.typing import NDArray
 from smolexport.parity.calibration_record import CalibrationEffect
 from smolexport.parity.thresholds import Thresholds
 
-__all__ = [
-    "HIDDEN", "INLINE", "KLD_EDGES", "NEAR_TIE", "Accuracy", "Attribution", "ByPosition", "CandidateResult",
-    "ChatCheck", "Comparison", "Count", "DeltaP", "Divergence", "Estimate", "Greedy", "Histogram", "MethodFile",
-    "MethodRow", "ModelInfo", "ModelResult", "NonNegative", "Pair", "ReferenceResult", "Share", "Speed", "Spread",
-    "TextInfo", "Thresholds", "WeightError",
-]  # fmt: skip
-
 INLINE: Mapping[str, bool] = {"inline": True}
 HIDDEN: Mapping[str, bool] = {"hidden": True}
 

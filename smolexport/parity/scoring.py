@@ -25,8 +25,6 @@ from smolexport.parity.windows import block_rows, blocks
 from smolexport.run.session import Session
 from smolexport.text import reason
 
-__all__ = ["ContextTooSmall", "ScoredCandidate", "decoded_bytes", "score_group"]
-
 
 class ContextTooSmall(Exception):  # noqa: N818
     """A candidate's context is shorter than a window: windows must be cut to `context` tokens."""

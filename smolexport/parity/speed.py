@@ -20,8 +20,6 @@ from smolexport.parity.inputs import Candidate, Progress, Settings
 from smolexport.parity.interleave import TimedSession, lack_of_memory, open_all
 from smolexport.parity.results import Estimate, Speed
 
-__all__ = ["bandwidth_share", "measure", "peaks", "speeds"]
-
 _WARM_UP_STEPS = 2
 
 

@@ -35,8 +35,6 @@ from smolexport.text import label, reason, show
 if TYPE_CHECKING:
     from smolexport.parity.results import Accuracy, Attribution, ModelInfo
 
-__all__ = ["Check", "Gate", "Rule", "Thresholds", "gate_from", "read_gate"]
-
 _DEFAULT = "default"
 
 

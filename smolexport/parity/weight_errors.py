@@ -16,8 +16,6 @@ from smolexport.model.spec import Tensor
 from smolexport.model.weights import ReadableTensor, Weights, canonical
 from smolexport.parity.results import WeightError
 
-__all__ = ["tensor_errors", "with_original_tensors"]
-
 PIECE = 1 << 20  # elements
 MATRIX, VECTOR = 0.9, 0.02  # largest relative errors that rounding explains
 

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from smolexport.errors import SessionError, UsageError
 from smolexport.run.session import Session
 
-__all__ = ["SHORTEST_TEXT", "Window", "block_rows", "blocks", "cut", "prompts"]
-
 SHORTEST_TEXT = 4
 
 

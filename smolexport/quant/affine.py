@@ -12,8 +12,6 @@ from smolexport.errors import UsageError
 from smolexport.quant.formats import Part
 from smolexport.quant.planar import PartedFormat
 
-__all__ = ["BITS", "DTYPES", "GROUPS", "AffineFormat"]
-
 DTYPES = {"F32": 0, "F16": 1, "BF16": 2}  # storage types, as the kernels know them
 BITS, GROUPS, ENCODERS = (2, 3, 4, 5, 6, 8), (32, 64, 128), ("mlx", "recode", "search")
 

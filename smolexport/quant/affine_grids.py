@@ -18,8 +18,6 @@ from smolexport.quant.lane_floats import rint
 from smolexport.quant.lane_groups import extremes_of_groups
 from smolexport.quant.lanes import WIDTH, magnitude, negative, splat, store, where
 
-__all__ = ["find_grids", "position"]
-
 ZERO, EPSILON = np.float32(0), np.float32(1e-7)
 
 

@@ -24,8 +24,6 @@ from smolexport.quant.planar_io import codes_putter, fetch_rounded, put_part, ro
 from smolexport.quant.source import F32
 from smolexport.quant.tile import aligned
 
-__all__ = ["decoder", "encoder"]
-
 TILE = 2048  # elements, more where that is less than WIDTH groups
 
 

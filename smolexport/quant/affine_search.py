@@ -22,8 +22,6 @@ from smolexport.quant.lane_floats import rint
 from smolexport.quant.lanes import WIDTH, load, splat, store, where
 from smolexport.quant.planar_io import round_lanes
 
-__all__ = ["search_grids"]
-
 ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 ENDS = 5  # trials for each end of the range
 WIDEST, STRIDE = np.float32(-0.5), np.float32(0.625)  # by how many steps an end moves inwards: -0.5 ... 2

@@ -18,8 +18,6 @@ from smolexport.errors import UsageError
 from smolexport.quant.bit_layouts import Layout, layout_of
 from smolexport.quant.formats import RowFormat
 
-__all__ = ["Factors", "Grid", "codes_of", "factors_of", "grid_of", "has_grid", "with_codes", "with_factors"]
-
 
 @dataclass(frozen=True)
 class Grid:

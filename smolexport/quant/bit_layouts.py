@@ -24,8 +24,6 @@ from smolexport.quant.affine import AffineFormat
 from smolexport.quant.formats import BlockFormat, RowFormat
 from smolexport.quant.nbits import NBits
 
-__all__ = ["FLOATS", "Layout", "Scales", "layout_of"]
-
 FLOATS: Mapping[str, DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 Floats = NDArray[np.float32]

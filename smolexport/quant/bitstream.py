@@ -18,8 +18,6 @@ from smolexport.quant.jit import instruction
 from smolexport.quant.lane_codes import MAGIC, clamp
 from smolexport.quant.lanes import VALUES, WIDTH, WORDS, constant, lanes
 
-__all__ = ["copy_bytes", "flip_top_bits", "load_codes", "reorder_nibbles", "store_codes", "store_limited"]
-
 MAGIC_WORD = 0x4B400000  # the bits of MAGIC
 OCTETS = ir.VectorType(ir.IntType(8), WIDTH)
 

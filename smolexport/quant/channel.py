@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from smolexport.quant.formats import Part
 from smolexport.quant.planar import PartedFormat
 
-__all__ = ["MIDDLE", "ChannelFormat"]
-
 MIDDLE = 128  # the zero point: codes are stored as unsigned bytes
 
 

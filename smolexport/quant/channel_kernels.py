@@ -14,8 +14,6 @@ from smolexport.quant.half import bits_of, float_of
 from smolexport.quant.jit import helper, kernel
 from smolexport.quant.source import fetch
 
-__all__ = ["decode_channel", "encode_channel"]
-
 TILE = 4096  # elements
 TOP, ONE = np.float32(127), np.float32(1)
 TINY = np.finfo(np.float32).tiny

@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 
-__all__ = ["FORMATS", "BlockFormat", "Part", "RowFormat", "first_nonfinite", "largest"]
-
 # Storage types that the kernels read, with the code that `source.fetch` knows them by.
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
 NO_F32 = np.empty(0, np.float32)

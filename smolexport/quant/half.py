@@ -12,8 +12,6 @@ from numba import types
 
 from smolexport.quant.jit import helper, instruction
 
-__all__ = ["bits_of", "float_of", "narrow_bf16", "narrow_f16", "widen_bf16", "widen_f16"]
-
 TWO_POW_112 = np.float32(2.0**112)
 HALF = np.float32(0.5)
 

@@ -16,8 +16,6 @@ from smolexport.quant.lanes import WIDTH, at_least_or_nan, load, magnitude, nega
 from smolexport.quant.search import TINY
 from smolexport.quant.tile import gather, gather_importance, half_planes, spread, take_half
 
-__all__ = ["decode_iq4_nl", "encode_iq4_nl", "encode_iq4_nl_weighted"]
-
 BLOCK, NBYTES = 32, 18
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # A value belongs to the upper of two levels from the middle between them on; all middles are exact.

@@ -21,8 +21,6 @@ from numba.extending import intrinsic
 
 from smolexport.heap import give_back_library
 
-__all__ = ["helper", "instruction", "kernel", "lean_helper"]
-
 give_back_library("libllvmlite")  # kernels from the cache need little of the compiler
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -20,22 +20,6 @@ from numba import types
 from smolexport.quant.jit import instruction
 from smolexport.quant.lanes import VALUES, WIDTH, WORDS, constant, halves, lanes, unary
 
-__all__ = [
-    "codes",
-    "half_bits",
-    "half_value",
-    "joined",
-    "load_halves",
-    "low_bits",
-    "nearest",
-    "rounded",
-    "store_bytes",
-    "store_halves",
-    "store_nibbles",
-    "truncate",
-    "upper",
-]
-
 HALF_WORDS = ir.VectorType(ir.IntType(32), WIDTH // 2)
 
 # Adding this moves the integer nearest to a small float32, ties to even, into the low bits of its representation.

@@ -17,18 +17,6 @@ from smolexport.quant.jit import helper, instruction
 from smolexport.quant.lane_codes import half_bits, half_value, memory
 from smolexport.quant.lanes import VALUES, WIDTH, WORDS, constant, lanes, unary
 
-__all__ = [
-    "brain_bits",
-    "brain_rounded",
-    "e4m3_bits",
-    "e4m3_value",
-    "exponents_up",
-    "half_rounded",
-    "load_brains",
-    "powers_of_two",
-    "rint",
-]
-
 SIZE = 0x7FFFFFFF
 BIASES = constant(WORDS, 127)
 

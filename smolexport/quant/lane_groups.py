@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from smolexport.quant.jit import instruction, lean_helper
 from smolexport.quant.lanes import VALUES, WIDTH, lanes, splat, where
 
-__all__ = ["extremes_of_groups"]
-
 INFINITY = np.float32(np.inf)
 
 

@@ -27,26 +27,6 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 
 from smolexport.quant.jit import instruction
 
-__all__ = [
-    "WIDTH",
-    "any_lane",
-    "at_least_or_nan",
-    "bits_set",
-    "first_lane",
-    "largest",
-    "largest_of_half",
-    "load",
-    "magnitude",
-    "negative",
-    "pick",
-    "smallest",
-    "splat",
-    "splat_halves",
-    "sqrt",
-    "store",
-    "where",
-]
-
 # As many lanes as a block of the small formats has elements.  A vector then takes two registers of 512 bits or four of
 # 256, enough independent work to hide the latency of an addition in the sums.
 WIDTH = 32

@@ -44,22 +44,6 @@ from smolexport.quant.source import fetch
 from smolexport.quant.superblock import importance_weights
 from smolexport.quant.tile import BLOCKS, aligned, gather, gather_importance, half_planes, spread, take_half
 
-__all__ = [
-    "decode_q4_0",
-    "decode_q4_1",
-    "decode_q5_0",
-    "decode_q5_1",
-    "encode_q4_0",
-    "encode_q4_0_tile",
-    "encode_q4_0_weighted",
-    "encode_q4_1",
-    "encode_q4_1_weighted",
-    "encode_q5_0",
-    "encode_q5_0_weighted",
-    "encode_q5_1",
-    "encode_q5_1_weighted",
-]
-
 BLOCK = WIDTH  # a block is also one vector
 TILE = BLOCKS * BLOCK
 ZERO, HALF, ONE, SIXTEEN, INFINITY = (np.float32(v) for v in (0, 0.5, 1, 16, np.inf))

@@ -20,8 +20,6 @@ from smolexport.quant.affine import DTYPES
 from smolexport.quant.formats import Part
 from smolexport.quant.planar import PartedFormat
 
-__all__ = ["MODES", "MicroFormat", "Mode"]
-
 Mode = Literal["mxfp4", "nvfp4", "mxfp8"]
 # bits of an element, elements of a group
 MODES: Mapping[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}

@@ -32,8 +32,6 @@ from smolexport.quant.lanes import (
 )
 from smolexport.quant.planar_io import fetch_rounded, put_part, round_lanes
 
-__all__ = ["decoder", "encoder"]
-
 TILE = 2048
 ZERO, ONE, BIAS = np.float32(0), np.float32(1), np.float32(127)
 E2M1_TOP, E4M3_TOP = np.float32(6), np.float32(448)

@@ -13,8 +13,6 @@ from smolexport.quant.affine import relative
 from smolexport.quant.formats import FORMATS, BlockFormat, Part, read_only
 from smolexport.quant.planar import LatticeFormat, PartedFormat, Source
 
-__all__ = ["GROUPS", "NBits", "PortableNBits"]
-
 LATTICES = {4: "q4_0", 8: "q8_0"}
 DTYPES = {"F32": 0, "F16": 1}  # storage types, as the kernels know them
 BITS, GROUPS, ENCODERS = (4, 8), (32, 64, 128), ("onnxruntime", "search")

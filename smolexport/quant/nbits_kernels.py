@@ -34,8 +34,6 @@ from smolexport.quant.repacking import BLOCK, take_apart
 from smolexport.quant.source import F32, fetch
 from smolexport.quant.tile import BLOCKS, aligned
 
-__all__ = ["decoder", "encoder", "portable_encoder", "repacker"]
-
 TILE = 2048  # elements, more where that is less than WIDTH groups
 ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 BELOW_HALF = np.float32(0.5 - 2.0**-25)  # x >= 0 plus this, truncated, is the integer nearest to x, ties up

@@ -21,8 +21,6 @@ from smolexport.quant.lane_floats import rint
 from smolexport.quant.lanes import WIDTH, load, magnitude, splat, where
 from smolexport.quant.planar_io import round_lanes
 
-__all__ = ["search_lanes"]
-
 ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 ENDS = 5  # trials for each end of a range
 WIDEST, STRIDE = np.float32(-0.5), np.float32(0.625)  # by how many steps an end moves inwards: -0.5 ... 2

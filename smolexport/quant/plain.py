@@ -11,8 +11,6 @@ from smolexport.quant.half import narrow_bf16, narrow_f16, widen_bf16, widen_f16
 from smolexport.quant.jit import kernel
 from smolexport.quant.source import BF16, F16, fetch
 
-__all__ = ["decode_bf16", "decode_f16", "decode_f32", "encode_bf16", "encode_f16", "encode_f32"]
-
 TILE = 2048
 
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from smolexport.errors import UsageError
 from smolexport.quant.formats import NO_F32, BlockFormat, Part, RowFormat, as_importance, as_source, read_only
 
-__all__ = ["LatticeFormat", "PartedFormat", "Source"]
-
 AT_ONCE = 1 << 18  # bytes of blocks between the two steps of an encoding by way of the lattice: they stay in a cache
 
 Source = tuple[NDArray[Any], NDArray[Any], int]  # rows as kernels take them

@@ -21,8 +21,6 @@ from smolexport.quant.lane_floats import brain_bits, brain_rounded, half_rounded
 from smolexport.quant.lanes import WIDTH, load, splat, store
 from smolexport.quant.source import BF16, F16, F32, fetch
 
-__all__ = ["codes_putter", "fetch_rounded", "put_part", "round_lanes", "round_values", "store_floats", "take_float"]
-
 
 @lean_helper
 def round_lanes(a: Any, dtype: int) -> Any:

@@ -17,8 +17,6 @@ from smolexport.quant.affine import AffineFormat
 from smolexport.quant.formats import FORMATS, BlockFormat, Part
 from smolexport.quant.planar import LatticeFormat, Source
 
-__all__ = ["PortableFormat"]
-
 LATTICES = {4: "q4_0", 8: "q8_0"}
 
 

@@ -24,8 +24,6 @@ from smolexport.quant.q8 import encode_q8_0_tile
 from smolexport.quant.repacking import BLOCK, take_apart
 from smolexport.quant.tile import BLOCKS, aligned
 
-__all__ = ["encoder", "repacker"]
-
 
 @cache
 def encoder(bits: int) -> Callable[..., None]:

@@ -27,8 +27,6 @@ from smolexport.quant.superblock import (
 )
 from smolexport.quant.tile import gather, gather_importance, spread, take_half
 
-__all__ = ["decode_q2_k", "encode_q2_k", "encode_q2_k_weighted"]
-
 GROUP, GROUPS, NBYTES = 16, 16, 84
 CODES_AT, D_AT, DMIN_AT = 16, 80, 82
 TOP = 3

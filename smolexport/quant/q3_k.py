@@ -19,8 +19,6 @@ from smolexport.quant.search import search_sweeps, search_symmetric
 from smolexport.quant.superblock import SUPER, importance_weights, mean_square, pack_pairs, scratch
 from smolexport.quant.tile import gather, gather_importance, half_planes, spread, take_half
 
-__all__ = ["decode_q3_k", "encode_q3_k", "encode_q3_k_weighted"]
-
 GROUP, GROUPS, NBYTES = 16, 16, 110
 CODES_AT, SCALES_AT, D_AT = 32, 96, 108
 ZERO, ONE, TWO, FOUR, LARGEST_SCALE, MIDDLE_SCALE = (np.float32(v) for v in (0, 1, 2, 4, -32, 32))

@@ -26,15 +26,6 @@ from smolexport.quant.superblock import (
 )
 from smolexport.quant.tile import gather, gather_importance, spread, take_half
 
-__all__ = [
-    "decode_q4_k",
-    "decode_q5_k",
-    "encode_q4_k",
-    "encode_q4_k_weighted",
-    "encode_q5_k",
-    "encode_q5_k_weighted",
-]
-
 GROUP, GROUPS = 32, 8
 ZERO, TWO, GROUP_SIZE = np.float32(0), np.float32(2), np.float32(32)
 HEADER = 16  # bytes before the codes

@@ -18,8 +18,6 @@ from smolexport.quant.search import TINY, at_most, search_symmetric
 from smolexport.quant.superblock import SUPER, scratch
 from smolexport.quant.tile import gather, gather_importance, half_planes, spread, take_half
 
-__all__ = ["decode_q6_k", "encode_q6_k", "encode_q6_k_weighted"]
-
 GROUP, GROUPS, NBYTES = 16, 16, 210
 UPPER_AT, SCALES_AT, D_AT = 128, 192, 208
 ZERO, ONE, MIDDLE, LARGEST_SCALE = np.float32(0), np.float32(1), np.float32(32), np.float32(-128)

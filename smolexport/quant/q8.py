@@ -18,8 +18,6 @@ from smolexport.quant.lanes import WIDTH, load, magnitude, negative, splat, stor
 from smolexport.quant.source import fetch
 from smolexport.quant.tile import BLOCKS, aligned, take_half
 
-__all__ = ["decode_q8_0", "encode_q8_0", "encode_q8_0_tile"]
-
 BLOCK, NBYTES = 32, 34
 TILE = BLOCKS * BLOCK
 ZERO, ONE, TOP, INFINITY = (np.float32(v) for v in (0, 1, 127, np.inf))

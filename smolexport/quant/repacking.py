@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from smolexport.quant.bitstream import copy_bytes, flip_top_bits, reorder_nibbles
 from smolexport.quant.jit import lean_helper
 
-__all__ = ["BLOCK", "take_apart"]
-
 BLOCK = 32
 
 

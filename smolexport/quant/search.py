@@ -16,8 +16,6 @@ from smolexport.quant.jit import helper
 from smolexport.quant.lane_codes import codes, low_bits, nearest
 from smolexport.quant.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
 
-__all__ = ["at_most", "search_positive", "search_range", "search_sweeps", "search_symmetric"]
-
 ZERO, ONE, TENTH = np.float32(0), np.float32(1), np.float32(0.1)
 TINY = np.float32(1e-15)  # groups below this count as zero
 

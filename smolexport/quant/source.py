@@ -16,8 +16,6 @@ from smolexport.quant.lane_codes import half_value, load_halves
 from smolexport.quant.lane_floats import load_brains
 from smolexport.quant.lanes import WIDTH, load, store
 
-__all__ = ["BF16", "F16", "F32", "fetch"]
-
 F32, F16, BF16 = 0, 1, 2
 
 

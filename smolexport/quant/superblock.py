@@ -17,17 +17,6 @@ from smolexport.quant.lanes import WIDTH, load, splat, sqrt, store, where
 from smolexport.quant.search import search_positive
 from smolexport.quant.tile import half_planes
 
-__all__ = [
-    "SUPER",
-    "importance_weights",
-    "keep",
-    "mean_square",
-    "pack_pairs",
-    "round_by_search",
-    "round_to_largest",
-    "scratch",
-]
-
 SUPER = 256
 SUPER_SIZE, ZERO = np.float32(256), np.float32(0)
 

@@ -17,16 +17,6 @@ from smolexport.quant.lane_codes import half_bits, half_value, store_bytes, uppe
 from smolexport.quant.lanes import WIDTH
 from smolexport.quant.source import fetch
 
-__all__ = [
-    "BLOCKS",
-    "aligned",
-    "gather",
-    "gather_importance",
-    "half_planes",
-    "spread",
-    "take_half",
-]
-
 BLOCKS = 64  # in a tile of the formats with blocks of 32
 LINE = 16  # float32 values in a cache line
 ZERO, ONE = np.float32(0), np.float32(1)

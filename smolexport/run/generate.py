@@ -22,8 +22,6 @@ from smolexport.errors import UsageError
 from smolexport.run.sampling import Sampler, Sampling
 from smolexport.run.session import Session, TextDecoder
 
-__all__ = ["Generation", "Piece", "Sampling", "StopReason", "Timing", "generate", "stream"]
-
 
 class StopReason(Enum):
     """Why a generation ended."""

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from smolexport.errors import SessionError, UsageError
 
-__all__ = ["Sampler", "Sampling", "min_p_mask", "penalize", "probabilities", "top_k_mask", "top_p_mask"]
-
 
 @dataclass(frozen=True)
 class Sampling:

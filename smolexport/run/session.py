@@ -19,19 +19,6 @@ from numpy.typing import NDArray
 
 from smolexport.errors import ContextOverflowError, SessionError, UsageError
 
-__all__ = [
-    "DEFAULT_CONTEXT",
-    "Chat",
-    "Runtime",
-    "Session",
-    "TextCodec",
-    "TextDecoder",
-    "choose_context",
-    "choose_threads",
-    "cores_to_spare",
-    "token_array",
-]
-
 WATCHED = 0.1  # seconds
 HALF_A_CORE = 0.5  # what other programs may use and yet leave the cores to us
 DEFAULT_CONTEXT = 4096

@@ -22,8 +22,6 @@ from smolexport.sweep.task import attempt
 from smolexport.sweep.worker import GRACE
 from smolexport.text import first_line
 
-__all__ = ["INSTALL", "Cluster", "check_ray"]
-
 INSTALL = "pip install 'smolexport[ray]'"
 NO_ADDRESS = "RAY_ADDRESS"  # where Ray itself looks for one
 STEP = 0.05  # seconds between two looks

@@ -25,8 +25,6 @@ from smolexport.sweep.task import MARK, WORK
 from smolexport.sweep.task_hash import Hashes, signature
 from smolexport.sweep.worker import GRACE
 
-__all__ = ["ATTEMPTS", "HASHES", "Observer", "fingerprinted", "state_of", "sweep"]
-
 ATTEMPTS = 3  # processes that a task may use up
 HASHES = "hashes.json"
 

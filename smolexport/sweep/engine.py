@@ -12,8 +12,6 @@ from typing import Protocol
 from smolexport.sweep.plan import Task
 from smolexport.sweep.record import TaskRecord
 
-__all__ = ["SweepEngine", "TaskResult", "share"]
-
 USUAL_THREADS = 4  # of a task, where nobody says how many tasks there shall be at a time
 
 

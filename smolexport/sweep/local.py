@@ -21,8 +21,6 @@ from smolexport.sweep.record import parsed
 from smolexport.sweep.worker import GRACE
 from smolexport.text import printable
 
-__all__ = ["Local"]
-
 STEP = 0.02  # seconds between two looks
 
 

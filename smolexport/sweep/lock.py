@@ -9,8 +9,6 @@ from pathlib import Path
 
 from smolexport.errors import OutputError
 
-__all__ = ["held"]
-
 STEP = 0.05  # seconds between two attempts
 
 

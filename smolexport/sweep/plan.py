@@ -11,8 +11,6 @@ from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CheckpointError, MissingDependencyError, UsageError
 from smolexport.model.checkpoint import find_checkpoint
 
-__all__ = ["SweepConfig", "SweepSource", "Task", "check_runtimes", "find_sources", "pairs", "tasks_of"]
-
 STATE, TABLE = ".sweep", "sweep.json"  # what else lies in the folder of the outputs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from smolexport.conversion import pipeline
+from smolexport.conversion.prepare import prepare
 from smolexport.errors import SmolexportError
 from smolexport.files import check_parent
 from smolexport.sweep import record as records
@@ -14,8 +14,6 @@ from smolexport.sweep.driver import HASHES, fingerprinted, state_of
 from smolexport.sweep.plan import STATE, SweepSource, Task
 from smolexport.sweep.table import TaskRow
 from smolexport.sweep.task_hash import Hashes
-
-__all__ = ["preview"]
 
 
 def preview(sources: Sequence[SweepSource], tasks: Sequence[Task], out: Path) -> list[TaskRow]:
@@ -46,7 +44,7 @@ def _row(task: Task, error: str) -> TaskRow:
     if records.done(task, found)[0] and not task.config.force:
         return TaskRow(task, "to do", replace(found, compared=None))
     try:
-        plan = pipeline.prepare(
+        plan = prepare(
             task.format, Path(task.folder), task.config.out, quant=task.scheme, name=task.name,
             ignore_config=task.config.ignore_config, weights=False,
         ).plan  # fmt: skip

@@ -14,20 +14,6 @@ from typing import Any
 from smolexport.files import atomic_file
 from smolexport.sweep.plan import STATE, Task
 
-__all__ = [
-    "TaskRecord",
-    "compare_inputs",
-    "done",
-    "dumped",
-    "empty",
-    "export_inputs",
-    "holding",
-    "parsed",
-    "path_of",
-    "read_record",
-    "write_record",
-]
-
 Facts = Mapping[str, Any]
 Check = Callable[[Any], bool]
 

@@ -14,8 +14,6 @@ from smolexport.text import one_line, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["State", "TaskRow", "line", "render_table", "table_json"]
-
 SCHEMA = 1
 State = Literal["new", "kept", "failed", "to do"]
 

@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 from smolexport.cleanup import Provisional
 from smolexport.conversion import pipeline
 from smolexport.conversion.model_card import installed_version
+from smolexport.conversion.prepare import prepare
 from smolexport.errors import CheckpointError, OutputError, SmolexportError, UsageError
+from smolexport.model.identity import file_hash
 from smolexport.sweep import record as records
 from smolexport.sweep.lock import held
 from smolexport.sweep.plan import STATE, Task
 from smolexport.sweep.record import TaskRecord
-from smolexport.sweep.task_hash import file_hash, signature
+from smolexport.sweep.task_hash import signature
 from smolexport.text import one_line
 
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate, Settings
 
-__all__ = ["MARK", "WORK", "attempt", "mark_of"]
 
 MARK, WORK = "mark-", "work"
 FIGURES = (
@@ -105,7 +106,7 @@ def _export(task: Task, found: TaskRecord) -> TaskRecord:
     shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed
     with Provisional(lambda: shutil.rmtree(work, ignore_errors=True), work):
         work.mkdir(parents=True, exist_ok=True)  # a network's file system may keep what a process still holds
-        job = pipeline.prepare(
+        job = prepare(
             task.format, Path(task.folder), work, quant=task.scheme, name=task.name,
             ignore_config=task.config.ignore_config,
         )  # fmt: skip

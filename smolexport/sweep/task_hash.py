@@ -15,8 +15,6 @@ from smolexport.errors import CheckpointError
 from smolexport.files import atomic_file
 from smolexport.model.identity import file_hash, files_of
 
-__all__ = ["Hashes", "file_hash", "files_of", "signature"]
-
 SETTLED = 2.0  # seconds since the last write, below which a second one could leave the same date
 
 

@@ -20,8 +20,6 @@ from typing import NoReturn
 from smolexport.cleanup import Stopper, undo_all
 from smolexport.sweep.plan import SweepConfig, Task
 
-__all__ = ["main"]
-
 GRACE = 10.0  # seconds to remove what is half written
 STOPPED = 143
 

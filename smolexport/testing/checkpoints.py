@@ -27,8 +27,6 @@ from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.model.weights import as_stored
 from smolexport.tokenizer import read_tokenizer
 
-__all__ = ["model_of", "random_tensors", "tiny_config", "write_checkpoint", "write_safetensors", "write_tokenizer"]
-
 NUMPY: Mapping[str, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "f16": np.dtype(np.float16),

@@ -22,16 +22,15 @@ from numpy.typing import NDArray
 from smolexport.calibration.bit_allocation import bit_choices_of
 from smolexport.conversion import portable
 from smolexport.conversion.converter import Converter
-from smolexport.conversion.pipeline import Job, write
+from smolexport.conversion.pipeline import write
 from smolexport.conversion.plan import Plan
+from smolexport.conversion.prepare import Job
 from smolexport.errors import OutputError, TensorError, UsageError
 from smolexport.model.arch import architectures
 from smolexport.model.checkpoint import Checkpoint, open_checkpoint
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.model.weights import fingerprint, read_back
 from smolexport.testing.checkpoints import model_of, write_checkpoint, write_tokenizer
-
-__all__ = ["ConverterTests"]
 
 READ_ALIKE = (Role.GATE, Role.UP)
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}

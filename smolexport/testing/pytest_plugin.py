@@ -24,7 +24,8 @@ import pytest
 if TYPE_CHECKING:
     from smolexport.errors import SmolexportError
     from smolexport.parity.inputs import Settings
-    from smolexport.parity.results import CandidateResult, Comparison, Thresholds
+    from smolexport.parity.results import CandidateResult, Comparison
+    from smolexport.parity.thresholds import Thresholds
 
 _GATE = "parity.toml"
 _ACCURACY_ALONE: dict[str, Any] = {"greedy_tokens": 0, "repetitions": 0, "memory": False}

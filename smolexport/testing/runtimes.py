@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 from smolexport.errors import ContextOverflowError, SessionClosedError, SessionError, SmolexportError, UsageError
 from smolexport.run.session import Runtime, Session
 
-__all__ = ["RuntimeTests"]
-
 CONTEXT = 48
 
 

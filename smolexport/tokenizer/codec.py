@@ -19,8 +19,6 @@ from smolexport.text import show
 from smolexport.tokenizer.reader import load_library
 from smolexport.tokenizer.spec import SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
 
-__all__ = ["FileTokenizer", "PieceDecoder", "byte_characters", "open_tokenizer", "piece_bytes"]
-
 HIDDEN = {TokenKind.CONTROL, TokenKind.UNKNOWN}
 
 

@@ -20,8 +20,6 @@ from collections.abc import Mapping, Sequence
 
 from smolexport.tokenizer.spec import TokenizerSpec, TokenKind
 
-__all__ = ["last_ranks", "unbuilt_tokens"]
-
 LONGEST = 512  # characters; a longer token counts as not built, so that a hostile file cannot make us work forever
 Ranks = Mapping[tuple[str, str], int]
 

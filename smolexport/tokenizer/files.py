@@ -16,24 +16,6 @@ from smolexport.files import open_regular
 from smolexport.model.source_files import file_in
 from smolexport.text import reason, show
 
-__all__ = [
-    "ADDED",
-    "CONFIG",
-    "ID_FILES",
-    "MAP",
-    "MAX_BYTES",
-    "Companions",
-    "boolean",
-    "content",
-    "mapping",
-    "read_companions",
-    "read_text",
-    "read_tokenizer_json",
-    "refuse",
-    "sequence",
-    "string",
-]
-
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 ID_FILES = ("generation_config.json", "config.json")
 

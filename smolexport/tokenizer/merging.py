@@ -31,8 +31,6 @@ from smolexport.tokenizer.files import (
 )
 from smolexport.tokenizer.spec import AddedToken
 
-__all__ = ["EXTRA", "Merged", "few", "merge", "reads_all"]
-
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")
 SHOWN = 3  # tokens that a note names

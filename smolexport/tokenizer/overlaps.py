@@ -11,8 +11,6 @@ from itertools import islice
 
 from smolexport.tokenizer.spec import TokenizerSpec
 
-__all__ = ["differing", "leftmost"]
-
 MOST_TEXTS = 200  # looked at; real tokenizers have none
 LONGEST_OVERLAP = 64  # characters
 MOST_WORK = 10_000_000  # places looked at for tokens within others

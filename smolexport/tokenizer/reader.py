@@ -21,8 +21,6 @@ from smolexport.tokenizer.special import read_special, read_templates
 from smolexport.tokenizer.structure import Structure, recognise
 from smolexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
-__all__ = ["load_library", "read_tokenizer"]
-
 PROBES = ("a", "A", "0", " ", "的")  # a small vocabulary may lack some of them
 PIECES = frozenset("aA0 的▁ĠçļĦ")  # what they are made of, as characters and as bytes
 

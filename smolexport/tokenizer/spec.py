@@ -12,17 +12,6 @@ from enum import Enum
 from types import MappingProxyType
 from typing import overload
 
-__all__ = [
-    "AddedToken",
-    "Normalizer",
-    "Pairs",
-    "PreTokenizer",
-    "SpacePrefix",
-    "TokenKind",
-    "TokenizerKind",
-    "TokenizerSpec",
-]
-
 
 class TokenizerKind(Enum):
     """How text becomes the first symbols that the merges work on."""

@@ -30,8 +30,6 @@ from smolexport.tokenizer.files import (
 )
 from smolexport.tokenizer.merging import reads_all
 
-__all__ = ["Special", "Templates", "read_special", "read_templates"]
-
 # Texts by which the families end a turn; only one that the template writes, or that a config stops at, is taken.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eot|>", "<|endofturn|>", "<end_of_utterance>")
 

@@ -14,8 +14,6 @@ from smolexport.text import printable, show
 from smolexport.tokenizer.files import mapping, refuse, sequence
 from smolexport.tokenizer.spec import Normalizer, PreTokenizer, SpacePrefix, TokenizerKind
 
-__all__ = ["Structure", "recognise"]
-
 SPACE = "▁"
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -17,8 +17,6 @@ from smolexport.tokenizer.files import Companions, boolean, mapping, refuse, seq
 from smolexport.tokenizer.merging import Merged, merge
 from smolexport.tokenizer.spec import AddedToken, Pairs, TokenizerKind, TokenKind
 
-__all__ = ["Vocabulary", "read_vocabulary"]
-
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 

@@ -17,8 +17,6 @@ from smolexport.tokenizer.files import ADDED, CONFIG, ID_FILES, content, read_co
 from smolexport.tokenizer.merging import EXTRA
 from smolexport.tokenizer.spec import AddedToken, TokenizerSpec
 
-__all__ = ["rewritten"]
-
 
 def rewritten(folder: Path, spec: TokenizerSpec) -> dict[str, bytes]:
     """The files of the checkpoint in `folder` that cannot be copied, by name; none where nothing stands beside.

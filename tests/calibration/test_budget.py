@@ -15,7 +15,8 @@ import smolexport
 from smolexport.calibration.bit_allocation import sample
 from smolexport.calibration.calibrator import Calibration
 from smolexport.calibration.knapsack import Budget, Option, Unit, cost_of, finest, least, reach, size_of, spend
-from smolexport.conversion.pipeline import Export, export, export_all, prepare
+from smolexport.conversion.pipeline import Export, export, export_all
+from smolexport.conversion.prepare import prepare
 from smolexport.conversion.source_model import CALIBRATION_KEY
 from smolexport.demo import demo_text
 from smolexport.errors import UsageError

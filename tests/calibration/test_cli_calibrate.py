@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from smolexport.calibration.statistics import open_statistics
-from smolexport.conversion.pipeline import prepare
+from smolexport.conversion.prepare import prepare
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport_to_gguf.architectures import output_name
 from smolexport_to_gguf.imatrix import read_imatrix

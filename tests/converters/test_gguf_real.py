@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import smolexport
-from smolexport.conversion.pipeline import export, prepare
+from smolexport.conversion.pipeline import export
+from smolexport.conversion.prepare import prepare
 from smolexport.demo import demo_text
 from smolexport.parity.inputs import Settings
-from smolexport.parity.results import Thresholds
+from smolexport.parity.thresholds import Thresholds
 from smolexport.testing.checkpoints import write_checkpoint
 from tests.benchmarks import export_memory
 from tests.core.published_configs import PUBLISHED

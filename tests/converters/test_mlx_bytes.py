@@ -16,7 +16,7 @@ import pytest
 
 import smolexport
 import smolexport_on_mlx
-from smolexport.conversion.pipeline import prepare
+from smolexport.conversion.prepare import prepare
 from smolexport.errors import FileFormatError, SessionError
 from smolexport.model.arch import architectures
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer

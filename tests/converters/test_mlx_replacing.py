@@ -12,7 +12,8 @@ import pytest
 
 import smolexport
 import smolexport_to_mlx
-from smolexport.conversion.pipeline import prepare, write
+from smolexport.conversion.pipeline import write
+from smolexport.conversion.prepare import prepare
 from smolexport.errors import OutputError
 from smolexport_to_mlx.container import read_header
 from tests.cli.commands import assert_refused, call, tiny_checkpoint

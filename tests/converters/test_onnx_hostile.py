@@ -17,7 +17,8 @@ import pytest
 
 import smolexport
 import smolexport_to_onnx
-from smolexport.conversion.pipeline import prepare, write
+from smolexport.conversion.pipeline import write
+from smolexport.conversion.prepare import prepare
 from smolexport.errors import FileFormatError, OutputError, SmolexportError, TensorError, UnsupportedError, UsageError
 from smolexport.files import check_target
 from smolexport.model.arch import load_spec

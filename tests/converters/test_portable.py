@@ -12,7 +12,8 @@ import pytest
 import smolexport
 from smolexport import plugins
 from smolexport.conversion import portable
-from smolexport.conversion.pipeline import export_all, prepare_all
+from smolexport.conversion.pipeline import export_all
+from smolexport.conversion.prepare import prepare_all
 from smolexport.errors import OutputError, UsageError
 from smolexport.model.checkpoint import open_checkpoint
 from smolexport.model.spec import Role
@@ -206,7 +207,8 @@ def test_the_space_for_all_outputs_is_summed(tokenizer: Path, tmp_path: Path, mo
 
 
 def test_a_small_file_that_vanishes_meanwhile(tokenizer: Path, tmp_path: Path) -> None:
-    from smolexport.conversion.pipeline import prepare, write
+    from smolexport.conversion.pipeline import write
+    from smolexport.conversion.prepare import prepare
     from smolexport.errors import CheckpointError
 
     folder = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)

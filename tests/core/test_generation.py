@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import ContextOverflowError, SessionError, UsageError
-from smolexport.run.generate import Generation, Piece, Sampling, StopReason, generate, stream
+from smolexport.run.generate import Generation, Piece, StopReason, generate, stream
+from smolexport.run.sampling import Sampling
 from smolexport.run.session import token_array
 
 END = 256

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from smolexport.conversion import pipeline
+from smolexport.conversion.prepare import prepare
 from smolexport.errors import CheckpointError, ConfigError, UsageError
 from smolexport.model.checkpoint import find_checkpoint
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
@@ -118,7 +119,7 @@ def test_refusals_come_before_the_weights(changes: dict[str, Any], options: list
 def test_a_vocabulary_without_weights_is_bounded_in_the_library_too(hub: Hub) -> None:
     hub.edit(vocab_size=2**31 - 1)
     with pytest.raises(ConfigError, match="download the checkpoint and give its folder"):
-        pipeline.prepare("gguf", "owner/name")
+        prepare("gguf", "owner/name")
 
 
 def test_headers_of_the_hub_are_matched(hub: Hub) -> None:
@@ -128,7 +129,7 @@ def test_headers_of_the_hub_are_matched(hub: Hub) -> None:
 
 
 def test_a_plan_without_weights_cannot_be_written(hub: Hub) -> None:
-    job = pipeline.prepare("gguf", "owner/name", quant="f16", weights=False)
+    job = prepare("gguf", "owner/name", quant="f16", weights=False)
     assert job.checkpoint is None
     with pytest.raises(UsageError, match="weights=False"):
         pipeline.write(job)
@@ -208,8 +209,8 @@ def test_a_dtype_that_only_the_weights_tell(hub: Hub) -> None:
     config = json.loads((hub.repository / "config.json").read_text())
     del config["torch_dtype"]
     (hub.repository / "config.json").write_text(json.dumps(config))
-    remote = pipeline.prepare("mlx", "owner/name", quant="q8_g32", name="x")
-    local = pipeline.prepare("mlx", hub.repository, quant="q8_g32", name="x")
+    remote = prepare("mlx", "owner/name", quant="q8_g32", name="x")
+    local = prepare("mlx", hub.repository, quant="q8_g32", name="x")
     assert remote.plan.entries == local.plan.entries
     assert remote.plan.nbytes == local.plan.nbytes
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from smolexport.conversion.pipeline import prepare, write
+from smolexport.conversion.pipeline import write
+from smolexport.conversion.prepare import prepare
 from smolexport.errors import OutputError
 from smolexport.files import atomic_file, check_target, leftovers
 from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint

@@ -12,7 +12,7 @@ from smolexport.parity.candidates import exported, reference
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Candidate, Settings
 from smolexport.parity.report import render_html
-from smolexport.parity.results import Thresholds
+from smolexport.parity.thresholds import Thresholds
 from tests.parity.rich_sheets import enriched
 
 STANDINS = str(Path(__file__).parent / "standins")

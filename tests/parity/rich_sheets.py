@@ -20,9 +20,9 @@ from smolexport.parity.results import (
     Estimate,
     Greedy,
     Pair,
-    Thresholds,
     WeightError,
 )
+from smolexport.parity.thresholds import Thresholds
 
 __all__ = ["enriched", "judged_by", "keeps_to_schema", "moved", "named", "scaled"]
 

@@ -20,8 +20,8 @@ from smolexport.parity.inputs import Settings
 from smolexport.parity.logit_cache import LogitCache
 from smolexport.parity.metrics import Accumulator, read_predictions
 from smolexport.parity.reference import run_reference
-from smolexport.parity.results import Thresholds
 from smolexport.parity.scoring import score_group
+from smolexport.parity.thresholds import Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Settings(window=64, repetitions=2, prefill_tokens=32, decode_tokens=4, memory=False)

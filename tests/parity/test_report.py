@@ -12,7 +12,8 @@ from rich.console import Console
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import render, to_json
-from smolexport.parity.results import Divergence, Estimate, Greedy, Spread, Thresholds
+from smolexport.parity.results import Divergence, Estimate, Greedy, Spread
+from smolexport.parity.thresholds import Thresholds
 from tests.parity.rich_sheets import enriched, moved, named
 
 QUICK = Settings(window=64, repetitions=2, prefill_tokens=32, decode_tokens=4, memory=False)

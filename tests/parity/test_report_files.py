@@ -15,8 +15,8 @@ from smolexport.errors import MissingDependencyError, OutputError, UsageError
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import check_reports, render_html, render_markdown, to_json, write_reports
 from smolexport.parity.report.styles import styles_of
-from smolexport.parity.results import Divergence, Greedy, ModelInfo, Thresholds
-from smolexport.parity.thresholds import Gate, Rule
+from smolexport.parity.results import Divergence, Greedy, ModelInfo
+from smolexport.parity.thresholds import Gate, Rule, Thresholds
 from tests.children import python
 from tests.cli.commands import assert_refused, call
 from tests.parity.rich_sheets import judged_by, keeps_to_schema, moved, named

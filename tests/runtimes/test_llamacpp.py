@@ -18,7 +18,8 @@ import pytest
 from smolexport.conversion.pipeline import export
 from smolexport.errors import FileFormatError, SessionClosedError, SessionError, UsageError
 from smolexport.model.arch import architectures
-from smolexport.run.generate import Sampling, generate
+from smolexport.run.generate import generate
+from smolexport.run.sampling import Sampling
 from smolexport.run.session import Runtime
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport.testing.runtimes import RuntimeTests

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from smolexport.model.identity import files_of
 from smolexport.sweep import record as records
 from smolexport.sweep import task_hash
 from smolexport.sweep.plan import SweepConfig, Task
 from smolexport.sweep.record import TaskRecord
-from smolexport.sweep.task_hash import Hashes, files_of, signature
+from smolexport.sweep.task_hash import Hashes, signature
 
 AGO = time.time() - 1000
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from smolexport.model.spec import Tensor
     from smolexport.quant import RowFormat
 
-__all__ = ["Method", "find_method", "methods"]
-
 
 class Method:
     """A method at work on one export.

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from smolexport.model.checkpoint import Checkpoint
     from smolexport.model.spec import Tensor
 
-__all__ = ["METHOD"]
-
 
 class Distil(Gptq):
     """Outputs whose matrices get the same canonical rows are one student: trained once, all of them hold its scales."""

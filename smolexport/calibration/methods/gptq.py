@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from smolexport.model.spec import Tensor
     from smolexport.quant import RowFormat
 
-__all__ = ["METHOD", "Gptq"]
-
 
 class Gptq(Imatrix):
     """GPTQ where a format has a grid, imatrix elsewhere."""

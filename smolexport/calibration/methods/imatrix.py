@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from smolexport.model.spec import Tensor
     from smolexport.quant import RowFormat
 
-__all__ = ["METHOD", "Imatrix"]
-
 
 @dataclass(frozen=True)
 class ImportanceEncoder:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from smolexport.calibration.methods import Method
 
-__all__ = ["METHOD"]
-
 
 class Rtn(Method):
     """Every format rounds by itself."""

@@ -16,8 +16,6 @@ from smolexport.model.arch._config import ConfigReader
 from smolexport.model.spec import ModelSpec
 from smolexport.text import show
 
-__all__ = ["architectures", "load_spec"]
-
 
 def architectures() -> list[str]:
     """The supported `model_type`s."""

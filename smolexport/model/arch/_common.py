@@ -7,8 +7,6 @@ from smolexport.model.arch._config import ConfigReader
 from smolexport.model.arch._rope import read_rope
 from smolexport.model.spec import Attention, Layer, Mlp, ModelSpec
 
-__all__ = ["read_dense", "refuse_windows"]
-
 MAX_LAYERS = 1024  # work and memory grow with it before a weight is seen, so a damaged config must not set it freely
 
 

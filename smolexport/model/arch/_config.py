@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 from smolexport.errors import ConfigError
 from smolexport.text import show
 
-__all__ = ["ConfigReader"]
-
 T = TypeVar("T", int, float, bool, str)
 
 # Keys that never change what the network computes at inference: what transformers writes of itself, what trainers add …

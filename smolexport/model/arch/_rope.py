@@ -15,8 +15,6 @@ from smolexport.model.arch._config import MAX_INT, ConfigReader, checked
 from smolexport.model.rope import Linear, Llama3, Rope, Scaling, Yarn
 from smolexport.text import show
 
-__all__ = ["read_rope"]
-
 
 class _Parameters:
     """The dict of rope parameters, taken key by key like the config around it."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["calibration_chart"]
-
 Means = dict[Any, tuple[float, float]]
 """Mean errors before and after, by layer or by kind of matrix."""
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["charts"]
-
 _LEFT = 1e-9  # a value that a log scale cannot show stands at the edge of the chart
 _FAR = 20  # a noise floor so many times below all files is not drawn: it would compress the curves
 

@@ -10,8 +10,6 @@ from smolexport.files import atomic_file, check_target
 from smolexport.parity.report import html, markdown, schema
 from smolexport.parity.results import Comparison
 
-__all__ = ["KINDS", "check_reports", "write_reports"]
-
 
 def _json(comparison: Comparison) -> str:
     import json

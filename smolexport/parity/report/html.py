@@ -12,13 +12,12 @@ from smolexport.parity.method_table import PLAIN, columns
 from smolexport.parity.report.markdown import command_line
 from smolexport.parity.report.names import ABSENT, described, figure, number, percent, rate, short_power
 from smolexport.parity.report.svg import need_matplotlib
-from smolexport.parity.results import NEAR_TIE, CandidateResult, Comparison, Divergence, Estimate, Greedy, Thresholds
+from smolexport.parity.results import NEAR_TIE, CandidateResult, Comparison, Divergence, Estimate, Greedy
+from smolexport.parity.thresholds import Thresholds
 from smolexport.text import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-__all__ = ["need_libraries", "render_html"]
 
 _PROMPTS = 3  # diverging prompts shown per file; the JSON has all
 

@@ -15,8 +15,6 @@ from smolexport.parity.results import CandidateResult, Comparison
 from smolexport.parity.thresholds import Check
 from smolexport.text import printable
 
-__all__ = ["check_junit", "checks_of", "to_junit", "write_junit"]
-
 _SUITE = "smolexport parity"
 
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-__all__ = ["place_labels"]
-
 _GAP = 7.0  # points between the centre of a marker and its label
 
 

@@ -8,17 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from smolexport.parity.method_table import PLAIN, columns
 from smolexport.parity.report.names import ABSENT, described, figure, number, percent, rate
-from smolexport.parity.results import (
-    Accuracy,
-    Attribution,
-    Comparison,
-    Greedy,
-    MethodFile,
-    Thresholds,
-)
+from smolexport.parity.results import Accuracy, Attribution, Comparison, Greedy, MethodFile
+from smolexport.parity.thresholds import Thresholds
 from smolexport.text import printable
-
-__all__ = ["command_line", "render_markdown"]
 
 FLAGS = "max_kld", "min_top1", "max_ppl_ratio"  # thresholds with an option of `compare`
 

@@ -15,20 +15,6 @@ from smolexport.text import printable
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
 
-__all__ = [
-    "ABSENT",
-    "described",
-    "figure",
-    "model_infos",
-    "number",
-    "percent",
-    "rate",
-    "reference_name",
-    "short_names",
-    "short_power",
-    "two_lines",
-]
-
 ABSENT = "-"
 
 

@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from smolexport.parity.results import Comparison, Estimate
 
-__all__ = ["json_schema", "to_json"]
-
 _TYPES: Mapping[object, Any] = {
     str: {"type": "string"},
     Path: {"type": "string"},

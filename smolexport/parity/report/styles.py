@@ -15,20 +15,6 @@ from smolexport.parity.report.names import short_power
 from smolexport.parity.report.svg import INKS, SERIES
 from smolexport.parity.results import CandidateResult, Comparison, ModelInfo
 
-__all__ = [
-    "DASHES",
-    "WIDE",
-    "Shown",
-    "Style",
-    "drawable",
-    "figure_text",
-    "floor_of",
-    "method_rank",
-    "shorter",
-    "styled",
-    "styles_of",
-]
-
 WIDE = 9.6
 """Width in inches of a chart as wide as the page."""
 

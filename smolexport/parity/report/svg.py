@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["INKS", "SERIES", "Chart", "draw", "log_scale", "need_matplotlib"]
-
 SERIES = 6
 # colours that matplotlib does not use by itself
 INKS = {

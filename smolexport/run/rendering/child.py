@@ -27,8 +27,6 @@ from smolexport.errors import SmolexportError, UnsupportedError
 from smolexport.model.source_files import refuse_links
 from smolexport.run.session import Chat
 
-__all__ = ["main"]
-
 _MEMORY = 2 << 30  # bytes beyond what the libraries take
 _LONGEST = 1 << 20  # characters of a prompt, beyond some for each that was sent
 _EACH = 16

@@ -16,8 +16,6 @@ from typing import IO, Any
 from smolexport.processes import environment, fresh_python
 from smolexport.text import printable
 
-__all__ = ["PATIENCE_S", "Answer", "Renderer"]
-
 PATIENCE_S = 20.0  # for one answer
 STARTING_S = 300.0  # libraries are loaded
 _LONGEST = 160  # characters of a reason
