@@ -21,7 +21,10 @@ found, and what to do.  Whatever the names in them hold, they come out as one li
 
 from __future__ import annotations
 
-from smolexport.text import one_line
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from smolexport.text import one_line, reason
 
 
 class SmolexportError(Exception):
@@ -81,3 +84,18 @@ class SessionClosedError(SessionError):
 
 class ContextOverflowError(SessionError):
     """More tokens than the session's context holds."""
+
+
+@contextmanager
+def importing(owner: str, modules: Sequence[str], install: str) -> Iterator[None]:
+    """Turn a failed import of what `owner` needs into MissingDependencyError.
+
+    Args:
+        owner: who needs them, e.g. `the runtime torch`.
+        modules: the libraries.
+        install: the line that installs them.
+    """
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:  # the latter two: a shared library that does not load
+        raise MissingDependencyError(f"{owner} needs {' and '.join(modules)} ({reason(error)}): {install}") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolexport.errors import MissingDependencyError
+from smolexport.errors import importing
 
 if TYPE_CHECKING:
     from smolexport_on_llamacpp._chat import LlamaChat
@@ -16,20 +17,17 @@ NAME = "llama.cpp"
 READS = "gguf"
 REQUIRES = ("llama_cpp",)
 INSTALL_HINT = "pip install llama-cpp-python"
+importing_library = partial(importing, "the runtime llama.cpp", REQUIRES, INSTALL_HINT)
 
 
 def version() -> str:
-    """Version of the bindings, e.g. `llama-cpp-python 0.3.36`; each one pins a state of llama.cpp.
+    """Version of the bindings, e.g. `llama-cpp-python 0.3.36`; each one pins a version of llama.cpp.
 
     Raises:
         MissingDependencyError: not installed.
     """
-    try:
+    with importing_library():
         return f"llama-cpp-python {metadata.version('llama-cpp-python')}"
-    except metadata.PackageNotFoundError as error:
-        raise MissingDependencyError(
-            f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL_HINT}"
-        ) from error
 
 
 def open(  # noqa: A001
@@ -54,7 +52,7 @@ def open(  # noqa: A001
         kv_type: type of the key/value cache, `f16` (llama.cpp's default) or `f32`.
         flash_attention: None leaves the choice to llama.cpp.  It computes with keys and values in f16 whatever
             `kv_type` is.
-        batch: most tokens computed at once; longer appends are cut.
+        batch: most tokens computed at once; longer appends are split.
         gpu_layers: layers to run on a GPU; 0 keeps everything on the CPU, -1 moves all.
 
     Raises:
@@ -64,21 +62,13 @@ def open(  # noqa: A001
     """
     from smolexport_on_llamacpp._session import LlamaSession
 
-    return LlamaSession(
-        Path(path),
-        threads=threads,
-        context=context,
-        kv_type=kv_type,
-        flash_attention=flash_attention,
-        batch=batch,
-        gpu_layers=gpu_layers,
-    )
+    return LlamaSession(Path(path), threads, context, kv_type, flash_attention, batch, gpu_layers)
 
 
 def open_chat(path: Path) -> LlamaChat:
     """llama.cpp's tokenizer of the GGUF file `path`, and its chat template in the bindings' Jinja.
 
-    The C library has no Jinja: its own function knows some templates by their looks, and renders none of the others.
+    The C library has no Jinja: its own function recognises some known templates, and renders no others.
 
     Raises:
         MissingDependencyError: llama-cpp-python is not installed.

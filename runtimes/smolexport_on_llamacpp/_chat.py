@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from smolexport.errors import TokenizerError
+from smolexport.run.chat import Messages
 from smolexport_on_llamacpp._codec import VocabCodec
 from smolexport_on_llamacpp._library import Model
 
@@ -19,32 +19,15 @@ class LlamaChat:
         self._codec = VocabCodec(self._model)
         self._template = self._model.text("tokenizer.chat_template")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, special tokens in it recognised, none added."""
-        return self._codec.tokenize(text, add_special=False)
+    def encode(self, text: str, *, framed: bool = False) -> list[int]:
+        return self._codec.tokenize(text, add_special=framed)
 
-    def prompt(self, text: str) -> list[int]:
-        """Ids of `text` as llama.cpp's tools have them."""
-        return self._codec.tokenize(text, add_special=True)
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        switches: Mapping[str, Any],
-    ) -> str:
-        """The prompt, from the bindings' formatter as their chat completion builds it.
-
-        Raises:
-            TokenizerError: the file holds no template.
-            Exception: whatever the template raises.
-        """
+    def render(self, messages: Messages, tools: Messages | None, add_generation_prompt: bool, **switches: Any) -> str:
+        """The prompt, from the bindings' formatter as their chat completion builds it."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         if self._template is None:
-            raise TokenizerError(f"{self._model.path}: holds no tokenizer.chat_template")
+            raise TokenizerError(f"{self._model.path}: has no tokenizer.chat_template")
         lib, vocab = self._model.lib, self._model.vocab
         bos, eos = (self._token(end(vocab)) for end in (lib.llama_vocab_bos, lib.llama_vocab_eos))
         formatter: Any = Jinja2ChatFormatter(
@@ -53,5 +36,5 @@ class LlamaChat:
         return str(formatter(messages=messages, tools=tools, **switches).prompt)
 
     def _token(self, token: int) -> str:
-        """The text of a token, empty where the file has none of the kind."""
+        """The text of a token, empty where the file has no such token."""
         return "" if token < 0 else self._model.lib.llama_vocab_get_text(self._model.vocab, token).decode("utf-8")

@@ -34,12 +34,7 @@ class VocabCodec:
         return [int(lib.llama_vocab_bos(vocab))] if lib.llama_vocab_get_add_bos(vocab) else []
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` with special tokens recognised; BOS is added where the file asks for it, EOS never.
-
-        Raises:
-            UsageError: text that is not Unicode (lone surrogates).
-            SessionClosedError: the session was closed.
-        """
+        """Ids of `text` with special tokens recognised; BOS is added where the file asks for it, EOS never."""
         ids = self.tokenize(text, add_special=False)
         return [*self._opening, *ids]
 
@@ -47,8 +42,8 @@ class VocabCodec:
         """Ids of `text` with special tokens recognised; `add_special`: BOS and EOS are added as the file asks.
 
         Raises:
-            UsageError: as `encode`.
-            SessionClosedError: as `encode`.
+            UsageError: text that is not Unicode (lone surrogates).
+            SessionClosedError: the session was closed.
         """
         self._model.check_open()
         try:
@@ -67,30 +62,24 @@ class VocabCodec:
             room = -count
 
     def decoder(self) -> PieceDecoder:
-        """A fresh incremental decoder."""
         return PieceDecoder(self._model)
 
 
 class PieceDecoder:
-    """Joins the bytes of tokens and lets go of complete characters."""
+    """Joins the bytes of tokens and returns complete characters."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """Text that `token` completes; control tokens have none.
-
-        Raises:
-            SessionError: an id outside the vocabulary, or the session was closed.
-        """
+        """Text that `token` completes; control tokens have none."""
         self._model.check_open()
         if not 0 <= token < self._model.vocab_size:
             raise SessionError(f"decode: token {token} is outside the vocabulary of {self._model.vocab_size}")
         return self._utf8.decode(self._piece(token))
 
     def flush(self) -> str:
-        """What is still held back, with U+FFFD for bytes that are not UTF-8."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

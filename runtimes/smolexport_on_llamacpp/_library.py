@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from smolexport.errors import FileFormatError, MissingDependencyError, SessionClosedError
+from smolexport.errors import FileFormatError, SessionClosedError
 from smolexport.files import open_regular
-from smolexport_on_llamacpp import INSTALL_HINT
+from smolexport_on_llamacpp import importing_library
 
 ERROR = 4  # of enum ggml_log_level; the bindings number it otherwise
 LOADING = "error loading model: "
@@ -30,17 +30,9 @@ _interruptions: list[BaseException] = []  # raised by a signal handler within _o
 
 @cache
 def library() -> Any:
-    """The `llama_cpp` module with its log turned away from stderr.
-
-    Raises:
-        MissingDependencyError: not installed, or its shared library does not load.
-    """
-    try:
+    """The `llama_cpp` module, whose log no longer goes to stderr; raises MissingDependencyError."""
+    with importing_library():
         import llama_cpp
-    except (ImportError, OSError, RuntimeError) as error:
-        raise MissingDependencyError(
-            f"the llama.cpp runtime needs llama-cpp-python ({error}): {INSTALL_HINT}"
-        ) from error
     _callbacks.append(llama_cpp.llama_log_callback(_on_log))
     llama_cpp.llama_log_set(_callbacks[-1], ctypes.c_void_p(0))
     _replace_abort()
@@ -51,14 +43,14 @@ def library() -> Any:
 def _replace_abort() -> None:
     """One line instead of a debugger's back trace when llama.cpp ends the process.
 
-    Some damaged files break its assertions, after which nothing can go on: ggml calls abort() whatever we do.
+    Some damaged files break its assertions; ggml then calls abort() whatever we do.
     """
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
     try:
         from llama_cpp._ggml import libggml
 
         set_callback = libggml.ggml_set_abort_callback
-    except (ImportError, AttributeError):  # another build: its own message will have to do
+    except (ImportError, AttributeError):  # another build, whose own message must do
         return
     _callbacks.append(kind(_on_abort))
     set_callback.argtypes, set_callback.restype = [kind], ctypes.c_void_p
@@ -67,7 +59,7 @@ def _replace_abort() -> None:
 
 def _on_abort(message: bytes) -> None:
     path = f"{_loading[-1]}: " if _loading else ""
-    reason = re.sub(r"\S*[/\\]", "", message.decode("utf-8", "replace"))  # the builder's folders say nothing
+    reason = re.sub(r"\S*[/\\]", "", message.decode("utf-8", "replace"))  # the builder's folders mean nothing here
     os.write(2, f"error: {path}llama.cpp gave up on this file and ended the process: {reason}\n".encode())
     os._exit(2)
 
@@ -79,10 +71,10 @@ def _on_log(level: int, text: bytes, _user_data: int | None) -> None:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the C function returns; then have `raise_interruption` called, once the result has its owner.
+    """Call a C function; call `raise_interruption` once its result has an owner.
 
-    A signal's handler may run within `_on_log`, even before its first statement.  What it raises cannot pass through
-    C and would be printed and forgotten: it is kept instead.  Handlers run in the main thread only.
+    A signal handler may run within `_on_log`, even before its first statement.  What it raises cannot pass through
+    C and would be printed and lost: it is kept instead.  Handlers run in the main thread only.
     """
     _interruptions.clear()
     if threading.current_thread() is not threading.main_thread():
@@ -115,7 +107,7 @@ def last_errors() -> str:
     """The reason in llama.cpp's last error lines, in one line; clears them."""
     lines = [line for line in _errors if line]
     _errors.clear()
-    # The line that only says that it failed comes last, and its cause a few lines before.
+    # The last line only says that loading failed; its cause is a few lines before.
     causes = [line for line in lines if "failed to load model" not in line] or lines
     telling = [line for line in causes if LOADING in line] or causes
     return FUNCTION.sub("", telling[0]).replace(LOADING, "") if telling else "no reason given"
@@ -124,13 +116,7 @@ def last_errors() -> str:
 class Model:
     """A loaded model with one context.  Freed by `close`, when collected, or at exit, whichever comes first.
 
-    Args:
-        path: the GGUF file.
-        gpu_layers: as for `smolexport_on_llamacpp.open`.
-        vocab_only: leave the weights in the file; nothing can be computed then.
-
-    Raises:
-        FileFormatError: not a GGUF file, or one that llama.cpp refuses.
+    `vocab_only` leaves the weights in the file.  Raises FileFormatError for what llama.cpp refuses.
     """
 
     def __init__(self, path: Path, gpu_layers: int, *, vocab_only: bool = False) -> None:
@@ -155,7 +141,7 @@ class Model:
         self.trained_context = int(self.lib.llama_model_n_ctx_train(self._model))
 
     def make_context(self, params: Any) -> Any:
-        """The pointer to a new llama_context, or None when llama.cpp fails; owned by this object."""
+        """The pointer to a new llama_context, owned by this object; None when llama.cpp fails."""
         _errors.clear()
         context = call(self.lib.llama_init_from_model, self._model, params)
         if context:
@@ -164,7 +150,7 @@ class Model:
         return context
 
     def text(self, key: str) -> str | None:
-        """The value of a key of the file's metadata as text, None where there is no such key."""
+        """The value of a metadata key as text; None if the file has no such key."""
         room = self.lib.llama_model_meta_val_str(self._model, key.encode(), None, 0) + 1
         if room < 1:
             return None
@@ -178,7 +164,6 @@ class Model:
             raise SessionClosedError(f"{self.path}: the session is closed; open it again")
 
     def close(self) -> None:
-        """Free the context and the model; a second call does nothing."""
         call(self._free)
         raise_interruption()
 
@@ -191,7 +176,7 @@ def _release(lib: Any, pointers: list[Any]) -> None:
 
 
 def _check_magic(path: Path) -> None:
-    """Name the plainest mistakes before llama.cpp sees the file."""
+    """Report the most common mistakes before llama.cpp sees the file."""
     try:
         with open_regular(path) as file:
             head = file.read(4)

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolexport.errors import MissingDependencyError
+from smolexport.errors import importing
+from smolexport.run.chat import TokenizerChat, reading_tokenizer
 
 if TYPE_CHECKING:
-    from smolexport_on_mlx._chat import MlxChat
     from smolexport_on_mlx._session import MlxSession
 
 NAME = "mlx"
@@ -24,15 +24,9 @@ INSTALL_HINT = "pip install 'mlx[cpu]' mlx-lm"  # the extra adds the CPU library
 
 
 def version() -> str:
-    """Versions of both libraries, e.g. `mlx 0.32.4, mlx-lm 0.32.2`.
-
-    Raises:
-        MissingDependencyError: one of them is not installed.
-    """
-    try:
+    """Versions of both libraries, e.g. `mlx 0.32.4, mlx-lm 0.32.2`; raises MissingDependencyError."""
+    with importing("the runtime mlx", REQUIRES, INSTALL_HINT):
         return ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm"))
-    except metadata.PackageNotFoundError as error:
-        raise _missing(error) from error
 
 
 def open(  # noqa: A001
@@ -50,60 +44,51 @@ def open(  # noqa: A001
             the GPU, and offers no setting.
         context: most tokens held; None: the model's own, at most 4096.
         dtype: `f32`, `f16` or `bf16`, of the arithmetic and of the key/value cache.  None: f32 on a CPU, where
-            MLX adds up in the activations' dtype and bf16 costs several percent per matrix; on a GPU the folder's
-            own.  Scales and biases of quantized weights are cast too, which towards f32 is exact.
+            MLX accumulates in the activations' dtype and bf16 costs several percent per matrix; on a GPU the folder's
+            own.  Scales and biases of quantized weights are cast too, which to f32 is exact.
 
     Raises:
         MissingDependencyError: mlx or mlx-lm is not installed, or cannot run here.
         UsageError: an option out of range.
         CheckpointError: config.json is missing or damaged.
         FileFormatError: the folder asks for code, or mlx-lm cannot load exactly its weights.
-        UnsupportedError: a model whose memory cannot be rewound.
+        UnsupportedError: a model whose cache cannot be rewound.
     """
-    try:
-        with _file_limits_kept():
-            from smolexport_on_mlx._session import MlxSession
-    except ImportError as error:
-        raise _missing(error) from error
-    return MlxSession(Path(path), threads=threads, context=context, dtype=dtype)
+    with _importing():
+        from smolexport_on_mlx._session import MlxSession
+    return MlxSession(Path(path), threads, context, dtype)
 
 
-def open_chat(path: Path) -> MlxChat:
-    """mlx-lm's tokenizer and chat template of the folder `path`.
+def open_chat(path: Path) -> TokenizerChat:
+    """mlx-lm's tokenizer and chat template of the folder `path`: transformers' in a wrapper with its own defaults.
 
     Raises:
         MissingDependencyError: mlx or mlx-lm is not installed, or cannot run here.
         TokenizerError: mlx-lm cannot read the tokenizer.
     """
-    try:
-        with _file_limits_kept():
-            from smolexport_on_mlx._chat import MlxChat
-    except ImportError as error:
-        raise _missing(error) from error
-    return MlxChat(Path(path))
+    with _importing():
+        from mlx_lm import tokenizer_utils
+    with reading_tokenizer(path, "mlx-lm"):
+        return TokenizerChat(tokenizer_utils.load(path, {"trust_remote_code": False, "local_files_only": True}))
 
 
 @contextmanager
-def _file_limits_kept() -> Iterator[None]:
+def _importing() -> Iterator[None]:
     """Import mlx-lm in here: it sets the process's limits of open files to 2048 and 4096, for good.
 
-    That would take files from the rest of the program, and fails where less than 4096 is allowed.
+    That would affect the rest of the program, and fails where less than 4096 is allowed.
     """
-    import resource  # absent on Windows, where mlx-lm cannot be imported either
+    with importing("the runtime mlx", REQUIRES, INSTALL_HINT):
+        import resource  # absent on Windows, where mlx-lm cannot be imported either
 
-    original = resource.setrlimit
+        original = resource.setrlimit
 
-    def all_but_files(kind: int, limits: tuple[int, int]) -> None:
-        if kind != resource.RLIMIT_NOFILE:
-            original(kind, limits)
+        def all_but_files(kind: int, limits: tuple[int, int]) -> None:
+            if kind != resource.RLIMIT_NOFILE:
+                original(kind, limits)
 
-    resource.setrlimit = all_but_files
-    try:
-        yield
-    finally:
-        resource.setrlimit = original
-
-
-def _missing(error: Exception) -> MissingDependencyError:
-    reason = " ".join(str(error).split())
-    return MissingDependencyError(f"the MLX runtime needs mlx and mlx-lm ({reason}): {INSTALL_HINT}")
+        resource.setrlimit = all_but_files
+        try:
+            yield
+        finally:
+            resource.setrlimit = original

@@ -1,175 +1,98 @@
-"""A sequence on mlx-lm: its models and its key/value caches.
-
-Notation: n = tokens appended in one call, v = vocab_size.
-"""
+"""A sequence on mlx-lm: its models and its key/value caches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm.utils
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
-from smolexport.errors import SessionClosedError, SessionError, UnsupportedError
-from smolexport.run.session import TextCodec, choose_context, choose_threads, token_array
-from smolexport.text import failure
-from smolexport_on_mlx._load import config_size, load_model
+from smolexport.errors import FileFormatError, UnsupportedError, UsageError
+from smolexport.files import open_regular
+from smolexport.model.checkpoint import read_json
+from smolexport.run.session import Session, choose_context, choose_threads
+from smolexport.text import failure, label, show
 
+DTYPES: Mapping[str, mx.Dtype] = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
+WEIGHTS = "model*.safetensors"  # what mlx-lm loads, whatever an index says
 # Tokens computed at once: the CPU keeps a whole matrix of attention weights, and Ctrl-C waits for a block's end.
 BLOCK = 512
 
 
-class MlxSession:
+class MlxSession(Session):
     """One sequence.  Arguments as for `smolexport_on_mlx.open`."""
 
-    def __init__(self, folder: Path, *, threads: int | None, context: int | None, dtype: str | None) -> None:
-        choose_threads(threads)  # refuses what no runtime takes; MLX has nothing to set
-        self._folder = folder
-        self._model, config = load_model(folder, dtype)
-        self._cache: list[Any] | None = self._new_cache()
-        self._vocab_size = config_size(folder, config, "vocab_size")
-        self._context = choose_context(context, config_size(folder, config, "max_position_embeddings"))
-        self._codec: TextCodec | None = None
-        self._length = 0
+    LIBRARY = "MLX"
 
-    @property
-    def vocab_size(self) -> int:
-        """Width of a row of logits."""
-        return self._vocab_size
+    def __init__(self, folder: Path, threads: int | None, context: int | None, dtype: str | None) -> None:
+        choose_threads(threads)  # refuses what no runtime accepts; MLX has no setting
+        self._model, config = _load_model(folder, dtype)
+        self._cache = _new_cache(folder, self._model)
+        trained = _config_size(folder, config, "max_position_embeddings")
+        super().__init__(folder, _config_size(folder, config, "vocab_size"), choose_context(context, trained))
 
-    @property
-    def context(self) -> int:
-        """Most tokens that the session holds."""
-        return self._context
-
-    @property
-    def length(self) -> int:
-        """Tokens held now."""
-        return self._length
-
-    @property
-    def codec(self) -> TextCodec:
-        """The folder's own tokenizer, read from tokenizer.json when first asked for.
-
-        Raises:
-            TokenizerError: the folder has none, or one that is not understood.
-        """
-        from smolexport.tokenizer import open_tokenizer, read_tokenizer
-
-        if self._codec is None:
-            self._codec = open_tokenizer(self._folder, read_tokenizer(self._folder, self._vocab_size))
-        return self._codec
-
-    def append(self, tokens: Sequence[int] | NDArray[np.integer], *, last_only: bool = False) -> NDArray[np.float32]:
-        """Feed `tokens`, return the logits [n, v] after each, or only the last row [1, v].
-
-        In f16 and bf16 the model computes its logits so; they come back widened, not recomputed.
-
-        Raises:
-            SessionClosedError: after `close`.
-            SessionError: no tokens, an id outside the vocabulary, or MLX failed; nothing is appended then.
-            ContextOverflowError: before anything is computed.
-        """
-        self._check_open()
-        ids = token_array(tokens, held=self._length, context=self._context, vocab_size=self._vocab_size)
+    def _forward(self, ids: NDArray[np.int32], last_only: bool) -> NDArray[np.float32]:
         if mx.default_device().type == mx.cpu:
             # For a whole process, so set before each use.  Compiled, MLX would call g++ for a few fused steps and
             # load what it finds under a guessable name in the folder for temporary files; the results are the same.
             mx.disable_compile()
-        try:
-            logits = self._forward(ids, last_only)
-        except Exception as error:  # MLX reports a lack of memory as RuntimeError
-            self._cut(self._length)
-            raise SessionError(f"{self._folder}: MLX failed: {failure(error)}") from error
-        except BaseException:
-            self._cut(self._length)
-            raise
-        self._length += len(ids)
-        return logits
+        return self._in_blocks(ids, last_only, BLOCK, self._step)
 
-    def rewind(self, length: int) -> None:
-        """Forget all tokens from position `length` on.
-
-        Raises:
-            SessionClosedError: after `close`.
-            SessionError: unless 0 <= length <= self.length.
-        """
-        self._check_open()
-        if not 0 <= length <= self._length:
-            raise SessionError(f"rewind: {length} should lie between 0 and the {self._length} tokens held")
-        self._cut(length)
-        self._length = length
-
-    def close(self) -> None:
-        """Free the model; a second call does nothing."""
-        if self._model is not None:
-            self._model = self._cache = None
-            mx.clear_cache()  # MLX keeps freed memory for itself otherwise
-
-    def __enter__(self) -> MlxSession:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _forward(self, ids: NDArray[np.int32], last_only: bool) -> NDArray[np.float32]:
-        if last_only:
-            for block in _blocks(ids[:-1]):
-                self._compute(block, head=False)
-            ids = ids[-1:]
-        logits = np.empty((len(ids), self._vocab_size), np.float32)
-        for block, rows in zip(_blocks(ids), _blocks(logits), strict=True):
-            output = self._compute(block, head=True)[0].astype(mx.float32)
+    def _step(self, ids: NDArray[np.int32], _held: int, rows: NDArray[np.float32]) -> None:
+        before = len(ids) - len(rows)  # tokens that need no head
+        if before:
+            self._compute(ids[:before], head=False)
+        if len(rows):
+            output = self._compute(ids[before:], head=True)[0].astype(mx.float32)
             if output.shape != rows.shape:  # broadcasting would hide it
                 raise ValueError(f"logits of shape {output.shape} instead of {rows.shape}")
             rows[:] = np.array(output)
-        return logits
 
-    def _compute(self, block: NDArray[np.int32], *, head: bool) -> mx.array:
-        """Logits [1, n, v] after `block`, left uncomputed without `head`.
+    def _compute(self, ids: NDArray[np.int32], *, head: bool) -> mx.array:
+        """Logits [1, n, v] after `ids`, not evaluated without `head`.
 
-        The cache is computed in any case: nothing pending outlives a call, which may have been the thread's last.
+        The cache always is: nothing pending may outlive a call, which may have been the thread's last.
         """
-        logits: mx.array = self._model(mx.array(block)[None], cache=self._cache)
-        mx.eval([layer.state for layer in self._cache or ()], [logits] if head else [])
+        logits: mx.array = self._model(mx.array(ids)[None], cache=self._cache)
+        mx.eval([layer.state for layer in self._cache], [logits] if head else [])
         return logits
 
-    def _cut(self, length: int) -> None:
-        """Shorten each layer's cache by itself: an interrupted forward leaves some longer than others."""
+    def _truncate(self, length: int) -> None:
         if length == 0:
-            self._cache = self._new_cache()
+            self._cache = _new_cache(self._path, self._model)
             return
-        for layer in self._cache or ():
+        for layer in self._cache:  # each by itself: an interrupted forward leaves some longer than others
             layer.trim(layer.offset - length)
 
-    def _new_cache(self) -> list[Any]:
-        """One empty cache a layer, each of which can be rewound.
+    def _release(self) -> None:
+        self._model, self._cache = None, []
+        mx.clear_cache()  # MLX keeps freed memory for itself otherwise
 
-        Raises:
-            UnsupportedError: the model keeps a state that cannot.
-        """
-        caches = [
-            WindowCache(layer.max_size) if isinstance(layer, RotatingKVCache) and layer.keep == 0 else layer
-            for layer in make_prompt_cache(self._model)
-        ]
-        for layer in caches:
-            if not isinstance(layer, KVCache):
-                raise UnsupportedError(
-                    f"{self._folder}: a {type(layer).__name__} cannot be rewound, which a session needs"
-                )
-        return caches
 
-    def _check_open(self) -> None:
-        if self._model is None:
-            raise SessionClosedError(f"{self._folder}: the session is closed; open it again")
+def _new_cache(folder: Path, model: Any) -> list[Any]:
+    """One empty cache a layer, each of which can be rewound."""
+    caches = [
+        WindowCache(layer.max_size) if isinstance(layer, RotatingKVCache) and layer.keep == 0 else layer
+        for layer in make_prompt_cache(model)
+    ]
+    for layer in caches:
+        if not isinstance(layer, KVCache):
+            raise UnsupportedError(f"{folder}: a {type(layer).__name__} cannot be rewound, which a session needs")
+    return caches
 
 
 class WindowCache(KVCache):  # type: ignore[misc]
-    """Keys and values of a layer with a sliding window, all of them: the rotating cache forgets what a rewind needs."""
+    """All keys and values of a layer with a sliding window: a rotating cache forgets what a rewind needs."""
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -180,6 +103,89 @@ class WindowCache(KVCache):  # type: ignore[misc]
         return super().make_mask(count, return_array=return_array, window_size=window_size or self._window)
 
 
-def _blocks(rows: NDArray[Any]) -> list[NDArray[Any]]:
-    """Views of at most BLOCK rows."""
-    return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+def _load_model(folder: Path, dtype: str | None) -> tuple[Any, dict[str, Any]]:
+    """The model with its weights in memory, and config.json as mlx-lm understood it.
+
+    Whatever mlx-lm would repair or ignore without a word is an error.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype = {dtype!r} must be one of: {', '.join(DTYPES)}")
+    if dtype is None and mx.default_device().type == mx.cpu:
+        dtype = "f32"
+    config = read_json(folder / "config.json", "the folder is not an MLX model")
+    _check_config(folder, config, _count_tensors(folder))
+    try:
+        # Lazily: until every name and shape has been compared with the files, nothing is allocated.
+        model, config = mlx_lm.utils.load_model(folder, lazy=True, strict=True)
+        _check_dtypes(model)
+        if dtype is not None:
+            model.set_dtype(DTYPES[dtype])  # parameters alone: rotary frequencies stay in float32
+        # Arrays that are still to be computed belong to this thread, and the session may move to another.
+        mx.eval(model.parameters())
+    except Exception as error:  # mlx-lm raises whatever its parts raise
+        raise FileFormatError(f"{folder}: mlx-lm cannot load this folder: {failure(error)}") from error
+    return model, config
+
+
+def _config_size(folder: Path, config: Mapping[str, Any], key: str) -> int:
+    """A positive number of the config, which composite models keep in `text_config`."""
+    text = config.get("text_config")
+    value = config.get(key, text.get(key) if isinstance(text, Mapping) else None)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise FileFormatError(f"{folder / 'config.json'}: {key} is {show(value)}, not a positive integer")
+    return value
+
+
+def _check_config(folder: Path, config: Mapping[str, Any], tensors: int) -> None:
+    file = folder / "config.json"
+    if config.get("model_file") is not None:
+        raise FileFormatError(f"{file}: model_file asks for code from the folder, which is never run")
+    model_type = config.get("model_type")
+    # mlx-lm imports a module of this name.
+    if not isinstance(model_type, str) or not re.fullmatch(r"[\w-]+", model_type, re.ASCII):
+        raise FileFormatError(f"{file}: model_type is {show(model_type)}, not the name of an architecture")
+    # Shapes are compared before memory is taken, but layers are built one by one.
+    layers = _config_size(folder, config, "num_hidden_layers")
+    if layers > tensors:
+        raise FileFormatError(f"{file}: num_hidden_layers is {show(layers)}, the folder holds only {tensors} tensors")
+
+
+def _count_tensors(folder: Path) -> int:
+    """How many tensors the folder holds; safetensors itself checks the files' headers."""
+    if glob.escape(str(folder)) != str(folder):
+        raise UsageError(f"{folder}: mlx-lm cannot read folders with one of *?[ in their path; rename it")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob(WEIGHTS)):
+        for name in _tensor_names(path):
+            if name in files:
+                raise FileFormatError(f"{path}: tensor {label(name)} is in {files[name].name}, too; remove one file")
+            files[name] = path
+    if not files:
+        raise FileFormatError(f"{folder}: no tensors in {WEIGHTS}; pickled weights (*.bin, *.npz) are never opened")
+    return len(files)
+
+
+def _tensor_names(path: Path) -> list[str]:
+    try:
+        with open_regular(path) as file:
+            with safe_open(path, framework="np"):
+                pass
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileFormatError(f"{path}: is damaged or not a safetensors file ({failure(error)})") from error
+    return [name for name in header if name != "__metadata__"]
+
+
+def _check_dtypes(model: Any) -> None:
+    """Refuse codes where numbers belong; mlx-lm compares names and shapes only."""
+    quantized = {name for name, module in model.named_modules() if "scales" in module}
+    for name, array in tree_flatten(model.parameters()):
+        owner, _, part = name.rpartition(".")
+        if owner in quantized and part == "weight":
+            fits = array.dtype == mx.uint32
+        elif owner in quantized and part == "scales" and array.dtype == mx.uint8:
+            fits = True
+        else:
+            fits = mx.issubdtype(array.dtype, mx.floating)
+        if not fits:
+            raise ValueError(f"the tensor {label(name)} has dtype {array.dtype}")

@@ -2,164 +2,91 @@
 
 GroupQueryAttention then writes new rows in place, and the length of the attention mask tells it how many rows count.
 So a rewind is nothing but a shorter mask, and nothing is copied from token to token.
-
-Notation: n = tokens appended in one call, v = vocab_size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
-from smolexport.errors import SessionClosedError, SessionError, UsageError
-from smolexport.run.session import TextCodec, choose_context, choose_threads, token_array
-from smolexport.text import reason
-from smolexport_on_onnxruntime._load import FLOATS, check_interface, inputs_of, load
-from smolexport_on_onnxruntime.checks import check_folder
+from smolexport.errors import FileFormatError, UsageError
+from smolexport.run.session import Session, choose_context, choose_threads
+from smolexport.text import label, reason, show
+from smolexport_on_onnxruntime.checks import CheckedGraph, check_folder, spins
 
 # Tokens computed at once, the fastest of 16 to 512.  Attention keeps a matrix of block x length for each head, and
 # Ctrl-C waits for a block's end.
 BLOCK = 128
+FLOATS: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+OPTIONAL = {"position_ids", "num_logits_to_keep"}
+NOTHING = 4  # level of the log at which errors stay silent: they are raised as well
 
 
-class OnnxSession:
-    """One sequence.  Arguments as for `smolexport_on_onnxruntime.open`."""
+class OnnxSession(Session):
+    """One sequence.  Arguments as for `smolexport_on_onnxruntime.open`.
+
+    A graph that was exported for the last row alone runs token by token when all rows are requested.
+    """
+
+    LIBRARY = "ONNX Runtime"
 
     def __init__(
-        self, path: Path, *, threads: int | None, context: int | None, graph: str | None, spinning: bool | None
+        self, path: Path, threads: int | None, context: int | None, graph: str | None, spinning: bool | None
     ) -> None:
         threads = choose_threads(threads)
         checked = check_folder(path, graph)
-        self._folder = checked.folder
-        self._context = choose_context(context, checked.context_length)
-        self._session: Any = load(checked.path, threads=threads, spinning=spinning)
-        check_interface(checked.path, self._session, checked.sizes)
-        self._vocab_size = checked.sizes.vocab_size
-        self._codec: TextCodec | None = None
-        self._length = 0
-        self._binding: Any = None
+        super().__init__(checked.folder, checked.vocab_size, choose_context(context, checked.context_length))
+        self._session: Any = load(checked.path, threads, spinning)
+        _check_interface(checked, self._session)
         self._buffers: list[NDArray[Any]] = []
         try:
             self._bind()
         except (MemoryError, ValueError) as error:  # the latter for sizes beyond any address
             raise UsageError(
-                f"{checked.path}: no memory for the caches of {self._context} tokens; give a smaller context"
+                f"{checked.path}: no memory for the caches of {self.context} tokens; give a smaller context"
             ) from error
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of a row of logits."""
-        return self._vocab_size
-
-    @property
-    def context(self) -> int:
-        """Most tokens that the session holds."""
-        return self._context
-
-    @property
-    def length(self) -> int:
-        """Tokens held now."""
-        return self._length
-
-    @property
-    def codec(self) -> TextCodec:
-        """The folder's own tokenizer, read from tokenizer.json when first asked for.
-
-        Raises:
-            TokenizerError: the folder has none, or one that is not understood.
-        """
-        from smolexport.tokenizer import open_tokenizer, read_tokenizer
-
-        if self._codec is None:
-            self._codec = open_tokenizer(self._folder, read_tokenizer(self._folder, self._vocab_size))
-        return self._codec
-
-    def append(self, tokens: Sequence[int] | NDArray[np.integer], *, last_only: bool = False) -> NDArray[np.float32]:
-        """Feed `tokens`, return the logits [n, v] after each, or only the last row [1, v].
-
-        A graph in f16 computes its logits so; they come back widened, not recomputed.  A graph that was exported for
-        the last row alone is asked token by token when all rows are wanted.
-
-        Raises:
-            SessionClosedError: after `close`.
-            SessionError: no tokens, an id outside the vocabulary, or ONNX Runtime failed; nothing is appended then.
-            ContextOverflowError: before anything is computed.
-        """
-        self._check_open()
-        ids = token_array(tokens, held=self._length, context=self._context, vocab_size=self._vocab_size)
-        try:
-            logits = self._forward(ids.astype(np.int64), last_only)
-        except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes
-            raise SessionError(f"{self._folder}: ONNX Runtime failed: {reason(error)}") from error
-        self._length += len(ids)  # only now: rows that an interrupted call has written do not count
-        return logits
-
-    def rewind(self, length: int) -> None:
-        """Forget all tokens from position `length` on.
-
-        Raises:
-            SessionClosedError: after `close`.
-            SessionError: unless 0 <= length <= self.length.
-        """
-        self._check_open()
-        if not 0 <= length <= self._length:
-            raise SessionError(f"rewind: {length} should lie between 0 and the {self._length} tokens held")
-        self._length = length
-
-    def close(self) -> None:
-        """Free the model; a second call does nothing."""
-        self._binding = self._session = None
-        self._buffers = []
-
-    def __enter__(self) -> OnnxSession:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _bind(self) -> None:
         """Allocate what the session keeps and bind what never changes."""
         self._binding = self._session.io_binding()
-        inputs = inputs_of(self._session)
+        inputs = _inputs(self._session)
         outputs = {value.name: value for value in self._session.get_outputs()}
         self._dtype = FLOATS[outputs["logits"].type]
         self._last_row_graph = outputs["logits"].shape[1] == 1
-        self._mask = np.ones(self._context, np.int64)
-        self._positions = np.arange(self._context, dtype=np.int64) if "position_ids" in inputs else None
+        self._mask = np.ones(self.context, np.int64)
+        self._positions = np.arange(self.context, dtype=np.int64) if "position_ids" in inputs else None
         self._keep = None
         if "num_logits_to_keep" in inputs:
             self._keep = np.zeros(1, np.int64)
             self._bind_input("num_logits_to_keep", self._keep, inputs["num_logits_to_keep"].shape)
         for name, value in inputs.items():
             if name.startswith("past_key_values."):
-                shape = (1, value.shape[1], self._context, value.shape[3])
+                shape = (1, value.shape[1], self.context, value.shape[3])
                 buffer = np.zeros(shape, FLOATS[value.type])
                 self._buffers.append(buffer)
                 self._bind_input(name, buffer, shape)
                 self._bind_output(name.replace("past_key_values.", "present."), buffer, shape)
 
-    def _forward(self, ids: NDArray[np.int64], last_only: bool) -> NDArray[np.float32]:
-        n = len(ids)
-        logits = np.empty((1 if last_only else n, self._vocab_size), np.float32)
-        one_row = self._last_row_graph or (last_only and self._keep is not None)
-        block = 1 if self._last_row_graph and not last_only else BLOCK
+    def _forward(self, ids: NDArray[np.int32], last_only: bool) -> NDArray[np.float32]:
         if self._keep is not None:
             self._keep[0] = last_only
-        # The model writes into the caller's array where it makes exactly the rows that are wanted.
-        direct = self._dtype is np.float32 and (one_row or not last_only or n == 1)
-        spare = None if direct else np.empty((1 if one_row else min(n, block), self._vocab_size), self._dtype)
-        for start in range(0, n, block):
-            part = ids[start : start + block]
-            rows = logits[-1:] if last_only else logits[start : start + block]
-            made = rows if spare is None else spare[: 1 if one_row else len(part)]
-            self._run(part, self._length + start, made)
-            if spare is not None:
-                rows[:] = made[-len(rows) :]
-        return logits
+        block = 1 if self._last_row_graph and not last_only else BLOCK
+        return self._in_blocks(ids, last_only, block, self._step)
+
+    def _step(self, tokens: NDArray[np.int32], held: int, rows: NDArray[np.float32]) -> None:
+        ids = tokens.astype(np.int64)
+        count = 1 if self._last_row_graph or (self._keep is not None and self._keep[0]) else len(ids)
+        if count == len(rows) and self._dtype is np.float32:  # the graph writes into the caller's array
+            self._run(ids, held, rows)
+        else:
+            made = np.empty((count, self.vocab_size), self._dtype)
+            self._run(ids, held, made)
+            rows[:] = made[count - len(rows) :]
 
     def _run(self, ids: NDArray[np.int64], held: int, logits: NDArray[Any]) -> None:
         """One pass over `ids` after `held` tokens; the graph writes its rows into `logits`."""
@@ -177,6 +104,54 @@ class OnnxSession:
     def _bind_output(self, name: str, array: NDArray[Any], shape: Sequence[int]) -> None:
         self._binding.bind_output(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
 
-    def _check_open(self) -> None:
-        if self._session is None:
-            raise SessionClosedError(f"{self._folder}: the session is closed; open it again")
+    def _truncate(self, length: int) -> None:
+        """The attention mask leaves out rows beyond the length, also those of an interrupted call."""
+
+    def _release(self) -> None:
+        self._binding = self._session = None
+        self._buffers = []
+
+
+def load(path: Path, threads: int, spinning: bool | None) -> Any:
+    """ONNX Runtime's session for the graph `path`, on the CPU."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = NOTHING
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins(threads, spinning))))
+    providers = ["CPUExecutionProvider"]
+    try:
+        # No second attempt, which would print; no options out of the file, whatever the environment says.
+        return ort.InferenceSession(str(path), options, providers, enable_fallback=0, read_config_from_model=0)
+    except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes
+        raise FileFormatError(f"{path}: ONNX Runtime cannot load this graph: {reason(error)}") from error
+
+
+def _inputs(session: Any) -> dict[str, Any]:
+    """The inputs by name; also those of OPTIONAL that have a default in the file."""
+    optional = (value for value in session.get_overridable_initializers() if value.name in OPTIONAL)
+    return {value.name: value for value in (*session.get_inputs(), *optional)}
+
+
+def _check_interface(graph: CheckedGraph, session: Any) -> None:
+    """Compare the inputs and outputs of the graph with the sizes in config.json."""
+    path = graph.path
+    inputs = {name: (value.type, value.shape) for name, value in _inputs(session).items()}
+    outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
+    for name in ("input_ids", "attention_mask", *(OPTIONAL & inputs.keys())):
+        if inputs.pop(name, ("nothing",))[0] != "tensor(int64)":
+            raise FileFormatError(f"{path}: has no input {name} of int64")
+    values = {"logits": (outputs.pop("logits", ("nothing", [])), {-1: graph.vocab_size})}
+    cache = {1: graph.kv_heads, 3: graph.head_dim}
+    for layer in range(graph.layers):
+        for part in ("key", "value"):
+            for group, name in ((inputs, f"past_key_values.{layer}.{part}"), (outputs, f"present.{layer}.{part}")):
+                values[name] = group.pop(name, ("nothing", [])), cache
+    if inputs or outputs:
+        name = label(next(iter({**inputs, **outputs})))
+        raise FileFormatError(f"{path}: {name} is not known, or not by config.json")
+    for name, ((kind, shape), expected) in values.items():
+        rank = 3 if name == "logits" else 4
+        if kind not in FLOATS or len(shape) != rank or any(shape[axis] != size for axis, size in expected.items()):
+            needed = ", ".join(f"{size} along axis {axis % rank}" for axis, size in expected.items())
+            raise FileFormatError(f"{path}: {name} is {kind} of shape {show(shape)}, but config.json requires {needed}")

@@ -1,19 +1,20 @@
 """ONNX folders run by ONNX Runtime GenAI's generator on the CPU, beside the adapter over plain ONNX Runtime.
 
-It runs what `smolexport_on_onnxruntime` runs, which is the faster one and is taken unless this one is asked for by
-its name; here is how to see that the folder computes the same in the library that it is also made for.
+It runs what `smolexport_on_onnxruntime` runs, which is faster and the default; this one shows that a folder computes
+the same in the other library that it is made for.
 
-Before the library opens a folder its graph is checked as the plain adapter checks it, and genai_config.json may say
-what the converter writes, and nothing else: the library would follow it to other files, providers and models.
+Before the library opens a folder its graph is checked as the plain adapter does, and genai_config.json may only contain
+what the converter writes: the library would follow it to other files, providers and models.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolexport.errors import MissingDependencyError
+from smolexport.errors import importing
 
 if TYPE_CHECKING:
     from smolexport_on_onnxruntime_genai._chat import GenaiChat
@@ -23,18 +24,17 @@ NAME = "onnxruntime-genai"
 READS = "onnx"
 REQUIRES = ("onnxruntime_genai", "onnxruntime")
 INSTALL_HINT = "pip install onnxruntime-genai"
+_importing = partial(importing, "the runtime onnxruntime-genai", REQUIRES, INSTALL_HINT)
 
 
 def version() -> str:
-    """Versions of the library and of the ONNX Runtime below it, e.g. `onnxruntime-genai 0.18.0, onnxruntime 1.31.1`.
+    """Versions of the library and of ONNX Runtime, e.g. `onnxruntime-genai 0.18.0, onnxruntime 1.31.1`.
 
     Raises:
         MissingDependencyError: one of them is not installed.
     """
-    try:
+    with _importing():
         return ", ".join(f"{name} {metadata.version(name)}" for name in (NAME, "onnxruntime"))
-    except metadata.PackageNotFoundError as error:
-        raise _missing(error) from error
 
 
 def open(  # noqa: A001
@@ -50,25 +50,23 @@ def open(  # noqa: A001
     Args:
         path: folder with config.json, genai_config.json and the graphs in onnx/.
         threads: that compute; None: one per physical core.
-        context: most tokens held, for which memory is taken at once; None: the model's own, at most 4096.
+        context: most tokens held, for which memory is allocated at once; None: the model's own, at most 4096.
         graph: file name without its ending, e.g. `model_q4`, or a scheme, e.g. `int4`; None: the one that
             genai_config.json names.
-        spinning: whether threads without work wait for it busily; None: if no other program wants their cores.
+        spinning: whether threads without work spin; None: if no other program uses their cores.
 
     Raises:
         MissingDependencyError: onnxruntime-genai is not installed.
-        UsageError: an option out of range, or a graph that the folder does not hold.
+        UsageError: an option out of range, or a graph that the folder does not have.
         CheckpointError: config.json or genai_config.json is missing or damaged.
         FileFormatError: the graph is damaged, contradicts config.json, or reaches outside the folder; the library
             cannot load it.
-        UnsupportedError: genai_config.json asks for what no exported decoder needs, or the caches cannot be written
-            in place.
+        UnsupportedError: genai_config.json has keys that no exported decoder needs, or the caches cannot be written in
+            place.
     """
-    try:
+    with _importing():
         from smolexport_on_onnxruntime_genai._session import GenaiSession
-    except ImportError as error:
-        raise _missing(error) from error
-    return GenaiSession(Path(path), threads=threads, context=context, graph=graph, spinning=spinning)
+    return GenaiSession(Path(path), threads, context, graph, spinning)
 
 
 def open_chat(path: Path) -> GenaiChat:
@@ -78,13 +76,6 @@ def open_chat(path: Path) -> GenaiChat:
         MissingDependencyError: onnxruntime-genai is not installed.
         TokenizerError: the library cannot read the tokenizer.
     """
-    try:
+    with _importing():
         from smolexport_on_onnxruntime_genai._chat import GenaiChat
-    except ImportError as error:
-        raise _missing(error) from error
     return GenaiChat(Path(path))
-
-
-def _missing(error: Exception) -> MissingDependencyError:
-    reason = " ".join(str(error).split())
-    return MissingDependencyError(f"the ONNX Runtime GenAI runtime needs onnxruntime-genai ({reason}): {INSTALL_HINT}")

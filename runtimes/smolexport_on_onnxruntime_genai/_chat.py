@@ -3,53 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime_genai as og
 
-from smolexport.errors import TokenizerError, UnsupportedError
-from smolexport.text import reason
+from smolexport.errors import UnsupportedError
+from smolexport.run.chat import Messages, reading_tokenizer
 
 
 class GenaiChat:
     """The library's `Tokenizer`.  Arguments as for `smolexport_on_onnxruntime_genai.open_chat`."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self._usual: Any = og.Tokenizer(str(folder))
-            self._tokenizer: Any = og.Tokenizer(str(folder))
-            self._tokenizer.update_options(add_special_tokens="false")
-        except Exception as error:  # whatever the library's binding raises
-            raise TokenizerError(f"{folder}: ONNX Runtime GenAI cannot read this tokenizer: {reason(error)}") from error
+        with reading_tokenizer(folder, "ONNX Runtime GenAI"):
+            self._framing: Any = og.Tokenizer(str(folder))
+            self._plain: Any = og.Tokenizer(str(folder))
+            self._plain.update_options(add_special_tokens="false")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, special tokens in it recognised, none added."""
-        return [int(i) for i in self._tokenizer.encode(text)]
+    def encode(self, text: str, *, framed: bool = False) -> list[int]:
+        return [int(i) for i in (self._framing if framed else self._plain).encode(text)]
 
-    def prompt(self, text: str) -> list[int]:
-        """Ids of `text` as the library's `Tokenizer` has them without options."""
-        return [int(i) for i in self._usual.encode(text)]
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        switches: Mapping[str, Any],
-    ) -> str:
-        """The prompt; raises whatever the template does.
-
-        Raises:
-            UnsupportedError: switches, which this library has no way to pass on.
-        """
+    def render(self, messages: Messages, tools: Messages | None, add_generation_prompt: bool, **switches: Any) -> str:
         if switches:
-            raise UnsupportedError(f"no way to set {', '.join(switches)} of a template in ONNX Runtime GenAI")
+            raise UnsupportedError(f"ONNX Runtime GenAI cannot set {', '.join(switches)} of a template")
         more = {} if tools is None else {"tools": json.dumps(tools, ensure_ascii=False)}
         return str(
-            self._tokenizer.apply_chat_template(
+            self._plain.apply_chat_template(
                 json.dumps(messages, ensure_ascii=False), add_generation_prompt=add_generation_prompt, **more
             )
         )

@@ -1,8 +1,8 @@
-"""What genai_config.json may say: what config.json says too, how to sample, and nothing that names another place."""
+"""What genai_config.json may contain: what config.json says too, how to sample, and nothing that names another file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ INPUTS: Mapping[str, str] = {
 }
 OUTPUTS: Mapping[str, str] = {"logits": "logits", **{f"present_{part}_names": f"present.%d.{part}" for part in CACHES}}
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# How the library would draw tokens, which it is not asked to do here: numbers, whatever they are.
+# How the library would draw tokens, which it never does here: any numbers.
 SEARCH = (
     "do_sample", "max_length", "min_length", "past_present_share_buffer", "repetition_penalty", "temperature", "top_k",
     "top_p",
@@ -33,7 +33,7 @@ def check_config(checked: CheckedGraph) -> None:
     """Compare the folder's genai_config.json with the sizes of its config.json and with the names of a decoder.
 
     Raises:
-        CheckpointError: it is missing or no JSON object.
+        CheckpointError: it is missing or not a JSON object.
         FileFormatError: a value that contradicts config.json or has a wrong type.
         UnsupportedError: a key that the library would follow and that no exported decoder needs.
     """
@@ -43,33 +43,33 @@ def check_config(checked: CheckedGraph) -> None:
     model, search = (_part(file, config, key) for key in ("model", "search"))
     _keys(file, "model.", model, ("type", "vocab_size", "context_length", "decoder", *TOKENS))
     decoder = _part(file, model, "decoder")
-    sizes = checked.sizes
-    shapes = {"num_hidden_layers": sizes.layers, "num_key_value_heads": sizes.kv_heads, "head_size": sizes.head_dim}
-    free = ("filename", "hidden_size", "num_attention_heads")
-    _keys(file, "decoder.", decoder, (*shapes, *free, "inputs", "outputs", "session_options"))
+    shapes = {
+        "num_hidden_layers": checked.layers,
+        "num_key_value_heads": checked.kv_heads,
+        "head_size": checked.head_dim,
+    }
+    free = ("hidden_size", "num_attention_heads")
+    _keys(file, "decoder.", decoder, (*shapes, *free, "filename", "inputs", "outputs", "session_options"))
     inputs, outputs, options = (_part(file, decoder, key) for key in ("inputs", "outputs", "session_options"))
-    _keys(file, "inputs.", inputs, tuple(INPUTS))
-    _keys(file, "outputs.", outputs, tuple(OUTPUTS))
-    _keys(file, "session_options.", options, SESSION)
-    _same(file, {"type": "decoder", "vocab_size": sizes.vocab_size}, model)
+    for name, part, known in (
+        ("inputs.", inputs, INPUTS), ("outputs.", outputs, OUTPUTS), ("session_options.", options, SESSION),
+        ("search.", search, SEARCH),
+    ):  # fmt: skip
+        _keys(file, name, part, known)
+    _same(file, {"type": "decoder", "vocab_size": checked.vocab_size}, model)
     _same(file, shapes, decoder)
     _same(file, {key: INPUTS[key] for key in INPUTS if key != "position_ids" or key in inputs}, inputs)
     _same(file, OUTPUTS, outputs)
     if options.get("provider_options", []) != []:
-        raise UnsupportedError(f"{file}: provider_options should be empty: only the CPU is used here")
-    for key in ("context_length", *TOKENS):
-        if key in model:
-            _numbers(file, key, model[key])
-    for key, value in search.items():
-        _numbers(file, key, value)
-    _keys(file, "search.", search, SEARCH)
+        raise UnsupportedError(f"{file}: provider_options must be empty: only the CPU is used here")
     if not isinstance(options.get("log_id", ""), str):
-        raise FileFormatError(f"{file}: log_id is {show(options['log_id'])}, which should be text")
-    for key in ("hidden_size", "num_attention_heads"):
-        _numbers(file, key, decoder.get(key, 0))
+        raise FileFormatError(f"{file}: log_id is {show(options['log_id'])}, not text")
+    for part, keys in ((model, ("context_length", *TOKENS)), (search, SEARCH), (decoder, free)):
+        for key in keys:
+            _numbers(file, key, part.get(key, 0))
 
 
-def _keys(file: Path, place: str, part: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _keys(file: Path, place: str, part: Mapping[str, Any], known: Collection[str]) -> None:
     for key in part:
         if key not in known:
             raise UnsupportedError(
@@ -80,7 +80,7 @@ def _keys(file: Path, place: str, part: Mapping[str, Any], known: tuple[str, ...
 def _part(file: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     part = config.get(key, {})
     if not isinstance(part, dict):
-        raise FileFormatError(f"{file}: {key} is {show(part)}, which should be an object")
+        raise FileFormatError(f"{file}: {key} is {show(part)}, not an object")
     return part
 
 
@@ -88,11 +88,11 @@ def _same(file: Path, expected: Mapping[str, object], part: Mapping[str, Any]) -
     for key, value in expected.items():
         found = part.get(key)
         if type(found) is not type(value) or found != value:
-            raise FileFormatError(f"{file}: {key} is {show(found)}, which should be {show(value)}")
+            raise FileFormatError(f"{file}: {key} is {show(found)}, expected {show(value)}")
 
 
 def _numbers(file: Path, key: str, value: object) -> None:
-    """A number or a short list of them: the library takes others apart without looking."""
+    """A number or a short list of them: the library does not check others."""
     found = value if isinstance(value, list) else [value]
     if len(found) > 64 or any(not isinstance(n, (int, float)) or not abs(n) < 2**31 for n in found):
-        raise FileFormatError(f"{file}: {key} is {show(value)}, which should be a number")
+        raise FileFormatError(f"{file}: {key} is {show(value)}, not a number")

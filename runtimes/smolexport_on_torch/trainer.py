@@ -1,17 +1,15 @@
-"""The trainer: runs a checkpoint layer by layer or with gradients; see `smolexport.calibration.trainer.Trainer`.
+"""The trainer, see `smolexport.calibration.trainer.Trainer`.
 
 Importing it raises MissingDependencyError where torch or transformers is not installed.
 """
 
 from __future__ import annotations
 
-from smolexport_on_torch import NAME, missing, version
+from smolexport_on_torch import NAME, importing_libraries, version
 
-try:
+with importing_libraries():
     from smolexport_on_torch._collect import TorchEngine as engine  # noqa: N813
     from smolexport_on_torch._distil import distil
     from smolexport_on_torch._sensitivity import divergence, sensitivity
-except ImportError as _error:
-    raise missing(_error) from _error
 
 __all__ = ["NAME", "distil", "divergence", "engine", "sensitivity", "version"]

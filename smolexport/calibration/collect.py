@@ -42,7 +42,7 @@ from smolexport.files import check_parent, check_space, made_folder
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.identity import file_hash, identity
 from smolexport.model.source_files import refuse_changes
-from smolexport.run.rendering import Answer, Renderer
+from smolexport.run.chat import Answer, Renderer
 from smolexport.tokenizer import TokenizerSpec, TokenKind, open_tokenizer, read_tokenizer
 
 KEPT = 256  # tokens of each prediction

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from smolexport.calibration.npy import read_array
 from smolexport.errors import CalibrationError, UsageError
 from smolexport.files import open_regular
-from smolexport.run.rendering import Answer
+from smolexport.run.chat import Answer
 from smolexport.text import show
 from smolexport.tokenizer import FileTokenizer
 

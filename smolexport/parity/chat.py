@@ -10,7 +10,7 @@ transformers' `apply_chat_template`.  A file's side is what its runtime offers:
 | onnxruntime-genai | the library's | the library's, which has no switches such as enable_thinking |
 | onnxruntime | none: the session's codec, from the folder's files | none: the folder's files in transformers |
 
-Templates run in separate processes, see `smolexport.run.rendering`.
+Templates run in separate processes, see `smolexport.run.chat`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from smolexport.errors import MissingDependencyError, SmolexportError, Tokenizer
 from smolexport.model.checkpoint import read_json
 from smolexport.parity.conversations import TEXTS, conversations
 from smolexport.parity.results import ChatCheck
-from smolexport.run.rendering import Answer, Renderer
+from smolexport.run.chat import Answer, Renderer
 from smolexport.run.session import Runtime, Session, TextCodec
 from smolexport.text import reason
 

@@ -1,8 +1,7 @@
-"""What a runtime adapter offers: the one interface that the generate loop and the parity metrics know.
+"""What a runtime adapter offers: the one interface that the generate loop and the parity metrics use.
 
-Protocols, not base classes: an adapter is a module named `smolexport_on_*`, found by its name, and owes nothing
-to this package.  `smolexport.testing.runtimes.RuntimeTests` checks what types cannot.  The three functions at the
-end are what every adapter has to decide in the same way; an adapter may use them.
+An adapter is a module named `smolexport_on_*`, found by its name.  Its sessions derive from `Session`, which holds what
+all runtimes do alike; `smolexport.testing.runtimes.RuntimeTests` checks what types cannot.
 
 Notation: n = tokens appended in one call, v = vocab_size.
 """
@@ -10,17 +9,18 @@ Notation: n = tokens appended in one call, v = vocab_size.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.errors import ContextOverflowError, SessionError, UsageError
+from smolexport.errors import ContextOverflowError, SessionClosedError, SessionError, SmolexportError, UsageError
+from smolexport.text import failure
 
-WATCHED = 0.1  # seconds
-HALF_A_CORE = 0.5  # what other programs may use and yet leave the cores to us
 DEFAULT_CONTEXT = 4096
 """Most tokens that a session holds unless asked for more: a cache for the full context of a small model is large."""
 
@@ -54,108 +54,138 @@ class TextCodec(Protocol):
         ...
 
 
-class Session(Protocol):
-    """One sequence with its key/value cache.  Use as a context manager or call `close`."""
+class Session(ABC):
+    """One sequence with its key/value cache.  Use as a context manager or call `close`.
 
-    @property
-    def vocab_size(self) -> int:
-        """Width of a row of logits."""
-        ...
+    An adapter sets LIBRARY and implements `_forward`, `_truncate` and `_release`.
 
-    @property
-    def context(self) -> int:
-        """Most tokens that the session holds."""
-        ...
+    Attributes:
+        LIBRARY: name of the library, for messages.
+        vocab_size: width of a row of logits.
+        context: most tokens that the session holds.
+        length: tokens held now.
+    """
 
-    @property
-    def length(self) -> int:
-        """Tokens held now."""
-        ...
+    LIBRARY: ClassVar[str]
 
-    @property
+    def __init__(self, path: Path, vocab_size: int, context: int) -> None:
+        self.vocab_size, self.context, self.length = vocab_size, context, 0
+        self._path, self._closed = path, False
+
+    @cached_property
     def codec(self) -> TextCodec:
-        """The file's own tokenizer."""
-        ...
+        """The model's own tokenizer, read from the folder's tokenizer.json when first used.
+
+        Raises:
+            TokenizerError: the folder has none, or one that is not understood.
+        """
+        from smolexport.tokenizer import open_tokenizer, read_tokenizer
+
+        return open_tokenizer(self._path, read_tokenizer(self._path, self.vocab_size))
 
     def append(self, tokens: Sequence[int] | NDArray[np.integer], *, last_only: bool = False) -> NDArray[np.float32]:
         """Feed `tokens`, return the logits [n, v] after each, or only the last row [1, v].
 
-        The result is the caller's to keep.  Raises ContextOverflowError before anything is computed,
-        SessionClosedError after `close`, SessionError for an empty call or an id outside the vocabulary.
+        The result is the caller's to keep.  Logits that a model computes in bf16 or f16 are widened, not recomputed.
+
+        Raises:
+            SessionClosedError: after `close`.
+            SessionError: no tokens, an id outside the vocabulary, or the library failed; nothing is appended then.
+            ContextOverflowError: before anything is computed.
         """
-        ...
+        self._check_open()
+        ids = token_array(tokens, held=self.length, context=self.context, vocab_size=self.vocab_size)
+        try:
+            logits = self._forward(ids, last_only)
+        except BaseException as error:  # also Ctrl-C between two blocks
+            self._truncate(self.length)
+            if isinstance(error, SmolexportError) or not isinstance(error, Exception):
+                raise
+            raise SessionError(f"{self._path}: {self.LIBRARY} failed: {failure(error)}") from error
+        self.length += len(ids)
+        return logits
 
     def rewind(self, length: int) -> None:
         """Forget all tokens from position `length` on; raises SessionError unless 0 <= length <= self.length."""
-        ...
+        self._check_open()
+        if not 0 <= length <= self.length:
+            raise SessionError(f"rewind: {length} must be between 0 and the {self.length} tokens held")
+        self._truncate(length)
+        self.length = length
 
     def close(self) -> None:
         """Free the memory; further calls but `close` raise SessionClosedError."""
-        ...
+        if not self._closed:
+            self._closed = True
+            self._release()
 
-    def __enter__(self) -> Session: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionClosedError(f"{self._path}: the session is closed; open it again")
 
-class Chat(Protocol):
-    """A file's tokenizer and chat template by the library's own means, without the weights.
+    @abstractmethod
+    def _forward(self, ids: NDArray[np.int32], last_only: bool) -> NDArray[np.float32]:
+        """The logits that `append` returns; may raise anything."""
 
-    Templates are a stranger's programs: whoever calls this does so in a process that can be ended.
-    """
+    @abstractmethod
+    def _truncate(self, length: int) -> None:
+        """Shorten the cache to `length` tokens, also after a `_forward` that was interrupted anywhere."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, special tokens in it recognised, none added."""
-        ...
+    @abstractmethod
+    def _release(self) -> None:
+        """Free the model and the cache."""
 
-    def prompt(self, text: str) -> list[int]:
-        """Ids of `text` as the library's own tools continue it: with the special tokens that they add unasked."""
-        ...
-
-    def render(
+    def _in_blocks(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        switches: Mapping[str, Any],
-    ) -> str:
-        """The prompt for a conversation; `switches` are further variables of the template, e.g. enable_thinking.
+        ids: NDArray[np.int32],
+        last_only: bool,
+        block: int,
+        step: Callable[[NDArray[np.int32], int, NDArray[np.float32]], None],
+    ) -> NDArray[np.float32]:
+        """The logits that `append` returns, computed `block` tokens at a time.
 
-        Raises UnsupportedError for what the library has no way to ask for, anything for what fails.
+        `step(ids, held, rows)` computes `ids` after `held` tokens and writes their last logits into `rows`: of all of
+        them, or with `last_only` of one in the last block and of none in those before.
         """
-        ...
+        n = len(ids)
+        logits = np.empty((1 if last_only else n, self.vocab_size), np.float32)
+        for start in range(0, n, block):
+            part = ids[start : start + block]
+            rows = logits[: start + block >= n] if last_only else logits[start : start + block]
+            step(part, self.length + start, rows)
+        return logits
 
 
 class Runtime(Protocol):
     """A module `smolexport_on_*`.
 
-    One whose library brings a tokenizer or renders chat templates itself may also have `open_chat(path: Path) -> Chat`.
-    One that trains names a module as `TRAINER: str`, see `smolexport.calibration.trainer.Trainer`.
+    One whose library brings a tokenizer or renders chat templates itself may also have `open_chat(path: Path) -> Chat`,
+    see `smolexport.run.chat.Chat`.  One that trains names a module as `TRAINER: str`, see
+    `smolexport.calibration.trainer.Trainer`.
+
+    Attributes:
+        NAME: name that people use, e.g. `llama.cpp`.
+        READS: the format it runs: `checkpoint`, `gguf`, `onnx`, `mlx`.
+        INSTALL_HINT: the line that installs what it requires.
     """
 
-    @property
-    def NAME(self) -> str:  # noqa: N802
-        """Name that people use, e.g. `llama.cpp`."""
-        ...
-
-    @property
-    def READS(self) -> str:  # noqa: N802
-        """The format it runs: `checkpoint`, `gguf`, `onnx`, `mlx`."""
-        ...
+    NAME: str
+    READS: str
+    INSTALL_HINT: str
 
     @property
     def REQUIRES(self) -> Sequence[str]:  # noqa: N802
         """Modules that must be importable before `open`; the adapter itself imports without them."""
         ...
 
-    @property
-    def INSTALL_HINT(self) -> str:  # noqa: N802
-        """The line that installs them."""
-        ...
-
     def version(self) -> str:
-        """Version of the library behind it."""
+        """Versions of the libraries behind it, e.g. `torch 2.13.0, transformers 5.23.0`."""
         ...
 
     def open(self, path: Path, *, threads: int | None = None, context: int | None = None) -> Session:
@@ -163,58 +193,41 @@ class Runtime(Protocol):
         ...
 
 
-def choose_threads(asked: int | None) -> int:
-    """`asked`, or one thread per physical core that this process may use.
+def choose_threads(requested: int | None) -> int:
+    """`requested`, or one thread per physical core that this process may use.
 
     Not one per logical core: the spinning workers of a second hardware thread slow the first one down.
 
     Raises:
-        UsageError: `asked` is below 1.
+        UsageError: `requested` is below 1.
     """
-    if asked is not None:
-        if asked < 1:
-            raise UsageError(f"threads = {asked} should be at least 1")
-        return asked
+    if requested is not None:
+        if requested < 1:
+            raise UsageError(f"threads = {requested} must be at least 1")
+        return requested
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def cores_to_spare(threads: int) -> bool:
-    """Whether `threads` would have cores of their own just now: other programs are watched for a tenth of a second.
-
-    Threads that wait for work busily are faster on cores that are idle, and much slower on cores that are not.
-    """
-    import psutil
-
-    busy = psutil.cpu_percent(WATCHED) / 100
-    return (psutil.cpu_count() or 1) * (1 - busy) > threads - HALF_A_CORE
-
-
-def choose_context(asked: int | None, trained: int) -> int:
-    """`asked`, or the model's own context length `trained`, at most `DEFAULT_CONTEXT`; in tokens.
+def choose_context(requested: int | None, trained: int) -> int:
+    """`requested`, or the model's own context length `trained`, at most `DEFAULT_CONTEXT`; in tokens.
 
     Raises:
-        UsageError: `asked` is below 1 or beyond what the model was made for.
+        UsageError: `requested` is below 1 or above `trained`.
     """
-    if asked is None:
+    if requested is None:
         return min(trained, DEFAULT_CONTEXT)
-    if not 1 <= asked <= trained:
-        raise UsageError(f"context = {asked} should lie between 1 and the model's own {trained} tokens")
-    return asked
+    if not 1 <= requested <= trained:
+        raise UsageError(f"context = {requested} must be between 1 and the model's own {trained} tokens")
+    return requested
 
 
 def token_array(
     tokens: Sequence[int] | NDArray[np.integer], *, held: int, context: int, vocab_size: int
 ) -> NDArray[np.int32]:
-    """`tokens` as int32 [n], checked against the session that shall append them.
-
-    Args:
-        tokens: ids to append, n of them.
-        held: tokens that the session holds already.
-        context: most tokens that it can hold.
-        vocab_size: v; ids lie in 0 … v - 1.
+    """`tokens` as a new int32 array [n], checked against a session that holds `held` tokens.
 
     Raises:
         SessionError: no tokens, not a flat sequence of integers, or an id outside the vocabulary.
@@ -227,7 +240,7 @@ def token_array(
     if ids.size == 0:
         raise SessionError("append: no tokens; give at least one")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise SessionError(f"append: {ids.dtype} of shape {ids.shape} should be a flat sequence of integers")
+        raise SessionError(f"append: expected a flat sequence of integers, found {ids.dtype} of shape {ids.shape}")
     if ids.min() < 0 or ids.max() >= vocab_size:
         where = int(np.argmax((ids < 0) | (ids >= vocab_size)))
         raise SessionError(f"append: token {ids[where]} at position {where} is outside the vocabulary of {vocab_size}")

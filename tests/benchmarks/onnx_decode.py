@@ -58,13 +58,14 @@ def onnxruntime(folder: Path, threads: int, spinning: bool, bound: bool) -> Play
     """Without a shared buffer: outputs are made anew by each step."""
     import onnxruntime as ort
 
-    from smolexport_on_onnxruntime import _folder, _load
+    from smolexport_on_onnxruntime import _session
+    from smolexport_on_onnxruntime.checks import check_folder
 
-    sizes = _folder.config_sizes(folder)
-    inference = _load.load(_folder.choose_graph(folder, None), threads=threads, spinning=spinning)
+    graph = check_folder(folder, None)
+    inference = _session.load(graph.path, threads, spinning)
     names = [value.name for value in inference.get_inputs() if value.name.startswith("past")]
-    types = {value.name: _load.FLOATS[value.type] for value in inference.get_inputs() if value.name in names}
-    empty = {n: np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), types[n]) for n in names}
+    types = {value.name: _session.FLOATS[value.type] for value in inference.get_inputs() if value.name in names}
+    empty = {n: np.zeros((1, graph.kv_heads, 0, graph.head_dim), types[n]) for n in names}
     positions = any(value.name == "position_ids" for value in inference.get_inputs())
     outputs = ["logits", *(name.replace("past_key_values", "present") for name in names)]
     past: dict[str, Any] = {}

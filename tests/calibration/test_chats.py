@@ -16,7 +16,6 @@ from smolexport.calibration.statistics import open_statistics
 from smolexport.calibration.texts import training_windows
 from smolexport.errors import UsageError
 from smolexport.model.checkpoint import open_checkpoint
-from smolexport.run.rendering import renderer
 from smolexport.tokenizer import open_tokenizer, read_tokenizer
 from tests.cli.commands import assert_refused, call, run, tiny_checkpoint
 
@@ -146,7 +145,7 @@ def test_texts_alone_start_no_process(tiny: Path, tmp_path: Path, started: list[
 
 @pytest.mark.parametrize("template", HOSTILE)
 def test_hostile_templates(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "PATIENCE_S", 3.0)
+    monkeypatch.setattr("smolexport.run.chat.PATIENCE_S", 3.0)
     folder = with_template(tiny_checkpoint(tmp_path, num_hidden_layers=1), template)
     path = written(tmp_path / "chats.jsonl", [{"text": "The cat"}, {"messages": talk(1)}])
     start = time.monotonic()

@@ -20,7 +20,7 @@ from smolexport.calibration.statistics import Input, Statistics, file_of, open_s
 from smolexport.calibration.texts import read_source
 from smolexport.errors import CalibrationError, UsageError
 from smolexport.model.checkpoint import Checkpoint, open_checkpoint
-from smolexport.run.rendering import Answer
+from smolexport.run.chat import Answer
 from smolexport.tokenizer import FileTokenizer, open_tokenizer, read_tokenizer
 from tests.calibration.models import ids_file
 from tests.cli.commands import assert_refused, call, tiny_checkpoint

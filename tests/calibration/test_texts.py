@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from smolexport.calibration.texts import TextSource, overlaps, read_source, same_texts, training_windows
 from smolexport.errors import CalibrationError, UsageError
-from smolexport.run.rendering import Answer
+from smolexport.run.chat import Answer
 from smolexport.testing.checkpoints import write_tokenizer
 from smolexport.tokenizer import FileTokenizer, open_tokenizer, read_tokenizer
 

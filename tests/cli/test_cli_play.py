@@ -118,7 +118,7 @@ SETTINGS = [
     ("batch=5.5", "takes a whole number"),
     ("batch=²", "takes a whole number"),
     ("batch=" + "9" * 5000, "takes a whole number"),
-    ("batch=-5", "batch = -5 should be at least 1"),
+    ("batch=-5", "batch = -5 must be at least 1"),
     ("gpu_layers=x", "--set gpu_layers=x: this option of llama.cpp takes a whole number"),
     ("gpu_layers=TRUE", "--set gpu_layers=true: this option of llama.cpp takes a whole number"),
     ("gpu_layers=4294967296", "gpu_layers = 4294967296"),

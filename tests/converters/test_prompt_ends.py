@@ -42,7 +42,7 @@ def outputs(case: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 
 
 def prompt(runtime: str, path: Path) -> list[int]:
-    return plugins.runtime(runtime).open_chat(path).prompt(TEXT)
+    return plugins.runtime(runtime).open_chat(path).encode(TEXT, framed=True)
 
 
 def said(job: Any, *words: str) -> bool:

@@ -15,7 +15,6 @@ from smolexport.errors import TokenizerError
 from smolexport.parity import chat
 from smolexport.parity.candidates import exported
 from smolexport.parity.conversations import TEXTS, conversations
-from smolexport.run.rendering import renderer
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.tokenizers_for_tests import real_folder
 
@@ -127,7 +126,7 @@ def test_a_file_without_a_template(tiny, expected, tmp_path):
 
 @pytest.mark.parametrize("kind", ["gguf", "mlx"])
 def test_a_template_that_never_ends_is_ended(kind, tiny, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(renderer, "PATIENCE_S", 3.0)
+    monkeypatch.setattr("smolexport.run.chat.PATIENCE_S", 3.0)
     folder = with_template(tmp_path / "loop", tiny, LOOP)
     path = export(kind, folder, tmp_path / f"x{plugins.converter(kind).SUFFIX}", quant="bf16").path
     start = time.monotonic()

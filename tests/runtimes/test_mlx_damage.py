@@ -79,7 +79,7 @@ DAMAGES: list[tuple[Callable[[Path], object], type[SmolexportError], str]] = [
     (lambda f: (f / "model.safetensors").write_bytes(b""), FileFormatError, "damaged"),
     (cut_short, FileFormatError, "damaged"),
     (lambda f: rewrite_header(f / "model.safetensors", overflow), FileFormatError, "damaged"),
-    (lambda f: shutil.copy(f / "model.safetensors", f / "model-2.safetensors"), FileFormatError, "stands in"),
+    (lambda f: shutil.copy(f / "model.safetensors", f / "model-2.safetensors"), FileFormatError, "is in model"),
     (lambda f: replace_tensors(f, **{NORM: None}), FileFormatError, NORM),
     (lambda f: replace_tensors(f, stray=np.zeros(4, np.float32)), FileFormatError, "stray"),
     (lambda f: replace_tensors(f, **{NORM: np.zeros(9, np.float32)}), FileFormatError, NORM),

@@ -29,7 +29,7 @@ pytest.importorskip("onnxruntime", reason="the onnxruntime extra is not installe
 onnx = pytest.importorskip("onnx", reason="the onnx package is not installed")
 
 import smolexport_on_onnxruntime as adapter  # noqa: E402
-from smolexport_on_onnxruntime._graph import read_graph  # noqa: E402
+from smolexport_on_onnxruntime.checks import read_graph  # noqa: E402
 
 Damage = Callable[[Path], object]
 
@@ -159,7 +159,7 @@ DAMAGES: list[tuple[Damage, type[SmolexportError], str]] = [
     (lambda f: graph_file(f).write_bytes(b"ORTM" * 64), FileFormatError, "model.onnx: "),
     (cut_short("model.onnx"), FileFormatError, "damaged or not an ONNX"),
     (cut_short("model.onnx_data"), FileFormatError, "end at byte"),
-    (lambda f: (f / "onnx" / "model.onnx_data").unlink(), FileFormatError, "is not there"),
+    (lambda f: (f / "onnx" / "model.onnx_data").unlink(), FileFormatError, "is missing"),
     (location("../config.json"), FileFormatError, "beside the graph, not in '../config.json'"),
     (location("/etc/hostname"), FileFormatError, "beside the graph"),
     (location("onnx/model.onnx_data"), FileFormatError, "beside the graph"),
@@ -180,7 +180,7 @@ DAMAGES: list[tuple[Damage, type[SmolexportError], str]] = [
     (on_tensor(lambda tensor, _: tensor.dims.extend([-1, -1])), FileFormatError, "not what their shape"),
     (in_graph(foreign_operator), FileFormatError, "'Run' of 'evil'"),
     (in_graph(foreign_operator_inside), FileFormatError, "'Run' of 'evil'"),
-    (in_graph(place_inside_an_attribute), FileFormatError, "'hidden' should lie in a file beside"),
+    (in_graph(place_inside_an_attribute), FileFormatError, "'hidden' must be in a file beside"),
     (in_graph(nested_graphs), FileFormatError, "deep"),
     (in_graph(function), FileFormatError, "functions"),
     (in_graph(sparse), FileFormatError, "sparse"),
@@ -224,10 +224,10 @@ def test_a_failing_run_is_a_session_error(folder: Path, capfd: pytest.CaptureFix
     with adapter.open(folder) as session:
         expected = session.append([1, 2])
         session.rewind(0)
-        session._vocab_size += 1  # ONNX Runtime refuses the buffer for the logits
+        session.vocab_size += 1  # ONNX Runtime refuses the buffer for the logits
         with pytest.raises(SessionError, match="ONNX Runtime failed: ") as caught:
             session.append([1, 2])
-        session._vocab_size -= 1
+        session.vocab_size -= 1
         assert session.length == 0
         assert (session.append([1, 2]) == expected).all()
     assert "\n" not in str(caught.value)

@@ -175,12 +175,12 @@ DECODER = ("model", "decoder")
 OPTIONS = (*DECODER, "session_options")
 DAMAGES: list[tuple[Damage, type[SmolexportError], str]] = [
     (lambda f: (f / "genai_config.json").write_text("{"), CheckpointError, "JSON"),
-    (lambda f: (f / "genai_config.json").write_text("{}"), FileFormatError, "model is None, which should be an"),
+    (lambda f: (f / "genai_config.json").write_text("{}"), FileFormatError, "model is None, not an object"),
     (in_config("model", value=[]), FileFormatError, r"model is \[\]"),
     (in_config("engine", value={}), UnsupportedError, "engine is not known here"),
     (in_config("model", "type", value="whisper"), FileFormatError, "type is 'whisper'"),
     (in_config("model", "vision", value={"filename": "v.onnx"}), UnsupportedError, r"model\.vision is not known"),
-    (in_config("model", "vocab_size", value=321), FileFormatError, "vocab_size is 321, which should be 320"),
+    (in_config("model", "vocab_size", value=321), FileFormatError, "vocab_size is 321, expected 320"),
     (in_config("model", "vocab_size", value=320.0), FileFormatError, r"vocab_size is 320\.0"),
     (in_config("model", "eos_token_id", value=["2"]), FileFormatError, "eos_token_id"),
     (in_config("model", "eos_token_id", value=[2] * 1000), FileFormatError, "eos_token_id"),
@@ -201,9 +201,9 @@ DAMAGES: list[tuple[Damage, type[SmolexportError], str]] = [
     (in_config("search", "num_beams", value=4), UnsupportedError, "num_beams is not known"),
     (in_config("search", "top_k", value="many"), FileFormatError, "top_k is 'many'"),
     (in_config("search", "top_p", value=float("nan")), FileFormatError, "top_p is nan"),
-    (lambda f: change_config(f, vocab_size=319), FileFormatError, "vocab_size is 320, which should be 319"),
+    (lambda f: change_config(f, vocab_size=319), FileFormatError, "vocab_size is 320, expected 319"),
     (on_tensor(lambda _, entries: setattr(entries["location"], "value", "/etc/hostname")), FileFormatError, "beside"),
-    (lambda f: (f / "onnx" / "model_q4.onnx_data").unlink(), FileFormatError, "is not there"),
+    (lambda f: (f / "onnx" / "model_q4.onnx_data").unlink(), FileFormatError, "is missing"),
 ]
 
 

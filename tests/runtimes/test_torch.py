@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from smolexport.errors import CheckpointError, TensorError, UsageError
+from smolexport.errors import CheckpointError, SessionError, TensorError, UsageError
 from smolexport.model.arch import architectures, load_spec
 from smolexport.run.generate import generate
 from smolexport.run.session import Runtime
@@ -252,11 +252,14 @@ def test_an_interrupted_append_leaves_the_session_whole(checkpoint: Path) -> Non
         expected = session.append(ids())
         session.rewind(10)
 
-        def interrupt(*_: object) -> None:
-            raise KeyboardInterrupt
+        def fail(*_: object) -> None:
+            raise raised.pop(0)
 
-        hook = session._model.model.layers[2].register_forward_pre_hook(interrupt)
+        raised: list[BaseException] = [KeyboardInterrupt(), RuntimeError("no\nmemory")]
+        hook = session._model.model.layers[2].register_forward_pre_hook(fail)
         with pytest.raises(KeyboardInterrupt):
+            session.append(ids()[10:])
+        with pytest.raises(SessionError, match=r"transformers failed: RuntimeError: no memory$"):
             session.append(ids()[10:])
         hook.remove()
         assert session.length == 10

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from smolexport.run.rendering import Renderer, renderer
+from smolexport.run.chat import Renderer
 from smolexport.testing.checkpoints import write_tokenizer
 from tests.cli.commands import environment
 from tests.tokenizers_for_tests import real_folder
@@ -48,7 +48,7 @@ def with_template(folder: Path, template: str) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "PATIENCE_S", 2.0)
+    monkeypatch.setattr("smolexport.run.chat.PATIENCE_S", 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
 def test_the_clock_runs_where_nobody_waits(tmp_path: Path) -> None:
     """Whoever asked may be killed in the middle of an endless template."""
     code = (
-        "import sys, pathlib\nfrom smolexport.run.rendering import Renderer, renderer\nrenderer.PATIENCE_S = 4.0\n"
-        f"process = Renderer({TORCH!r}, pathlib.Path(sys.argv[1]))\nprint(process._process.pid, flush=True)\n"
+        "import sys, pathlib\nfrom smolexport.run import chat\nchat.PATIENCE_S = 4.0\n"
+        f"process = chat.Renderer({TORCH!r}, pathlib.Path(sys.argv[1]))\nprint(process._process.pid, flush=True)\n"
         f"process.ask({asked()!r})"
     )
     parent = subprocess.Popen(
