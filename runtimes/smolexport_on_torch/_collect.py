@@ -1,15 +1,16 @@
-"""Statistics of what each matrix of a checkpoint reads, gathered one layer at a time, and the model's own text.
+"""Statistics of what each matrix of a checkpoint reads, collected one layer at a time, and the model's own text.
 
-Hidden states of all windows lie in a file [windows, window, h] float32, read and written a few windows at a time: what
-is in memory does not grow with the text, nor with the number of layers.
+Hidden states of all windows are in a file [windows, window, h] float32, processed a few windows at a time: memory grows
+neither with the text nor with the number of layers.
 
-Notation: n = windows, w = tokens of a window, h = hidden_size, c = columns of a matrix, k = tokens kept of a
-distribution.
+Notation: n = windows, w = tokens of a window, b = windows at a time, h = hidden_size, c = columns of a matrix,
+k = tokens kept of a distribution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +21,18 @@ from numpy.typing import NDArray
 from smolexport.calibration.trainer import ActivationStats, input_columns
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.run.session import choose_threads
-from smolexport_on_torch._decoder import (
-    Cache,
-    Weights,
-    check,
-    embed,
-    layer_forward,
-    load_embedding,
-    load_head,
-    load_layer,
-    norm,
-)
+from smolexport_on_torch import _decoder as decoder
+from smolexport_on_torch._load import use_threads
 
 BATCH = 2048  # tokens that go through a layer at a time
-ROWS = 16 << 20  # numbers of logits at a time
-STRIP = 256  # rows of a Hessian that are computed at a time: what lies below the diagonal is left out
+ROWS = 16 << 20  # logits at a time
+STRIP = 256  # rows of a Hessian that are computed at a time: what is below the diagonal is left out
 CACHES = 512 << 20  # bytes of keys and values while text is written
 KEPT = 1 << 30  # bytes of weights up to which all layers stay in memory while text is written
 
 
-class Gathering:
-    """Second moments of one input, as they come in.  `count`: positions that the Hessian will have seen in all."""
+class Moments:
+    """Running second moments of one input of c columns."""
 
     def __init__(self, columns: int) -> None:
         self._hessian = torch.zeros(columns, columns)
@@ -49,7 +41,7 @@ class Gathering:
         self._trace = self._largest = 0.0
 
     def add(self, x: torch.Tensor) -> None:
-        """Take in [b, w, c]; position 0 of each window counts for the mean squares only."""
+        """Add [b, w, c]; position 0 of each window counts for the mean squares only."""
         squares = x.square()
         self._squares += squares.sum((0, 1)).double()
         self._positions += x.shape[0] * x.shape[1]
@@ -58,7 +50,7 @@ class Gathering:
         self._trace += float(tokens.sum())
         self._largest = max(self._largest, float(tokens.max()))
         rows = x[:, 1:].reshape(-1, x.shape[-1])
-        # A running mean in place: numbers keep their size, and no second matrix of this size is ever there.
+        # A running mean in place: numbers keep their size, and there is never a second matrix of this size.
         total = self._counted + len(rows)
         for start in range(0, rows.shape[1], STRIP):
             strip = self._hessian[start : start + STRIP, start:]
@@ -66,50 +58,34 @@ class Gathering:
         self._counted = total
 
     def stats(self) -> ActivationStats:
-        """What was gathered."""
         squares = (self._squares / self._positions).float().numpy()
         return ActivationStats(self._hessian.numpy(), squares, self._largest / self._trace if self._trace else 0.0)
 
 
 class TorchEngine:
-    """Runs the layers of `checkpoint` for `smolexport.calibration.collect`."""
+    """`smolexport.calibration.trainer.Engine` of one checkpoint; arguments as there."""
 
     def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
-        check(checkpoint.spec)
-        self._checkpoint = checkpoint
+        decoder.check(checkpoint.spec)
+        self._checkpoint, self._spec = checkpoint, checkpoint.spec
         self._threads = choose_threads(threads)
 
-    def _start(self) -> None:
-        if torch.get_num_threads() != self._threads:  # torch has one setting per process
-            torch.set_num_threads(self._threads)
-
     def embed(self, windows: NDArray[np.int32], target: Path) -> None:
-        """Write the hidden states before the first layer; raises OSError."""
-        self._start()
-        table = load_embedding(self._checkpoint)
+        use_threads(self._threads)
+        table = decoder.load_embedding(self._checkpoint)
         with torch.inference_mode(), target.open("wb") as file:
             for part in _parts(len(windows), windows.shape[1]):
-                ids = torch.from_numpy(windows[part].astype(np.int64))
-                file.write(embed(table, ids).numpy().data)
+                file.write(F.embedding(torch.from_numpy(windows[part].astype(np.int64)), table).numpy().data)
 
     def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> dict[str, ActivationStats]:
-        """Run the layer `index` over all windows, `shape` [n, w]; by kind, what its matrices read.
-
-        Args:
-            index: of the layer.
-            shape: number of windows, tokens of each.
-            source: hidden states before it.
-            target: gets those after it.
-        """
-        self._start()
-        spec = self._checkpoint.spec
-        gathered = {kind: Gathering(c) for kind, c in input_columns(spec, spec.layers[index]).items()}
-        weights = load_layer(self._checkpoint, index)
+        use_threads(self._threads)
+        moments = {kind: Moments(c) for kind, c in input_columns(self._spec, self._spec.layers[index]).items()}
+        weights = decoder.load_layer(self._checkpoint, index)
         with torch.inference_mode(), target.open("wb") as file:
-            for x in _hidden(source, (*shape, spec.hidden_size)):
-                out = layer_forward(x, weights, spec, index, tap=lambda kind, y: gathered[kind].add(y))
+            for x in _hidden(source, (*shape, self._spec.hidden_size)):
+                out = decoder.layer_forward(x, weights, self._spec, index, tap=lambda kind, y: moments[kind].add(y))
                 file.write(out.contiguous().numpy().data)
-        return {kind: found.stats() for kind, found in gathered.items()}
+        return {kind: found.stats() for kind, found in moments.items()}
 
     def finish(
         self,
@@ -118,25 +94,16 @@ class TorchEngine:
         k: int,
         write: Callable[[NDArray[np.int32], NDArray[np.float32]], None],
     ) -> ActivationStats:
-        """What the head reads; `write` is given ids and log-probabilities [w, k] of the k likeliest, window by window.
-
-        Args:
-            shape: number of windows, tokens of each.
-            source: hidden states after the last layer.
-            k: how many.
-            write: called once for each window, in their order.
-        """
-        self._start()
-        spec = self._checkpoint.spec
-        gathered = Gathering(spec.hidden_size)
-        weight, head = load_head(self._checkpoint)
+        use_threads(self._threads)
+        moments = Moments(self._spec.hidden_size)
+        weight, head = decoder.load_head(self._checkpoint)
         with torch.inference_mode():
-            for x in _hidden(source, (*shape, spec.hidden_size)):
-                y = norm(x, weight, spec.norm_eps)
-                gathered.add(y)
+            for x in _hidden(source, (*shape, self._spec.hidden_size)):
+                y = decoder.norm(x, weight, self._spec.norm_eps)
+                moments.add(y)
                 for window in y:
                     write(*_likeliest(window, head, k))
-        return gathered.stats()
+        return moments.stats()
 
     def sample(
         self,
@@ -147,20 +114,10 @@ class TorchEngine:
         seed: int,
         progress: Callable[[int], None],
     ) -> NDArray[np.int32]:
-        """[count, window] tokens that the model writes itself, at temperature 1, each window from a random first one.
-
-        Args:
-            count: how many windows.
-            window: tokens of each.
-            first: the tokens that may be first.
-            bos: stands before the first; None: nothing does.
-            seed: of the random numbers.
-            progress: called with the number of tokens written.
-        """
-        self._start()
+        use_threads(self._threads)
         random = torch.Generator().manual_seed(seed)
-        spec = self._checkpoint.spec
-        per_window = sum(8 * layer.mixer.num_key_value_heads * layer.mixer.head_dim * window for layer in spec.layers)
+        mixers = [layer.mixer for layer in self._spec.layers]
+        per_window = sum(8 * mixer.num_key_value_heads * mixer.head_dim * window for mixer in mixers)
         batch = max(1, min(count, CACHES // per_window))
         written = []
         writer = _Writer(self._checkpoint)
@@ -174,39 +131,34 @@ class TorchEngine:
 
 
 class _Writer:
-    """The model with caches: all layers in memory where they are small, else read again for each token."""
+    """The model with caches: all layers in memory if they are small, else read again for each token."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._table = load_embedding(checkpoint)
-        self._norm, head = load_head(checkpoint)
+        self._checkpoint, self._spec = checkpoint, checkpoint.spec
+        self._table = decoder.load_embedding(checkpoint)
+        self._norm, head = decoder.load_head(checkpoint)
         self._head = self._table if checkpoint.spec.tied else head
-        count = len(checkpoint.spec.layers)
         small = 4 * sum(t.size for t in checkpoint.stored if t.layer is not None) <= KEPT
-        self._layers = [load_layer(checkpoint, i) for i in range(count)] if small else None
+        self._layers = list(self._read()) if small else None
 
-    def _each(self) -> Iterator[Weights]:
-        if self._layers is not None:
-            yield from self._layers
-            return
-        for index in range(len(self._checkpoint.spec.layers)):
-            yield load_layer(self._checkpoint, index)
+    def _read(self) -> Iterator[decoder.Weights]:
+        return (decoder.load_layer(self._checkpoint, index) for index in range(len(self._spec.layers)))
 
     def write(
         self, prompt: torch.Tensor, window: int, random: torch.Generator, progress: Callable[[int], None]
     ) -> NDArray[np.int32]:
         """[b, window] tokens that begin with `prompt` [b, n]."""
-        spec, b = self._checkpoint.spec, len(prompt)
-        caches = [Cache.of(layer.mixer, b, window) for layer in spec.layers]
+        spec, b = self._spec, len(prompt)
+        caches = [decoder.Cache(layer.mixer, b, window) for layer in spec.layers]
         ids = torch.zeros(b, window, dtype=torch.int64)
         ids[:, : prompt.shape[1]] = prompt
         progress(prompt.numel())
         done, fed = prompt.shape[1], 0
         while done < window:
-            x = embed(self._table, ids[:, fed:done])
-            for index, weights in enumerate(self._each()):
-                x = layer_forward(x, weights, spec, index, cache=caches[index])
-            logits = F.linear(norm(x[:, -1], self._norm, spec.norm_eps), self._head)
+            x = F.embedding(ids[:, fed:done], self._table)
+            for index, weights in enumerate(self._layers or self._read()):
+                x = decoder.layer_forward(x, weights, spec, index, cache=caches[index])
+            logits = F.linear(decoder.norm(x[:, -1], self._norm, spec.norm_eps), self._head)
             ids[:, done] = torch.multinomial(torch.softmax(logits, -1), 1, generator=random)[:, 0]
             fed, done = done, done + 1
             progress(b)
@@ -215,7 +167,7 @@ class _Writer:
 
 
 def _likeliest(x: torch.Tensor, head: torch.Tensor, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ids and log-probabilities [w, k], the likeliest first, of normalised hidden states [w, h]."""
+    """Ids and log-probabilities [w, k], the likeliest first, of normalized hidden states [w, h]."""
     ids, found = [], []
     for rows in x.split(max(1, ROWS // len(head))):
         logits = F.linear(rows, head)
@@ -230,20 +182,15 @@ def _likeliest(x: torch.Tensor, head: torch.Tensor, k: int) -> tuple[NDArray[np.
 def _parts(count: int, window: int) -> Iterator[slice]:
     """Slices of a few windows each."""
     step = max(1, BATCH // window)
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _hidden(path: Path, shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
-    """Hidden states [b, w, h] from a file, a few windows at a time; raises OSError where it ends too soon."""
-    with path.open("rb", buffering=0) as file:
+    """Hidden states [b, w, h] from a file, a few windows at a time; raises OSError if it ends too soon."""
+    with path.open("rb") as file:
         for part in _parts(shape[0], shape[1]):
-            x = np.empty((part.stop - part.start, *shape[1:]), np.float32)
-            view = memoryview(x.reshape(-1).view(np.uint8).data)
-            filled = 0
-            while filled < len(view):
-                count = file.readinto(view[filled:])
-                if not count:
-                    raise OSError(0, "ends inside the hidden states", str(path))
-                filled += count
-            yield torch.from_numpy(x)
+            size = (part.stop - part.start, *shape[1:])
+            x = np.fromfile(file, np.float32, prod(size))
+            if x.size < prod(size):
+                raise OSError(0, "ends inside the hidden states", str(path))
+            yield torch.from_numpy(x.reshape(size))

@@ -1,7 +1,7 @@
-"""A decoder's forward pass from its `ModelSpec`, one layer at a time, in float32: nothing but functions of torch.
+"""A decoder's forward pass from its `ModelSpec`, one layer at a time, in float32, with functions of torch only.
 
-The weights of one layer, or of the embedding or the head, are in memory at a time; whoever calls decides how long.
-Each layer tells what its matrices read: four vectors per position, see `Tap`.
+Only the weights of one layer, of the embedding or of the head are in memory at a time; the caller decides how long.
+Each layer passes what its matrices read to a `Tap`: four vectors per position.
 
 Notation: b = sequences, n = positions of one call, p = positions held in a cache, h = hidden_size, d = head_dim,
 q = query heads, k = key and value heads, v = vocab_size.
@@ -10,7 +10,6 @@ q = query heads, k = key and value heads, v = vocab_size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -28,38 +27,28 @@ Weights = Mapping[tuple[Role, str], torch.Tensor]  # by role and part, float32
 # Called with `attn` (q, k and v read it), `o`, `mlp` (gate and up do) or `down`, and what is read: [b, n, columns].
 Tap = Callable[[str, torch.Tensor], None]
 BLOCK = 8 << 20  # bytes read at a time
-
-
 COMPUTED: Mapping[str, tuple[object, ...]] = {"mlp.activation": ("silu",)}
 
 
 def check(spec: ModelSpec) -> None:
-    """Refuse what the forward pass below does not compute; raises UnsupportedError."""
+    """Raise UnsupportedError for what the forward pass below does not compute."""
     for reason in departures(spec, COMPUTED):
         raise UnsupportedError(f"the layer-by-layer forward pass {reason}")
 
 
-@dataclass
 class Cache:
     """Keys (rotated) and values of one layer, [b, k, capacity, d] each, of which `length` positions are held."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    length: int = 0
-
-    @classmethod
-    def of(cls, a: Attention, b: int, capacity: int) -> Cache:
-        """An empty cache of `b` sequences."""
+    def __init__(self, a: Attention, b: int, capacity: int) -> None:
         shape = (b, a.num_key_value_heads, capacity, a.head_dim)
-        return cls(torch.zeros(shape), torch.zeros(shape))
+        self._keys, self._values, self.length = torch.zeros(shape), torch.zeros(shape), 0
 
     def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hold `keys` and `values` of the next positions too; returns all that are held."""
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        """Append `keys` and `values` of the next positions; returns all that are held."""
+        start, self.length = self.length, self.length + keys.shape[2]
+        self._keys[:, :, start : self.length] = keys
+        self._values[:, :, start : self.length] = values
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
 
 def _load(place: StoredTensor) -> torch.Tensor:
@@ -92,11 +81,6 @@ def load_head(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
     return _load(found[Role.FINAL_NORM]), _load(found[role])
 
 
-def embed(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states [b, n, h] of `ids` [b, n]."""
-    return F.embedding(ids, table)
-
-
 def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMS normalization over the last axis."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
@@ -114,7 +98,7 @@ def _rotate(x: torch.Tensor, rope: Rope, start: int) -> torch.Tensor:
 
 
 def _mask(window: int | None, n: int, held: int) -> torch.Tensor | None:
-    """Which of `held` positions each of the last `n` sees, [n, held]; None where plain causality says it all."""
+    """Which of `held` positions each of the last `n` sees, [n, held]; None where plain causality suffices."""
     if n in (1, held) and (window is None or held <= window):
         return None
     queries = torch.arange(held - n, held)[:, None]
@@ -139,7 +123,7 @@ def _attention(x: torch.Tensor, weights: Weights, a: Attention, eps: float, cach
         keys, values = cache.extend(keys, values)
     groups = a.num_attention_heads // a.num_key_value_heads
     mask = _mask(a.window, n, keys.shape[2])
-    if n == 1 and mask is None:  # heads that share keys are as good as positions that see them all: no copies
+    if n == 1 and mask is None:  # heads that share keys are like positions that see all of them: no copies
         out = F.scaled_dot_product_attention(queries.view(b, -1, groups, a.head_dim), keys, values)
         return out.reshape(b, 1, -1)
     if groups > 1:
@@ -157,15 +141,9 @@ def layer_forward(
     tap: Tap | None = None,
     cache: Cache | None = None,
 ) -> torch.Tensor:
-    """Hidden states [b, n, h] after the layer `index`, of those before it.
+    """Hidden states [b, n, h] after the layer `index`, from those before it, `x`.
 
-    Args:
-        x: [b, n, h] float32; n positions from 0 on, or after those in `cache`.
-        weights: what `load_layer` returned.
-        spec: the model.
-        index: of the layer.
-        tap: is given what each matrix reads.
-        cache: keys and values so far; these positions are added.
+    The n positions begin at 0, or follow those in `cache`, to which they are added.
     """
 
     def linear(role: Role, y: torch.Tensor) -> torch.Tensor:

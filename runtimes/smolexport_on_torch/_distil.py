@@ -1,16 +1,23 @@
 """Scale distillation: the factors of a quantized model trained until it predicts what the original does.
 
-The teacher is not here: what it predicted was kept.  The student is transformers' own model in float32, in which every
-trained matrix is made of frozen codes and its factors.  What is judged, and handed back, are always rounded factors.
+The teacher's predictions are given.  The student is transformers' own model in float32, in which every trained matrix
+is made of frozen codes and its factors.  What is validated and returned are always rounded factors.
 
-Notation: w = tokens of a window, k = tokens of a prediction that are kept.
+The loss is the divergence over k + 1 classes: the k tokens that the teacher keeps, and one for all others.  With z the
+student's logits, q their softmax, p the teacher's probabilities, Q and P the two tails:
+
+    loss = sum p log(p / q) + P log(P / Q),      d loss / d z = q - p for the k,  q (1 - P / Q) for the others
+
+so a piece of positions needs one buffer of logits, which become probabilities and then the gradient in place, and the
+backward pass of the whole is only a product.
+
+Notation: t = positions, w = tokens of a window, c = hidden size, v = vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +42,10 @@ from smolexport.errors import TensorError, UsageError
 from smolexport.run.session import choose_threads
 from smolexport.text import show
 from smolexport_on_torch._factors import Scaled, ScaledEmbedding, ScaledLinear
-from smolexport_on_torch._head import divergence
-from smolexport_on_torch._load import load_model
+from smolexport_on_torch._load import limited_threads, load_model
 
 WEIGHT = ".weight"
+PIECE = 1 << 22  # logits held at a time: 16 MB
 
 
 def distil(
@@ -61,40 +68,40 @@ def distil(
         return Training(student, windows, teacher, settings, rounded, progress).run()
 
 
-def _device(asked: str) -> torch.device:
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise UsageError("distillation: device = cuda, and torch finds none; take auto or cpu")
-    return torch.device("cuda" if there and asked != "cpu" else "cpu")
+def divergence(
+    folder: Path,
+    weights: Iterable[tuple[str, NDArray[np.float32]]],
+    windows: NDArray[np.int32],
+    teacher: Teacher,
+    threads: int | None = None,
+) -> float:
+    """As `smolexport.calibration.trainer.Trainer.divergence`."""
+    student = Student(folder, weights, {}, torch.device("cpu"))
+    total = 0.0
+    with limited_threads(choose_threads(threads)), torch.no_grad():
+        for number in range(len(windows)):
+            total += float(student.divergence(windows, teacher, np.array([number])))
+    return total / windows.size
+
+
+def _device(requested: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if requested == "cuda" and not available:
+        raise UsageError("distillation: device = cuda, and torch finds none; use auto or cpu")
+    return torch.device("cuda" if available and requested != "cpu" else "cpu")
 
 
 def _check_teacher(windows: NDArray[np.int32], teacher: Teacher) -> None:
     shapes = tuple(teacher.ids.shape), tuple(teacher.log_probs.shape)
     if windows.ndim != 2 or shapes[0][:2] != windows.shape or shapes[0] != shapes[1] or len(shapes[0]) != 3:
         raise UsageError(
-            f"distillation: windows {list(windows.shape)} and teacher {list(shapes[0])}, {list(shapes[1])}"
-            " should be [n, w] and twice [n, w, k]"
+            "distillation: expected windows [n, w] and a teacher of twice [n, w, k], found"
+            f" {list(windows.shape)} and {list(shapes[0])}, {list(shapes[1])}"
         )
 
 
-@contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Torch has one setting per process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class Student:
-    """The quantized model.
-
-    Attributes:
-        scaled: the trained matrices by source name.
-        device: where it computes.
-    """
+    """The quantized model; `scaled` are the trained matrices by source name."""
 
     def __init__(
         self,
@@ -105,7 +112,7 @@ class Student:
     ) -> None:
         self.device = device
         self.scaled = {name: Scaled(blocks) for name, blocks in trained.items()}
-        # The loader is shown matrices of the right shape that take no memory.
+        # The loader gets matrices of the right shape that take no memory.
         nothing = torch.zeros(1)
         places = {name: nothing.expand(scaled.codes.shape) for name, scaled in self.scaled.items()}
         self._model: Any = load_model(folder, "f32", _once(frozen, places))
@@ -118,23 +125,17 @@ class Student:
         self._recomputing = False
 
     def _find_head(self) -> Callable[[], torch.Tensor]:
-        """What gives the matrix of the head, which a tied model shares with its embedding."""
+        """Returns the matrix of the head, which a tied model shares with its embedding."""
         head = self._model.get_output_embeddings()
-        mine = (name for name in self.scaled if _module(self._model, name).weight is head.weight)
-        name = next(mine, None)
+        name = next((name for name in self.scaled if _module(self._model, name).weight is head.weight), None)
         return (lambda: head.weight) if name is None else self.scaled[name].matrix
 
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The logarithms that are trained."""
-        return [p for scaled in self.scaled.values() for p in scaled.parameters()]
-
     def divergence(self, windows: NDArray[np.int32], teacher: Teacher, chosen: NDArray[np.int64]) -> torch.Tensor:
-        """Of the windows `chosen`, summed over all positions."""
+        """Of the windows `chosen` from the teacher, summed over all positions."""
         ids, log_probs = (np.asarray(x[chosen]) for x in (teacher.ids, teacher.log_probs))
         k = ids.shape[-1]
         hidden = self._model.base_model(input_ids=self._put(windows[chosen], np.int64), use_cache=False)[0]
-        return divergence(
+        return head_divergence(
             hidden.flatten(0, 1),
             self._head(),
             self._put(ids, np.int64).view(-1, k),
@@ -145,7 +146,7 @@ class Student:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype)).to(self.device)
 
     def part(self, window: int, memory: int) -> int:
-        """Windows to compute at a time; where even one takes more than `memory`, layers are computed twice."""
+        """Windows to compute at a time; if even one takes more than `memory`, layers are computed twice."""
         config = self._model.config.get_text_config()
         # Floats that a layer keeps for its backward, per token: counted in transformers' Llama, rounded up.
         layer = 16 * config.hidden_size + 5 * config.intermediate_size
@@ -168,15 +169,13 @@ def _once(frozen: Iterable[tuple[str, Any]], places: Mapping[str, Any]) -> Itera
 
 
 def _module(model: Any, name: str) -> Any:
-    """The module that the matrix `name` is the weight of."""
+    """The module whose weight the matrix `name` is."""
     try:
         module = model.get_submodule(name.removesuffix(WEIGHT))
     except AttributeError:
         module = None
     if not name.endswith(WEIGHT) or not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-        raise TensorError(
-            f"distillation: {show(name)} is not a matrix of this model's: only the weights of those are trained"
-        )
+        raise TensorError(f"distillation: {show(name)} is not a matrix of this model; only matrices can be trained")
     return module
 
 
@@ -209,11 +208,12 @@ class Training:
         self._tokens = 0
 
     def run(self) -> Distilled:
-        """Train, judge, and keep the best."""
+        """Train, validate, and keep the best."""
         best = {name: scaled.trained() for name, scaled in self._student.scaled.items()}
         before = after = self._validate(best)
         found, ended = 0, "steps"
-        optimizer = torch.optim.Adam(self._student.parameters, lr=self._settings.rate)
+        parameters = [p for scaled in self._student.scaled.values() for p in scaled.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self._settings.rate)
         for number in range(1, self._settings.steps + 1):
             loss = self._update(optimizer, number)
             sound, kld = math.isfinite(loss), None
@@ -272,7 +272,7 @@ class Training:
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Windows in a new order each time that all have been taken; a batch may reach over two rounds."""
+    """Windows in a new order each time all have been used; a batch may span two rounds."""
     random = np.random.default_rng(seed)
     order = random.permutation(count)
     while True:
@@ -280,3 +280,75 @@ def _batches(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
             order = np.concatenate([order, random.permutation(count)])
         yield np.sort(order[:size])
         order = order[size:]
+
+
+def head_divergence(
+    hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, log_probs: torch.Tensor, piece: int = PIECE
+) -> torch.Tensor:
+    """Sum over positions of KL(teacher || student), nats; at most `piece` logits, or one position, are held at a time.
+
+    Args:
+        hidden: [t, c], input of the head.
+        head: [v, c].
+        ids: [t, k] int64, distinct in a row.
+        log_probs: [t, k] float32.
+    """
+    out: torch.Tensor = Divergence.apply(hidden, head, ids, log_probs, max(1, piece // head.shape[0]))
+    return out
+
+
+class Divergence(torch.autograd.Function):
+    """`head_divergence` with both gradients computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, log_probs: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        needed = ctx.needs_input_grad[:2]
+        of_hidden = torch.empty_like(hidden) if needed[0] else None
+        of_head = torch.zeros_like(head) if needed[1] else None
+        total = hidden.new_zeros((), dtype=torch.float64)
+        buffer = hidden.new_empty(min(step, len(hidden)), len(head))
+        for start in range(0, len(hidden), step):
+            piece = slice(start, start + step)
+            logits = buffer[: len(hidden[piece])]
+            torch.mm(hidden[piece], head.T, out=logits)
+            total += _to_gradient(logits, ids[piece], log_probs[piece], any(needed))
+            if of_hidden is not None:
+                torch.mm(logits, head, out=of_hidden[piece])
+            if of_head is not None:
+                of_head.addmm_(logits.T, hidden[piece])
+        ctx.save_for_backward(of_hidden, of_head)
+        return total.to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return *(None if x is None else x * gradient for x in ctx.saved_tensors), None, None, None
+
+
+def _to_gradient(logits: torch.Tensor, ids: torch.Tensor, log_probs: torch.Tensor, needed: bool) -> torch.Tensor:
+    """The loss of one piece; if `needed`, `logits` become its gradient.
+
+    The tail is summed itself: 1 minus the rest has no digits left where the tail is small.
+    """
+    p = log_probs.exp()
+    whole = p.sum(1, keepdim=True)
+    all_kept = ids.shape[1] == logits.shape[1]
+    excess = whole if all_kept else whole.clamp_min(1)  # rounded log-probabilities need not sum to 1
+    p = p / excess
+    log_p = log_probs - excess.log()
+    tail_p = torch.zeros_like(whole) if all_kept else (1 - whole).clamp_min(0)
+    top = logits.gather(1, ids)
+    peak = logits.amax(1, keepdim=True)
+    logits.scatter_(1, ids, float("-inf")).sub_(peak).exp_()
+    tail = logits.sum(1, keepdim=True)
+    top = top - peak
+    norm = (tail + top.exp().sum(1, keepdim=True)).log()
+    log_q = top - norm
+    tiny = torch.finfo(logits.dtype).tiny
+    tail_log_q = tail.clamp_min(tiny).log() - norm
+    loss = (p * (log_p - log_q)).sum() + (torch.xlogy(tail_p, tail_p) - tail_p * tail_log_q).sum()
+    if needed:
+        tail_q = tail_log_q.exp()
+        logits.mul_((tail_q - tail_p) / tail.clamp_min(tiny)).scatter_(1, ids, log_q.exp() - p)
+    return loss.double()

@@ -1,4 +1,4 @@
-"""Matrices whose codes are frozen and whose factors are trained, made of them anew whenever they are needed.
+"""Matrices with frozen codes and trained factors, computed from them whenever they are needed.
 
 Only the codes stay in memory, in the smallest type that holds them exactly; neither a matrix nor its gradient outlives
 the product that needs it.
@@ -22,12 +22,9 @@ Factors = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class Codes(torch.nn.Module):
-    """The frozen a and b of one matrix.
+    """The frozen a and b of one matrix of `shape` [n, c].
 
     b is mostly one number per block or per part of a block, so it is kept once for each run of equal numbers.
-
-    Attributes:
-        shape: of the matrix, [n, c].
     """
 
     def __init__(self, blocks: AffineBlocks) -> None:
@@ -47,7 +44,7 @@ class Codes(torch.nn.Module):
         return out.view(rows, groups * block)[:, : self.shape[1]]
 
     def gradients(self, matrix: torch.Tensor) -> Factors:
-        """Those of d and m from that of the matrix."""
+        """The gradients of d and m from that of the matrix."""
         rows, groups, block = self.a.shape
         cut = F.pad(matrix, (0, groups * block - self.shape[1])).view(rows, groups, block)
         d = torch.mul(cut, self.a).sum(-1)
@@ -66,7 +63,7 @@ class Codes(torch.nn.Module):
 
 
 def _whole_blocks(values: NDArray[np.float32], groups: int, block: int) -> NDArray[np.float32]:
-    """[n, g, block], a short last block filled up with its last column."""
+    """[n, g, block], a short last block is padded with its last column."""
     missing = groups * block - values.shape[1]
     return np.pad(values, ((0, 0), (0, missing)), "edge").reshape(len(values), groups, block)
 
@@ -82,7 +79,7 @@ def _runs(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _compact(values: NDArray[np.float32]) -> torch.Tensor:
-    """A copy in the smallest type that holds the same numbers."""
+    """A copy in the smallest type that holds the values exactly."""
     for dtype in TYPES:
         with np.errstate(all="ignore"):
             small = values.astype(dtype)
@@ -106,13 +103,11 @@ class Matrix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, d: torch.Tensor, m: torch.Tensor | None, codes: Codes) -> torch.Tensor:
-        """[n, c] from d and m [n, g]."""
         ctx.codes = codes
         return codes.matrix(d, m)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        """Of d and m."""
         return *ctx.codes.gradients(gradient), None
 
 
@@ -121,14 +116,12 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, d: torch.Tensor, m: torch.Tensor | None, codes: Codes) -> torch.Tensor:
-        """[..., n] from x [..., c], d and m [n, g]."""
         ctx.save_for_backward(x, d, m)
         ctx.codes = codes
         return F.linear(x, codes.matrix(d, m))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        """Of x, d and m."""
         x, d, m = ctx.saved_tensors
         above = gradient.flatten(0, -2)
         of_x = None
@@ -143,12 +136,10 @@ class Scaled(torch.nn.Module):
     """Frozen codes and trained factors, in steps that are relative to the weights.
 
     d = start * exp(d_log).  A minimum is trained apart from what d alone does to the block's mean, or the two would
-    pull against each other: m = start + (d - start of d) * share + reach * m_move, where `share` is how much of a is
-    along b, and `reach` the size of what is left of the weights then, in units of b.
+    oppose each other: m = start + (d - start of d) * share + reach * m_move, where `share` is how much of a is along b,
+    and `reach` the size of the remaining weights, in units of b.  d_log and m_move are trained, from 0 on.
 
-    Attributes:
-        d_log, m_move: trained, 0 at the start.
-        held: factors that take the place of the trained ones, e.g. rounded; None while training.
+    `held`: factors that replace the trained ones, e.g. rounded; None while training.
     """
 
     def __init__(self, blocks: AffineBlocks) -> None:
@@ -166,7 +157,6 @@ class Scaled(torch.nn.Module):
         self.held: Factors | None = None
 
     def factors(self) -> Factors:
-        """d and m as they are now."""
         if self.held is not None:
             return self.held
         d = self.d * self.d_log.exp()
@@ -175,12 +165,10 @@ class Scaled(torch.nn.Module):
         return d, self.m + (d - self.d) * self.share + self.reach * self.m_move
 
     def matrix(self) -> torch.Tensor:
-        """[n, c]."""
         made: torch.Tensor = Matrix.apply(*self.factors(), self.codes)
         return made
 
     def trained(self) -> Trained:
-        """The factors as NumPy arrays."""
         d, m = self.factors()
         return Trained(d.detach().cpu().numpy(), None if m is None else m.detach().cpu().numpy())
 
@@ -195,26 +183,23 @@ class Scaled(torch.nn.Module):
 
 
 class ScaledLinear(torch.nn.Module):
-    """Takes the place of a Linear."""
+    """Replaces a Linear."""
 
     def __init__(self, scaled: Scaled, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.scaled = scaled
-        self.bias = bias
+        self.scaled, self.bias = scaled, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., n] from [..., c]."""
         out: torch.Tensor = Product.apply(x, *self.scaled.factors(), self.scaled.codes)
         return out if self.bias is None else out + self.bias
 
 
 class ScaledEmbedding(torch.nn.Module):
-    """Takes the place of an Embedding."""
+    """Replaces an Embedding."""
 
     def __init__(self, scaled: Scaled) -> None:
         super().__init__()
         self.scaled = scaled
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """[..., c] from ids [...]."""
         return self.scaled.codes.rows(ids.flatten(), *self.scaled.factors()).view(*ids.shape, -1)

@@ -28,22 +28,13 @@ ATTENTION = "sdpa"
 
 
 def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[Any] | torch.Tensor]] | None) -> Any:
-    """The model in evaluation mode.
+    """The model in evaluation mode, with exactly the tensors that its config requires.
 
     The dtype goes through the loader and never through `.to(...)`: that would round the rotary frequencies, which
-    the loader keeps in float32.
-
-    Args:
-        folder: holds config.json, and safetensors unless `weights` are given.
-        dtype: `bf16` or `f32`.
-        weights: (source name, array) pairs instead of the files; a torch tensor is taken as it is, without a copy.
-
-    Raises:
-        UsageError: another dtype.
-        CheckpointError: whatever keeps transformers from loading exactly the tensors that the config asks for.
+    the loader keeps in float32.  `weights` replace the files; a torch tensor among them is used without a copy.
     """
     if dtype not in DTYPES:
-        raise UsageError(f"dtype = {dtype!r} should be one of: {', '.join(DTYPES)}")
+        raise UsageError(f"dtype = {dtype!r} must be one of: {', '.join(DTYPES)}")
     refuse_links(folder)
     stored = read_json(folder / "config.json", "give the folder of a checkpoint")
     options: dict[str, Any] = {
@@ -61,7 +52,8 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = _settled(config, stored, names)
             place = folder if state is None else None
-            model, info = _class_of(config).from_pretrained(place, config=config, state_dict=state, **options)
+            kind = AutoModelForCausalLM._model_mapping[type(config)]  # AutoModelForCausalLM itself insists on a folder
+            model, info = kind.from_pretrained(place, config=config, state_dict=state, **options)
         except Exception as error:  # transformers raises whatever its parts raise
             raise CheckpointError(
                 f"{folder}: transformers cannot load this checkpoint: {type(error).__name__}: {first_line(error)}"
@@ -70,13 +62,8 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
     return model.eval()
 
 
-def _class_of(config: Any) -> Any:
-    """The concrete model class: AutoModelForCausalLM itself insists on a folder."""
-    return AutoModelForCausalLM._model_mapping[type(config)]
-
-
 def _names(folder: Path, stored: Mapping[str, Any]) -> Collection[str]:
-    """Names of the tensors in the files of `folder`; raises TensorError where they are quantized."""
+    """Names of the tensors in the files of `folder`; raises TensorError if they are quantized."""
     method = claimed_quantization(stored)
     return {tensor.name for path in weight_files(folder)[0] for tensor in stored_tensors(path, method)}
 
@@ -84,8 +71,8 @@ def _names(folder: Path, stored: Mapping[str, Any]) -> Collection[str]:
 def _settled(config: Any, stored: Mapping[str, Any], names: Collection[str]) -> Any:
     """`config`, which was read from `stored`, for plain tensors of these `names`.
 
-    A claim of quantization would make transformers quantize them.  A head that is neither stored nor tied would be
-    filled with random numbers: where config.json does not forbid it, the embedding is the head.
+    Where config.json claims quantization, transformers would quantize them.  A head that is neither stored nor tied
+    would be filled with random numbers: unless config.json forbids it, the embedding is the head.
     """
     config.__dict__.pop("quantization_config", None)
     if stored.get("tie_word_embeddings") is None and f"{NAMES[Role.HEAD]}.weight" not in names:
@@ -94,11 +81,11 @@ def _settled(config: Any, stored: Mapping[str, Any], names: Collection[str]) -> 
 
 
 def _check_loading(folder: Path, info: dict[str, Any]) -> None:
-    """transformers fills gaps with random numbers and drops what it does not know; here both are errors."""
+    """transformers fills gaps with random numbers and drops unknown tensors; here both are errors."""
     for key, what in (
         ("missing_keys", "is missing"),
         ("unexpected_keys", "is not part of this architecture"),
-        ("mismatched_keys", "has another shape than the config says"),
+        ("mismatched_keys", "does not have the shape that the config requires"),
     ):
         found = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(key) or ())
         if found:
@@ -122,7 +109,7 @@ def _tensor(name: str, array: NDArray[Any] | torch.Tensor, dtype: torch.dtype) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no loading report: what they would say is an error here."""
+    """No progress bars and no loading report: what they would report is an error here."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -132,3 +119,20 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def use_threads(count: int) -> None:
+    """Compute with `count` threads from now on: torch has one setting per process."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Compute with `count` threads inside, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    use_threads(count)
+    try:
+        yield
+    finally:
+        use_threads(before)

@@ -1,16 +1,13 @@
-"""How much the predictions feel a small error in what each matrix puts out, and how far they are from the original's.
+"""How sensitive the predictions are to a small error in the outputs of each matrix.
 
 To second order, an error e in the outputs of a matrix costs a divergence of 1/2 e F e, F the mean of g g^T over
-tokens, g the gradient of log p(y | context) by these outputs, y drawn from the model's own prediction.  Errors of
-different rows of a rounded matrix have nothing to do with each other, so the diagonal of F is enough: a number for
-each row.
-
-Notation: n = windows, w = tokens of a window, c = outputs of a matrix, v = vocabulary.
+tokens, g the gradient of log p(y | context) with respect to these outputs, y drawn from the model's own prediction.
+Rounding errors of different rows are independent, so the diagonal of F suffices: a number for each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smolexport.calibration.trainer import Teacher
 from smolexport.run.session import choose_threads
-from smolexport_on_torch._distil import Student, limited_threads
-from smolexport_on_torch._load import load_model
+from smolexport_on_torch._load import limited_threads, load_model
 
 PIECE = 1 << 24  # logits at a time
 
@@ -33,20 +28,22 @@ def sensitivity(
     model = load_model(folder, "f32", None)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    watch = Watch(model)
+    gradients = Gradients(model)
     generator = torch.Generator().manual_seed(seed)
     step = max(1, PIECE // (windows.shape[1] * model.config.vocab_size))
     with limited_threads(choose_threads(threads)):
         for start in range(0, len(windows), step):
-            watch.add(torch.from_numpy(windows[start : start + step].astype(np.int64)), generator)
-    return watch.means()
+            gradients.add(torch.from_numpy(windows[start : start + step].astype(np.int64)), generator)
+    return gradients.means()
 
 
-class Watch:
-    """Sums of squared gradients by the outputs of a model's matrices, over all positions but the first of a window."""
+class Gradients:
+    """Sums of squared gradients with respect to the outputs of a model's matrices, without a window's first position.
+
+    The model's parameters must not require gradients.
+    """
 
     def __init__(self, model: Any) -> None:
-        """Of `model`, whose parameters want no gradient."""
         self._model = model
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens = 0
@@ -69,7 +66,7 @@ class Watch:
         self._sums[name] = self._sums[name] + found if name in self._sums else found
 
     def add(self, windows: torch.Tensor, generator: torch.Generator) -> None:
-        """Windows [n, w]."""
+        """Add windows [n, w]."""
         logits = self._model(input_ids=windows, use_cache=False).logits
         log_p = logits.float().log_softmax(-1)
         with torch.no_grad():
@@ -82,19 +79,3 @@ class Watch:
     def means(self) -> dict[str, NDArray[np.float64]]:
         """By source name, per token."""
         return {name: (found / self._tokens).numpy() for name, found in self._sums.items()}
-
-
-def divergence(
-    folder: Path,
-    weights: Iterable[tuple[str, NDArray[np.float32]]],
-    windows: NDArray[np.int32],
-    teacher: Teacher,
-    threads: int | None = None,
-) -> float:
-    """As `smolexport.calibration.trainer.Trainer.divergence`."""
-    student = Student(folder, weights, {}, torch.device("cpu"))
-    total = 0.0
-    with limited_threads(choose_threads(threads)), torch.no_grad():
-        for number in range(len(windows)):
-            total += float(student.divergence(windows, teacher, np.array([number])))
-    return total / windows.size

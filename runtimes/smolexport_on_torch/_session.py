@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from smolexport.run.session import Session, choose_context, choose_threads
-from smolexport_on_torch._load import load_model
+from smolexport_on_torch._load import load_model, use_threads
 
 
 class TorchSession(Session):
@@ -57,9 +57,3 @@ class TorchSession(Session):
 
     def _release(self) -> None:
         self._model = self._cache = None
-
-
-def use_threads(count: int) -> None:
-    """Compute with `count` threads from now on: torch has one setting per process."""
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)

@@ -34,11 +34,11 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class Timing:
-    """What the runtime and the sampler took, without the time that the caller spends between two events.
+    """Time of the runtime and the sampler, without what the caller spends between two events.
 
     Args:
         prompt_tokens: n.
-        ttft_ms: from the call to the first token: tokenizing, prefill, first draw; milliseconds.
+        ttft_ms: milliseconds from the call to the first token: tokenizing, prefill, first draw.
         prefill_seconds: of the one append of the prompt.
         decode_tokens: t - 1, the tokens after the first.
         decode_seconds: for those.
@@ -63,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Piece:
-    """One token, and the text that became certain with it (often its own, sometimes none or more)."""
+    """One token, and the text that it completes (often its own, sometimes none or more)."""
 
     token: int
     text: str
@@ -76,7 +76,7 @@ class Generation:
     Args:
         tokens: all t tokens chosen, a final stop token included.
         text: their text up to the stop; equal to the joined texts of the pieces plus `tail`.
-        tail: what was held back until the end, so that a stream can print it.
+        tail: the end of the text, held back until no stop text could begin in it.
         stop_reason: why it ended.
         timing: how long it took.
     """
@@ -86,17 +86,6 @@ class Generation:
     tail: str
     stop_reason: StopReason
     timing: Timing
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The checked arguments of a generation; `spent` seconds went into preparing it."""
-
-    sampling: Sampling
-    max_tokens: int
-    ends: Collection[int]
-    text: _Text
-    spent: float
 
 
 def generate(
@@ -134,8 +123,8 @@ def stream(
 ) -> Iterator[Piece | Generation]:
     """Continue `prompt`: a `Piece` per token, then one `Generation`.
 
-    The prompt is appended to what the session holds.  The last token is chosen but not appended, so that afterwards
-    the session holds n + t - 1 tokens more.  Arguments are checked at the call, before the first event is asked for.
+    The prompt is appended to what the session holds.  The last token is chosen but not appended, so afterwards the
+    session holds n + t - 1 tokens more.  Arguments are checked at the call, before the first event is requested.
 
     Args:
         session: an open session of any runtime.
@@ -152,7 +141,7 @@ def stream(
     """
     started = perf_counter()
     if max_tokens < 1:
-        raise UsageError(f"max_tokens = {max_tokens} should be at least 1")
+        raise UsageError(f"max_tokens = {max_tokens} must be at least 1")
     if any(not text for text in stop):
         raise UsageError("an empty stop text would end every generation at once; leave it out")
     if stop and not with_text:
@@ -163,24 +152,33 @@ def stream(
     ends = session.codec.stop_tokens if stop_tokens is None else frozenset(stop_tokens)
     spent = perf_counter() - started
     text = _Text(session.codec.decoder() if with_text else _NoText(), stop)
-    return _run(session, ids, _Job(sampling or Sampling(), max_tokens, ends, text, spent))
+    return _run(session, ids, Sampler(sampling or Sampling()), text, max_tokens, ends, spent)
 
 
-def _run(session: Session, ids: list[int], job: _Job) -> Iterator[Piece | Generation]:
-    sampler, text, history, count = Sampler(job.sampling), job.text, list(ids), len(ids)
+def _run(
+    session: Session,
+    ids: list[int],
+    sampler: Sampler,
+    text: _Text,
+    max_tokens: int,
+    ends: Collection[int],
+    spent: float,
+) -> Iterator[Piece | Generation]:
+    """The events of `stream`, of which `spent` seconds went into checks and tokenizing."""
+    history, count = list(ids), len(ids)
     started = perf_counter()
     logits = session.append(ids, last_only=True)
     prefill = perf_counter() - started
     token = sampler.choose(logits[-1], history)
-    first, decode = job.spent + perf_counter() - started, 0.0
+    first, decode = spent + perf_counter() - started, 0.0
     while True:
         history.append(token)
         reason: StopReason | None
-        if token in job.ends:
+        if token in ends:
             reason, piece = StopReason.STOP_TOKEN, ""
         else:
             piece = text.push(token)
-            reason = _reason(session, text, len(history) - count, job.max_tokens)
+            reason = _reason(session, text, len(history) - count, max_tokens)
         yield Piece(token, piece)
         if reason is not None:
             break
@@ -189,7 +187,7 @@ def _run(session: Session, ids: list[int], job: _Job) -> Iterator[Piece | Genera
         token = sampler.choose(logits[-1], history)
         decode += perf_counter() - started
     tail = text.finish()
-    if text.stopped:  # perhaps only now: the last bytes may have completed a stop text
+    if text.stopped:  # perhaps only now: the last bytes may complete a stop text
         reason = StopReason.STOP_STRING
     tokens = tuple(history[count:])
     timing = Timing(count, first * 1e3, prefill, len(tokens) - 1, decode)
@@ -215,9 +213,9 @@ class _NoText:
 
 
 class _Text:
-    """The text so far, of which the end is held back while it could be the beginning of a stop text.
+    """The text so far; its end is held back while a stop text could begin there.
 
-    The first stop text *to be completed* ends it, whatever the tokens' boundaries.
+    The first stop text *to be completed* ends it, whatever the token boundaries.
     """
 
     def __init__(self, decoder: TextDecoder, stop: Collection[str]) -> None:
@@ -227,11 +225,11 @@ class _Text:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Take a token, return the text that is certain now."""
+        """Add a token, return the text that is certain now."""
         return self._release(self._decoder.push(token), final=False)
 
     def finish(self) -> str:
-        """Let go of what is held back."""
+        """Return what is held back."""
         return self._release(self._decoder.flush(), final=True)
 
     def _release(self, new: str, *, final: bool) -> str:
@@ -249,7 +247,7 @@ class _Text:
         return out
 
     def _possible_start(self) -> int:
-        """Length of the longest end of the held text with which a stop text begins."""
+        """Length of the longest end of the held text that is a proper prefix of a stop text."""
         longest = max((len(s) for s in self._stop), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(s.startswith(self._held[-length:]) for s in self._stop):

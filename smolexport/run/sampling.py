@@ -2,8 +2,8 @@
 
 The steps and their order are llama.cpp's: repetition penalty, top-k, top-p, min-p, temperature, draw.  So top-p and
 min-p see the model's own probabilities, before the temperature (transformers applies the temperature first).
-Everything is computed in float64 and each token costs one uniform number, so that the same logits and seed give the
-same tokens on every runtime.
+Everything is computed in float64 and each token consumes one uniform number, so the same logits and seed give the same
+tokens on every runtime.
 
 Notation: v = vocab_size, c = candidates left.
 """
@@ -30,7 +30,7 @@ class Sampling:
         top_p: keep the fewest most probable tokens that together reach this probability; 1 keeps all.
         min_p: keep tokens at least this fraction as probable as the best one; 0 keeps all.
         repetition_penalty: divides positive and multiplies negative logits of recent tokens (Keskar et al. 2019).
-        penalty_window: how many recent tokens, prompt included, the penalty looks at; None: all.
+        penalty_window: how many recent tokens, prompt included, the penalty applies to; None: all.
         seed: of the random numbers.
 
     Raises:
@@ -55,9 +55,9 @@ class Sampling:
             ("penalty_window", self.penalty_window is None or self.penalty_window >= 0, "at least 0, or None for all"),
             ("seed", self.seed >= 0, "at least 0"),
         )
-        for name, fine, range_ in limits:
-            if not fine:
-                raise UsageError(f"{name} = {getattr(self, name)} should be {range_}")
+        for name, valid, range_ in limits:
+            if not valid:
+                raise UsageError(f"{name} = {getattr(self, name)} must be {range_}")
 
 
 class Sampler:
@@ -71,7 +71,7 @@ class Sampler:
         """The next token.
 
         Args:
-            logits: [v], as the runtime gave them; -inf forbids a token.
+            logits: [v], as the runtime computed them; -inf forbids a token.
             history: tokens so far, prompt included, for the repetition penalty.
 
         Raises:
@@ -95,7 +95,7 @@ class Sampler:
         return int(ids[self._draw(probabilities(scores[ids], s.temperature))])
 
     def _candidates(self, scores: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Ids that the filters leave, ascending; each filter sees what the one before it left."""
+        """Ids that the filters keep, ascending; each filter sees what the previous one kept."""
         s, ids = self._sampling, np.arange(len(scores))
         if s.top_k > 0:
             ids = ids[top_k_mask(scores[ids], s.top_k)]
@@ -113,11 +113,11 @@ class Sampler:
         """
         bounds = np.cumsum(chances)
         index = int(np.searchsorted(bounds, self._random.random() * bounds[-1], side="right"))
-        return min(index, int(np.flatnonzero(chances)[-1]))  # rounding must not lead past the last possible one
+        return min(index, int(np.flatnonzero(chances)[-1]))  # rounding must not go past the last possible one
 
 
 def penalize(logits: NDArray[np.float64], tokens: Sequence[int], penalty: float) -> NDArray[np.float64]:
-    """A copy of `logits` [v] in which each distinct one of `tokens` is less likely (more likely if penalty < 1)."""
+    """A copy of `logits` [v] in which each distinct token of `tokens` is less likely (more likely if penalty < 1)."""
     result = logits.copy()
     seen = np.unique(np.asarray(tokens, np.int64))
     values = result[seen]
@@ -126,7 +126,7 @@ def penalize(logits: NDArray[np.float64], tokens: Sequence[int], penalty: float)
 
 
 def top_k_mask(logits: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
-    """Which of `logits` [c] are the k largest; exactly min(k, c), the first ones among equals."""
+    """Mask of the k largest `logits` [c]; exactly min(k, c), the first ones among equals."""
     if k >= len(logits):
         return np.ones(len(logits), np.bool_)
     bound = np.partition(logits, len(logits) - k)[len(logits) - k]
@@ -136,9 +136,9 @@ def top_k_mask(logits: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
 
 
 def top_p_mask(logits: NDArray[np.float64], p: float) -> NDArray[np.bool_]:
-    """The fewest most probable of `logits` [c] whose probabilities sum to at least p; never none."""
+    """Mask of the fewest most probable `logits` [c] whose probabilities sum to at least p; never empty."""
     chances = probabilities(logits)
-    # Tokens below (1 - p) / c sum to less than 1 - p, so the set lies among the others: usually a few dozen to sort.
+    # Tokens below (1 - p) / c sum to less than 1 - p, so the set is among the others: usually a few dozen to sort.
     # Half of that, so that rounding cannot matter.
     pool = np.flatnonzero(chances >= (1 - p) / len(chances) / 2)
     order = pool[np.argsort(-chances[pool], kind="stable")]
@@ -149,7 +149,7 @@ def top_p_mask(logits: NDArray[np.float64], p: float) -> NDArray[np.bool_]:
 
 
 def min_p_mask(logits: NDArray[np.float64], p: float) -> NDArray[np.bool_]:
-    """Which of `logits` [c] are at least p times as probable as the best."""
+    """Mask of the `logits` [c] at least p times as probable as the best."""
     return np.asarray(np.exp(logits - logits.max()) >= p)
 
 

@@ -21,12 +21,12 @@ def logits(checkpoint: Checkpoint, ids: object, step: int) -> object:
     from smolexport_on_torch import _decoder as d
 
     spec, n = checkpoint.spec, len(ids)
-    caches = [d.Cache.of(layer.mixer, 1, n) if step < n else None for layer in spec.layers]
+    caches = [d.Cache(layer.mixer, 1, n) if step < n else None for layer in spec.layers]
     table, (weight, head) = d.load_embedding(checkpoint), d.load_head(checkpoint)
     found = []
     with torch.inference_mode():
         for part in torch.from_numpy(ids.astype(np.int64)).split(step):
-            x = d.embed(table, part[None])
+            x = torch.nn.functional.embedding(part[None], table)
             for index, cache in enumerate(caches):
                 x = d.layer_forward(x, d.load_layer(checkpoint, index), spec, index, cache=cache)
             found.append(d.norm(x, weight, spec.norm_eps)[0] @ head.T)

@@ -348,7 +348,7 @@ def test_the_twin_trains_alike() -> None:
     ("change", "error", "words"),
     [
         (lambda c: setattr(c, "windows", c.windows[:2]), UsageError, ["2 calibration windows", "3 are the least"]),
-        (lambda c: setattr(c, "windows", c.windows[:, :9]), UsageError, ["should be [n, w] and twice [n, w, k]"]),
+        (lambda c: setattr(c, "windows", c.windows[:, :9]), UsageError, ["expected windows [n, w] and a teacher of"]),
         (lambda c: c.frozen.update({next(iter(c.trained)): 0}), UsageError, ["is given as frozen and as trained"]),
         (lambda c: c.frozen.pop("model.norm.weight"), TensorError, ["'model.norm.weight' is missing"]),
         (lambda c: c.trained.update({"model.x.weight": quantized(np.ones((4, 32), np.float32))}), TensorError,

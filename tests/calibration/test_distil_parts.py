@@ -15,7 +15,7 @@ from tests.children import python
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from smolexport_on_torch import _distil, _head  # noqa: E402
+from smolexport_on_torch import _distil  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,7 +42,7 @@ def test_loss_with_the_whole_vocabulary_is_the_divergence(piece: int) -> None:
     whole, ids, log_probs = predictions(9, 30, 30)
     hidden = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
     head = torch.randn(30, 5, dtype=torch.float64, requires_grad=True)
-    ours = _head.divergence(hidden, head, ids, log_probs, piece)
+    ours = _distil.head_divergence(hidden, head, ids, log_probs, piece)
     student = torch.log_softmax(hidden @ head.T, -1)
     theirs = (whole.exp() * (whole - student)).sum()
     torch.testing.assert_close(ours, theirs)
@@ -53,13 +53,13 @@ def test_loss_with_a_tail_is_the_divergence_of_its_classes() -> None:
     _, ids, log_probs = predictions(9, 30, 4)
     hidden = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
     head = torch.randn(30, 5, dtype=torch.float64, requires_grad=True)
-    ours = _head.divergence(hidden, head, ids, log_probs, 90)
+    ours = _distil.head_divergence(hidden, head, ids, log_probs, 90)
     student = torch.log_softmax(hidden @ head.T, -1).gather(1, ids)
     q, p = (torch.cat([x.exp(), 1 - x.exp().sum(1, keepdim=True)], 1) for x in (student, log_probs))
     theirs = (p * (p / q).log()).sum()
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(torch.autograd.grad(ours, (hidden, head)), torch.autograd.grad(theirs, (hidden, head)))
-    assert (3 * _head.divergence(hidden, head, ids, log_probs)).item() == pytest.approx(3 * theirs.item())
+    assert (3 * _distil.head_divergence(hidden, head, ids, log_probs)).item() == pytest.approx(3 * theirs.item())
 
 
 @pytest.mark.parametrize("k", [4, 30])
@@ -70,13 +70,13 @@ def test_loss_stays_finite_where_probabilities_vanish(k: int) -> None:
     ids = torch.stack([torch.arange(k), torch.arange(k), (torch.arange(k) + 20) % 30])
     log_probs = torch.full((3, k), -60.0)
     log_probs[:, 0] = 1e-3
-    loss = _head.divergence(hidden, head, ids, log_probs)
+    loss = _distil.head_divergence(hidden, head, ids, log_probs)
     loss.backward()
     assert math.isfinite(loss.item())
     assert loss.item() > 50
     assert hidden.grad is not None
     assert torch.isfinite(hidden.grad).all()
-    sure = _head.divergence(hidden[:1], head, ids[:1], log_probs[:1])
+    sure = _distil.head_divergence(hidden[:1], head, ids[:1], log_probs[:1])
     assert sure.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -84,12 +84,12 @@ def test_logits_of_a_large_vocabulary_are_never_held_together() -> None:
     """1024 positions of 64k classes are 256 MB of logits; forward and backward take a small part of it."""
     code = (
         "import resource, torch\n"
-        "from smolexport_on_torch._head import divergence\n"
+        "from smolexport_on_torch._distil import head_divergence\n"
         "torch.set_num_threads(1)\n"
         "def run(n):\n"
         "    hidden = torch.randn(n, 8, requires_grad=True)\n"
         "    ids = torch.arange(4).expand(n, 4)\n"
-        "    divergence(hidden, head, ids, torch.full((n, 4), -2.0)).backward()\n"
+        "    head_divergence(hidden, head, ids, torch.full((n, 4), -2.0)).backward()\n"
         "head = torch.randn(65536, 8)\n"
         "run(16)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
