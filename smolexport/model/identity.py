@@ -1,8 +1,9 @@
-"""What makes a checkpoint the one that it is: its files, and hashes of them."""
+"""The files that make up a checkpoint, and hashes of them."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,20 +24,28 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def combined_hash(files: Sequence[tuple[str, Path]], hash_of: Callable[[Path], str] = file_hash) -> str:
+    """One hash of the names and contents of `files`, in their order; several are read at a time.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    try:
+        with ThreadPoolExecutor(4, thread_name_prefix="hash") as pool:
+            for (name, _), mark in zip(files, pool.map(hash_of, (path for _, path in files)), strict=True):
+                total.update(f"{mark} {name}\n".encode())
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or files[0][1]}: {error.strerror or error}") from error
+    return total.hexdigest()[:32]
+
+
 def identity(checkpoint: Checkpoint) -> str:
-    """One hash for what a checkpoint computes: its config.json, weights and tokenizer.json.
+    """One hash of what determines a checkpoint's output: its config.json, weights and tokenizer.json.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
     small = [path for name in ("config.json", "tokenizer.json") if (path := file_in(checkpoint.folder, name))]
     paths = {*small, *(place.path for place in checkpoint.stored.values())}
-    ordered = sorted(paths, key=lambda path: path.name)
-    total = hashlib.sha256()
-    try:
-        with ThreadPoolExecutor(4, thread_name_prefix="hash") as pool:
-            for path, mark in zip(ordered, pool.map(file_hash, ordered), strict=True):
-                total.update(f"{mark} {path.name}\n".encode())
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or checkpoint.folder}: {error.strerror or error}") from error
-    return total.hexdigest()[:32]
+    return combined_hash([(path.name, path) for path in sorted(paths, key=lambda path: path.name)])

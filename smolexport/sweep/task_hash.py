@@ -6,14 +6,12 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from smolexport.errors import CheckpointError
 from smolexport.files import atomic_file
-from smolexport.model.identity import file_hash, files_of
+from smolexport.model.identity import combined_hash, file_hash, files_of
 
 SETTLED = 2.0  # seconds since the last write, below which a second one could leave the same date
 
@@ -47,17 +45,7 @@ class Hashes:
         Raises:
             CheckpointError: a file cannot be read.
         """
-        total = hashlib.sha256()
-        try:
-            for path, mark in self._hashed(files_of(folder)):
-                total.update(f"{mark} {path.relative_to(folder).as_posix()}\n".encode())
-        except OSError as error:
-            raise CheckpointError(f"{error.filename or folder}: {error.strerror or error}") from error
-        return total.hexdigest()[:32]
-
-    def _hashed(self, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-        with ThreadPoolExecutor(4, thread_name_prefix="hash") as pool:
-            yield from zip(paths, pool.map(self._hash, paths), strict=True)
+        return combined_hash([(path.relative_to(folder).as_posix(), path) for path in files_of(folder)], self._hash)
 
     def _hash(self, path: Path) -> str:
         stat = path.stat()
