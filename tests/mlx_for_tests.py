@@ -18,5 +18,5 @@ needs_mlx = pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reaso
 def mlx_lm(module: str = "") -> Any:
     """mlx-lm or a module inside it, or the test is skipped; the process may open as many files as before."""
     pytest.importorskip("mlx.core", reason=MISSING)
-    with smolexport_on_mlx._importing():
+    with smolexport_on_mlx.importing_libraries():
         return pytest.importorskip(f"mlx_lm.{module}".rstrip("."), reason=MISSING)

@@ -17,7 +17,7 @@ NAME = "llama.cpp"
 READS = "gguf"
 REQUIRES = ("llama_cpp",)
 INSTALL_HINT = "pip install llama-cpp-python"
-importing_library = partial(importing, "the runtime llama.cpp", REQUIRES, INSTALL_HINT)
+importing_libraries = partial(importing, "the runtime llama.cpp", REQUIRES, INSTALL_HINT)
 
 
 def version() -> str:
@@ -26,7 +26,7 @@ def version() -> str:
     Raises:
         MissingDependencyError: not installed.
     """
-    with importing_library():
+    with importing_libraries():
         return f"llama-cpp-python {metadata.version('llama-cpp-python')}"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from smolexport.errors import FileFormatError, SessionClosedError
 from smolexport.files import open_regular
-from smolexport_on_llamacpp import importing_library
+from smolexport_on_llamacpp import importing_libraries
 
 ERROR = 4  # of enum ggml_log_level; the bindings number it otherwise
 LOADING = "error loading model: "
@@ -31,7 +31,7 @@ _interruptions: list[BaseException] = []  # raised by a signal handler within _o
 @cache
 def library() -> Any:
     """The `llama_cpp` module, whose log no longer goes to stderr; raises MissingDependencyError."""
-    with importing_library():
+    with importing_libraries():
         import llama_cpp
     _callbacks.append(llama_cpp.llama_log_callback(_on_log))
     llama_cpp.llama_log_set(_callbacks[-1], ctypes.c_void_p(0))

@@ -23,9 +23,31 @@ REQUIRES = ("mlx", "mlx_lm")
 INSTALL_HINT = "pip install 'mlx[cpu]' mlx-lm"  # the extra adds the CPU library on Linux and nothing on a Mac
 
 
+@contextmanager
+def importing_libraries() -> Iterator[None]:
+    """Import mlx-lm within: it sets the process's limits of open files to 2048 and 4096, for good.
+
+    That would affect the rest of the program, and fails where less than 4096 is allowed.
+    """
+    with importing("the runtime mlx", REQUIRES, INSTALL_HINT):
+        import resource  # absent on Windows, where mlx-lm cannot be imported either
+
+        original = resource.setrlimit
+
+        def all_but_files(kind: int, limits: tuple[int, int]) -> None:
+            if kind != resource.RLIMIT_NOFILE:
+                original(kind, limits)
+
+        resource.setrlimit = all_but_files
+        try:
+            yield
+        finally:
+            resource.setrlimit = original
+
+
 def version() -> str:
     """Versions of both libraries, e.g. `mlx 0.32.4, mlx-lm 0.32.2`; raises MissingDependencyError."""
-    with importing("the runtime mlx", REQUIRES, INSTALL_HINT):
+    with importing_libraries():
         return ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm"))
 
 
@@ -54,7 +76,7 @@ def open(  # noqa: A001
         FileFormatError: the folder asks for code, or mlx-lm cannot load exactly its weights.
         UnsupportedError: a model whose cache cannot be rewound.
     """
-    with _importing():
+    with importing_libraries():
         from smolexport_on_mlx._session import MlxSession
     return MlxSession(Path(path), threads, context, dtype)
 
@@ -66,29 +88,7 @@ def open_chat(path: Path) -> TokenizerChat:
         MissingDependencyError: mlx or mlx-lm is not installed, or cannot run here.
         TokenizerError: mlx-lm cannot read the tokenizer.
     """
-    with _importing():
+    with importing_libraries():
         from mlx_lm import tokenizer_utils
     with reading_tokenizer(path, "mlx-lm"):
         return TokenizerChat(tokenizer_utils.load(path, {"trust_remote_code": False, "local_files_only": True}))
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Import mlx-lm in here: it sets the process's limits of open files to 2048 and 4096, for good.
-
-    That would affect the rest of the program, and fails where less than 4096 is allowed.
-    """
-    with importing("the runtime mlx", REQUIRES, INSTALL_HINT):
-        import resource  # absent on Windows, where mlx-lm cannot be imported either
-
-        original = resource.setrlimit
-
-        def all_but_files(kind: int, limits: tuple[int, int]) -> None:
-            if kind != resource.RLIMIT_NOFILE:
-                original(kind, limits)
-
-        resource.setrlimit = all_but_files
-        try:
-            yield
-        finally:
-            resource.setrlimit = original

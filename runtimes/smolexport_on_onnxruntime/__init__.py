@@ -28,12 +28,12 @@ NAME = "onnxruntime"
 READS = "onnx"
 REQUIRES = ("onnxruntime",)
 INSTALL_HINT = "pip install onnxruntime"
-_importing = partial(importing, "the runtime onnxruntime", REQUIRES, INSTALL_HINT)
+importing_libraries = partial(importing, "the runtime onnxruntime", REQUIRES, INSTALL_HINT)
 
 
 def version() -> str:
     """Version of ONNX Runtime, e.g. `onnxruntime 1.31.1`; raises MissingDependencyError."""
-    with _importing():
+    with importing_libraries():
         return f"{NAME} {metadata.version(NAME)}"
 
 
@@ -62,6 +62,6 @@ def open(  # noqa: A001
         FileFormatError: the graph is damaged, contradicts config.json, or reaches outside the folder.
         UnsupportedError: a sound graph whose caches cannot be written in place, so that nothing could be rewound.
     """
-    with _importing():
+    with importing_libraries():
         from smolexport_on_onnxruntime._session import OnnxSession
     return OnnxSession(Path(path), threads, context, graph, spinning)

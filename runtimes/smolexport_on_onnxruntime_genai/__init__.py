@@ -24,7 +24,7 @@ NAME = "onnxruntime-genai"
 READS = "onnx"
 REQUIRES = ("onnxruntime_genai", "onnxruntime")
 INSTALL_HINT = "pip install onnxruntime-genai"
-_importing = partial(importing, "the runtime onnxruntime-genai", REQUIRES, INSTALL_HINT)
+importing_libraries = partial(importing, "the runtime onnxruntime-genai", REQUIRES, INSTALL_HINT)
 
 
 def version() -> str:
@@ -33,7 +33,7 @@ def version() -> str:
     Raises:
         MissingDependencyError: one of them is not installed.
     """
-    with _importing():
+    with importing_libraries():
         return ", ".join(f"{name} {metadata.version(name)}" for name in (NAME, "onnxruntime"))
 
 
@@ -45,26 +45,12 @@ def open(  # noqa: A001
     graph: str | None = None,
     spinning: bool | None = None,
 ) -> GenaiSession:
-    """Load one graph of the ONNX folder `path`, or the graph `path` in its folder onnx.
+    """Load one graph of the ONNX folder `path`, which must have a genai_config.json.
 
-    Args:
-        path: folder with config.json, genai_config.json and the graphs in onnx/.
-        threads: that compute; None: one per physical core.
-        context: most tokens held, for which memory is allocated at once; None: the model's own, at most 4096.
-        graph: file name without its ending, e.g. `model_q4`, or a scheme, e.g. `int4`; None: the one that
-            genai_config.json names.
-        spinning: whether threads without work spin; None: if no other program uses their cores.
-
-    Raises:
-        MissingDependencyError: onnxruntime-genai is not installed.
-        UsageError: an option out of range, or a graph that the folder does not have.
-        CheckpointError: config.json or genai_config.json is missing or damaged.
-        FileFormatError: the graph is damaged, contradicts config.json, or reaches outside the folder; the library
-            cannot load it.
-        UnsupportedError: genai_config.json has keys that no exported decoder needs, or the caches cannot be written in
-            place.
+    Arguments and errors as for `smolexport_on_onnxruntime.open`; also raises UnsupportedError for keys of
+    genai_config.json that no exported decoder needs, FileFormatError for what the library cannot load.
     """
-    with _importing():
+    with importing_libraries():
         from smolexport_on_onnxruntime_genai._session import GenaiSession
     return GenaiSession(Path(path), threads, context, graph, spinning)
 
@@ -76,6 +62,6 @@ def open_chat(path: Path) -> GenaiChat:
         MissingDependencyError: onnxruntime-genai is not installed.
         TokenizerError: the library cannot read the tokenizer.
     """
-    with _importing():
+    with importing_libraries():
         from smolexport_on_onnxruntime_genai._chat import GenaiChat
     return GenaiChat(Path(path))

@@ -262,30 +262,6 @@ with smolexport_on_mlx.open(Path({str(checkpoint)!r})) as session:
     assert said == "(3, 320) (512, 1024)\n"
 
 
-def test_importing_the_adapter_loads_nothing_heavy() -> None:
-    loaded = python("import sys, smolexport_on_mlx; print(*sys.modules)").split()
-    assert "smolexport_on_mlx" in loaded
-    assert not {"mlx", "mlx_lm", "transformers", "torch"} & set(loaded)
-
-
-@pytest.mark.parametrize("library", ["mlx.core", "mlx_lm", "resource"])
-def test_the_line_that_installs_it(checkpoint: Path, library: str) -> None:
-    said = python(f"""
-import sys
-sys.modules[{library!r}] = None
-from pathlib import Path
-import smolexport_on_mlx
-from smolexport.errors import MissingDependencyError
-try:
-    smolexport_on_mlx.open(Path({str(checkpoint)!r}))
-except MissingDependencyError as error:
-    print(error)
-""")
-    assert smolexport_on_mlx.INSTALL_HINT in said
-    assert library in said
-    assert len(said.splitlines()) == 1
-
-
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"threads": 0}])
 def test_options_out_of_range(checkpoint: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):

@@ -341,12 +341,6 @@ def test_threads_spin_where_cores_are_idle(
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == expected
 
 
-def test_importing_the_adapter_loads_nothing_heavy() -> None:
-    loaded = python("import sys, smolexport_on_onnxruntime; print(*sys.modules)").split()
-    assert "smolexport_on_onnxruntime" in loaded
-    assert not {"onnx", "onnxruntime", "torch"} & set(loaded)
-
-
 def test_torch_is_not_needed(folder: Path) -> None:
     said = python(f"""
 import sys
@@ -358,22 +352,6 @@ with smolexport_on_onnxruntime.open(Path({str(folder)!r})) as session:
     print(session.append([1, 2, 3]).shape)
 """)
     assert said == "(3, 320)\n"
-
-
-def test_the_line_that_installs_it(folder: Path) -> None:
-    said = python(f"""
-import sys
-sys.modules["onnxruntime"] = None
-from pathlib import Path
-import smolexport_on_onnxruntime
-from smolexport.errors import MissingDependencyError
-try:
-    smolexport_on_onnxruntime.open(Path({str(folder)!r}))
-except MissingDependencyError as error:
-    print(error)
-""")
-    assert adapter.INSTALL_HINT in said
-    assert len(said.splitlines()) == 1
 
 
 def test_options_out_of_range(folder: Path) -> None:
