@@ -118,17 +118,17 @@ class Student:
         self._model: Any = load_model(folder, "f32", _once(frozen, places))
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
-        self._head = self._find_head()
+        head = self._model.get_output_embeddings()
+        self._head: Callable[[], torch.Tensor] = lambda: head.weight
         for name, scaled in self.scaled.items():
-            _replace(self._model, name, scaled)
+            old = _module(self._model, name)
+            if old.weight is head.weight:  # a tied model's is that of its embedding
+                self._head = scaled.matrix
+            new = ScaledEmbedding(scaled) if isinstance(old, torch.nn.Embedding) else ScaledLinear(scaled, old.bias)
+            path, _, last = name.removesuffix(WEIGHT).rpartition(".")
+            setattr(self._model.get_submodule(path), last, new)
         self._model.to(device)
         self._recomputing = False
-
-    def _find_head(self) -> Callable[[], torch.Tensor]:
-        """Returns the matrix of the head, which a tied model shares with its embedding."""
-        head = self._model.get_output_embeddings()
-        name = next((name for name in self.scaled if _module(self._model, name).weight is head.weight), None)
-        return (lambda: head.weight) if name is None else self.scaled[name].matrix
 
     def divergence(self, windows: NDArray[np.int32], teacher: Teacher, chosen: NDArray[np.int64]) -> torch.Tensor:
         """Of the windows `chosen` from the teacher, summed over all positions."""
@@ -179,13 +179,6 @@ def _module(model: Any, name: str) -> Any:
     return module
 
 
-def _replace(model: Any, name: str, scaled: Scaled) -> None:
-    path, _, last = name.removesuffix(WEIGHT).rpartition(".")
-    old = _module(model, name)
-    new = ScaledEmbedding(scaled) if isinstance(old, torch.nn.Embedding) else ScaledLinear(scaled, old.bias)
-    setattr(model.get_submodule(path), last, new)
-
-
 class Training:
     """One run; arguments as for `distil`."""
 
@@ -218,7 +211,7 @@ class Training:
             loss = self._update(optimizer, number)
             sound, kld = math.isfinite(loss), None
             if sound and (number % self._settings.validate_every == 0 or number == self._settings.steps):
-                factors = self._round()
+                factors = {name: self._rounded(name, s.trained()) for name, s in self._student.scaled.items()}
                 kld = self._validate(factors)
                 if kld < after:
                     best, after, found = factors, kld, number
@@ -251,9 +244,6 @@ class Training:
             optimizer.step()
         self._tokens += positions
         return total
-
-    def _round(self) -> dict[str, Trained]:
-        return {name: self._rounded(name, scaled.trained()) for name, scaled in self._student.scaled.items()}
 
     def _validate(self, factors: Mapping[str, Trained]) -> float:
         """Divergence per token on the held-out windows with these factors."""

@@ -1,4 +1,4 @@
-"""What every runtime adapter must do, as tests to subclass.
+"""Tests of what every runtime adapter must do, to be subclassed.
 
     class TestMyRuntime(RuntimeTests):
         runtime: ClassVar[Runtime] = smolexport_on_mine
@@ -7,7 +7,7 @@
         @pytest.fixture
         def model_path(self) -> Path: ...
 
-The model should have a context of at least 48 tokens.  Needs pytest.
+The model must have a context of at least 48 tokens.  Needs pytest.
 
 Notation: n = tokens, v = vocab_size.
 """
@@ -33,9 +33,9 @@ class RuntimeTests:
 
     Attributes:
         runtime: the adapter's module.
-        options: further arguments of its `open`, e.g. those that make it exact.
-        tolerance: largest difference of two logits that are computed in differently sized blocks.
-        text: something that the model's codec should bring back; None skips the tests of the codec.
+        options: further arguments of its `open`, e.g. for exact arithmetic.
+        tolerance: largest difference of two logits computed in blocks of different sizes.
+        text: a text that survives encoding and decoding; None skips the tests of the codec.
     """
 
     runtime: ClassVar[Runtime]
@@ -63,7 +63,7 @@ class RuntimeTests:
         return np.random.default_rng(seed).integers(0, session.vocab_size, count)
 
     def assert_close(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> None:
-        """Logits are equal within the tolerance, and not trivially so."""
+        """Assert that logits are equal within the tolerance, and not trivially so."""
         assert left.shape == right.shape
         assert float(np.std(left)) > 10 * self.tolerance, "logits that hardly vary prove nothing"
         np.testing.assert_allclose(left, right, rtol=0, atol=self.tolerance)
@@ -87,7 +87,7 @@ class RuntimeTests:
         assert session.length == 5
 
     def test_takes_lists_and_arrays(self, model_path: Path) -> None:
-        """A list of int, int32 and int64 arrays mean the same."""
+        """A list of int, int32 and int64 arrays are equivalent."""
         results = []
         for kind in (list, np.int32, np.int64):
             with self.open(model_path) as session:
@@ -103,14 +103,14 @@ class RuntimeTests:
             self.assert_close(block.append(ids), np.concatenate([single.append([int(i)]) for i in ids]))
 
     def test_uneven_blocks(self, model_path: Path) -> None:
-        """How the tokens are cut into blocks does not matter."""
+        """How the tokens are split into blocks does not matter."""
         with self.open(model_path) as block, self.open(model_path) as parts:
             ids = self.tokens(block, 24)
             rows = [parts.append(part) for part in np.split(ids, [7, 8, 19])]
             self.assert_close(block.append(ids), np.concatenate(rows))
 
     def test_fills_the_context(self, session: Session) -> None:
-        """Exactly `context` tokens fit, and the last one still counts."""
+        """Exactly `context` tokens fit, and a rewind makes room again."""
         ids = self.tokens(session, CONTEXT)
         assert session.append(ids).shape[0] == CONTEXT
         session.rewind(CONTEXT - 1)
@@ -128,7 +128,7 @@ class RuntimeTests:
             self.assert_close(last.append(ids[16:]), every.append(ids[16:]))
 
     def test_order_matters(self, model_path: Path) -> None:
-        """The cache and the positions are used: other tokens before, other logits after."""
+        """The cache and the positions are used: other tokens before give other logits after."""
         with self.open(model_path) as one, self.open(model_path) as other:
             ids = self.tokens(one, 12)
             other.append(ids[:11][::-1])
@@ -137,7 +137,7 @@ class RuntimeTests:
             assert difference > 10 * self.tolerance
 
     def test_rewind(self, session: Session) -> None:
-        """After a rewind the same tokens give the same logits, whatever stood there in between."""
+        """After a rewind the same tokens give the same logits, whatever was there in between."""
         ids = self.tokens(session, 20)
         first = session.append(ids)
         session.rewind(8)
@@ -147,7 +147,7 @@ class RuntimeTests:
         self.assert_close(session.append(ids[8:]), first[8:])
 
     def test_rewind_to_start_and_nowhere(self, session: Session) -> None:
-        """Rewinding to 0 is a fresh session; to the present length does nothing."""
+        """Rewinding to 0 gives a fresh session; to the current length it does nothing."""
         ids = self.tokens(session, 10)
         first = session.append(ids)
         session.rewind(10)
@@ -183,7 +183,7 @@ class RuntimeTests:
         np.testing.assert_array_equal(logits, kept)
 
     def test_deterministic(self, model_path: Path) -> None:
-        """Two sessions of the same model agree to the bit on the same calls."""
+        """Two sessions of the same model give bit-equal logits for the same calls."""
         with self.open(model_path) as one, self.open(model_path) as other:
             ids = self.tokens(one, 16)
             np.testing.assert_array_equal(one.append(ids), other.append(ids))
@@ -214,7 +214,7 @@ class RuntimeTests:
 
     @pytest.mark.parametrize("bad", ["empty", "negative", "vocab_size", "huge", "matrix", "real"])
     def test_bad_tokens(self, session: Session, bad: str) -> None:
-        """What is not a token is refused, and the session goes on unharmed."""
+        """Invalid tokens are refused, and the session continues unharmed."""
         ids = self.tokens(session, 6)
         expected = session.append(ids)
         session.rewind(3)
@@ -243,7 +243,7 @@ class RuntimeTests:
             session.rewind(0)
 
     def test_context_manager(self, model_path: Path) -> None:
-        """`with` hands out the session itself and closes it, also on an error."""
+        """`with` yields the session itself and closes it, also after an error."""
 
         def fail_inside(session: Session) -> None:
             with session as entered:
@@ -257,23 +257,23 @@ class RuntimeTests:
             session.append([1])
 
     def test_default_context(self, model_path: Path) -> None:
-        """Without being asked a session holds the model's context, at most 4096."""
+        """By default a session holds the model's context, at most 4096."""
         with self.open(model_path, context=None) as session:
             assert CONTEXT <= session.context <= 4096
 
     @pytest.mark.parametrize("context", [0, -1, 10**9])
     def test_bad_context(self, model_path: Path, context: int) -> None:
-        """A context that cannot be is refused."""
+        """A context out of range is refused."""
         with pytest.raises(UsageError):
             self.open(model_path, context=context)
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        """A path without a model is one of smolexport's errors, and names the path."""
+        """A path without a model raises one of smolexport's errors, which names the path."""
         with pytest.raises(SmolexportError, match="nothing-here"):
             self.open(tmp_path / "nothing-here")
 
     def test_codec(self, session: Session) -> None:
-        """Text survives encode and decode, token by token; ids and stop tokens lie in the vocabulary."""
+        """Text survives encoding and decoding token by token; ids and stop tokens are in the vocabulary."""
         if self.text is None:
             pytest.skip("this model has no tokenizer")
         ids = session.codec.encode(self.text)
@@ -284,7 +284,7 @@ class RuntimeTests:
         assert not any("\ufffd" in piece for piece in pieces)
 
     def test_codec_flush(self, session: Session) -> None:
-        """A character cut off in its middle comes out of flush as U+FFFD; a new decoder knows nothing of it."""
+        """`flush` returns an incomplete character as U+FFFD; a new decoder starts empty."""
         if self.text is None:
             pytest.skip("this model has no tokenizer")
         ids = session.codec.encode("🕛")
