@@ -21,11 +21,7 @@ importing_libraries = partial(importing, "the runtime llama.cpp", REQUIRES, INST
 
 
 def version() -> str:
-    """Version of the bindings, e.g. `llama-cpp-python 0.3.36`; each one pins a version of llama.cpp.
-
-    Raises:
-        MissingDependencyError: not installed.
-    """
+    """Version of the bindings, each of which pins one of llama.cpp; raises MissingDependencyError."""
     with importing_libraries():
         return f"llama-cpp-python {metadata.version('llama-cpp-python')}"
 

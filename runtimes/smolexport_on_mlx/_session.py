@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,13 +166,10 @@ def _count_tensors(folder: Path) -> int:
 
 def _tensor_names(path: Path) -> list[str]:
     try:
-        with open_regular(path) as file:
-            with safe_open(path, framework="np"):
-                pass
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        with open_regular(path), safe_open(path, framework="np") as file:
+            return list(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"{path}: is damaged or not a safetensors file ({failure(error)})") from error
-    return [name for name in header if name != "__metadata__"]
 
 
 def _check_dtypes(model: Any) -> None:

@@ -83,8 +83,9 @@ def check_folder(path: Path, graph: str | None) -> CheckedGraph:
         if path.absolute().parent.name != "onnx":
             raise FileFormatError(f"{path}: must be in the folder onnx of an ONNX folder to be run")
         folder, graph = path.absolute().parent.parent, path.stem
-    sizes = _sizes(folder)
-    path = _choose_graph(folder, graph)
+    genai = _genai(folder)
+    sizes = _sizes(folder, genai)
+    path = _choose_graph(folder, graph, genai)
     layers, positions = read_graph(path)
     if layers != sizes["layers"]:
         raise FileFormatError(f"{path}: has {layers} layers, but config.json {sizes['layers']}")
@@ -107,11 +108,10 @@ def spins(threads: int, spinning: bool | None) -> bool:
     return (psutil.cpu_count() or 1) * (1 - busy) > threads - HALF_A_CORE
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def _sizes(folder: Path, genai: Mapping[str, Any]) -> dict[str, int]:
     """The sizes of `CheckedGraph` by config.json; genai_config.json may bound the context, too."""
     file = folder / "config.json"
     config = read_json(file, "the folder is not an ONNX model")
-    genai = _genai(folder)
     heads = _size(file, config, "num_attention_heads")
     context = _size(file, config, "max_position_embeddings")
     if genai.get("context_length") is not None:
@@ -126,7 +126,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def _choose_graph(folder: Path, name: str | None) -> Path:
+def _choose_graph(folder: Path, name: str | None, genai: Mapping[str, Any]) -> Path:
     """The file of the graph `name`, by default the one that genai_config.json names or the only one."""
     graphs = {path.stem: path for path in sorted((folder / "onnx").glob("*.onnx")) if path.is_file()}
     if not graphs:
@@ -136,7 +136,7 @@ def _choose_graph(folder: Path, name: str | None) -> Path:
         if found is None:
             raise UsageError(f"{folder}: has no graph '{name}'; it has {', '.join(graphs)}")
         return graphs[found]
-    decoder = _genai(folder).get("decoder")
+    decoder = genai.get("decoder")
     named = decoder.get("filename") if isinstance(decoder, dict) else None
     if named is None:
         if len(graphs) > 1:

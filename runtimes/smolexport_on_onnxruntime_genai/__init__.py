@@ -28,11 +28,7 @@ importing_libraries = partial(importing, "the runtime onnxruntime-genai", REQUIR
 
 
 def version() -> str:
-    """Versions of the library and of ONNX Runtime, e.g. `onnxruntime-genai 0.18.0, onnxruntime 1.31.1`.
-
-    Raises:
-        MissingDependencyError: one of them is not installed.
-    """
+    """Versions of the library and of the ONNX Runtime below it; raises MissingDependencyError."""
     with importing_libraries():
         return ", ".join(f"{name} {metadata.version(name)}" for name in (NAME, "onnxruntime"))
 

@@ -26,7 +26,6 @@ SEARCH = (
     "do_sample", "max_length", "min_length", "past_present_share_buffer", "repetition_penalty", "temperature", "top_k",
     "top_p",
 )  # fmt: skip
-SESSION = ("log_id", "provider_options")
 
 
 def check_config(checked: CheckedGraph) -> None:
@@ -38,24 +37,20 @@ def check_config(checked: CheckedGraph) -> None:
         UnsupportedError: a key that the library would follow and that no exported decoder needs.
     """
     file = checked.folder / FILE
-    config = read_json(file, "ONNX Runtime GenAI cannot run the folder without it")
-    _keys(file, "", config, ("model", "search"))
-    model, search = (_part(file, config, key) for key in ("model", "search"))
-    _keys(file, "model.", model, ("type", "vocab_size", "context_length", "decoder", *TOKENS))
-    decoder = _part(file, model, "decoder")
     shapes = {
         "num_hidden_layers": checked.layers,
         "num_key_value_heads": checked.kv_heads,
         "head_size": checked.head_dim,
     }
     free = ("hidden_size", "num_attention_heads")
-    _keys(file, "decoder.", decoder, (*shapes, *free, "filename", "inputs", "outputs", "session_options"))
-    inputs, outputs, options = (_part(file, decoder, key) for key in ("inputs", "outputs", "session_options"))
-    for name, part, known in (
-        ("inputs.", inputs, INPUTS), ("outputs.", outputs, OUTPUTS), ("session_options.", options, SESSION),
-        ("search.", search, SEARCH),
-    ):  # fmt: skip
-        _keys(file, name, part, known)
+    whole = read_json(file, "ONNX Runtime GenAI cannot run the folder without it")
+    config = _part(file, {"": whole}, "", ("model", "search"))
+    search = _part(file, config, "search", SEARCH)
+    model = _part(file, config, "model", ("type", "vocab_size", "context_length", "decoder", *TOKENS))
+    parts = ("filename", "inputs", "outputs", "session_options")
+    decoder = _part(file, model, "decoder", (*shapes, *free, *parts))
+    inputs, outputs = _part(file, decoder, "inputs", INPUTS), _part(file, decoder, "outputs", OUTPUTS)
+    options = _part(file, decoder, "session_options", ("log_id", "provider_options"))
     _same(file, {"type": "decoder", "vocab_size": checked.vocab_size}, model)
     _same(file, shapes, decoder)
     _same(file, {key: INPUTS[key] for key in INPUTS if key != "position_ids" or key in inputs}, inputs)
@@ -69,18 +64,15 @@ def check_config(checked: CheckedGraph) -> None:
             _numbers(file, key, part.get(key, 0))
 
 
-def _keys(file: Path, place: str, part: Mapping[str, Any], known: Collection[str]) -> None:
-    for key in part:
-        if key not in known:
-            raise UnsupportedError(
-                f"{file}: {place}{label(key)} is not known here; remove it, or export the model again"
-            )
-
-
-def _part(file: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _part(file: Path, config: Mapping[str, Any], key: str, known: Collection[str]) -> Mapping[str, Any]:
+    """The object `key`, empty if it is missing, with `known` keys only."""
     part = config.get(key, {})
     if not isinstance(part, dict):
         raise FileFormatError(f"{file}: {key} is {show(part)}, not an object")
+    unknown = [name for name in part if name not in known]
+    if unknown:
+        place = f"{key}.{label(unknown[0])}".removeprefix(".")
+        raise UnsupportedError(f"{file}: {place} is not known here; remove it, or export the model again")
     return part
 
 

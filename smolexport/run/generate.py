@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,27 +89,9 @@ class Generation:
     timing: Timing
 
 
-def generate(
-    session: Session,
-    prompt: str | Sequence[int] | NDArray[np.integer],
-    *,
-    sampling: Sampling | None = None,
-    max_tokens: int = 128,
-    stop: Collection[str] = (),
-    stop_tokens: Collection[int] | None = None,
-    with_text: bool = True,
-) -> Generation:
+def generate(session: Session, prompt: str | Sequence[int] | NDArray[np.integer], **options: Any) -> Generation:
     """Run `stream` to its end and return its last event.  Arguments and errors as there."""
-    events = stream(
-        session,
-        prompt,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        stop=stop,
-        stop_tokens=stop_tokens,
-        with_text=with_text,
-    )
-    return next(event for event in events if isinstance(event, Generation))
+    return next(event for event in stream(session, prompt, **options) if isinstance(event, Generation))
 
 
 def stream(
@@ -151,7 +134,7 @@ def stream(
         raise UsageError("the prompt is empty; give at least one token")
     ends = session.codec.stop_tokens if stop_tokens is None else frozenset(stop_tokens)
     spent = perf_counter() - started
-    text = _Text(session.codec.decoder() if with_text else _NoText(), stop)
+    text = _Text(session.codec.decoder() if with_text else None, stop)
     return _run(session, ids, Sampler(sampling or Sampling()), text, max_tokens, ends, spent)
 
 
@@ -202,23 +185,13 @@ def _reason(session: Session, text: _Text, chosen: int, max_tokens: int) -> Stop
     return StopReason.CONTEXT if session.length >= session.context else None
 
 
-class _NoText:
-    """The decoder of a generation that only counts."""
-
-    def push(self, token: int) -> str:  # noqa: ARG002
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-
 class _Text:
     """The text so far; its end is held back while a stop text could begin there.
 
-    The first stop text *to be completed* ends it, whatever the token boundaries.
+    The first stop text *to be completed* ends it, whatever the token boundaries.  Without a decoder it stays empty.
     """
 
-    def __init__(self, decoder: TextDecoder, stop: Collection[str]) -> None:
+    def __init__(self, decoder: TextDecoder | None, stop: Collection[str]) -> None:
         self._decoder, self._stop = decoder, tuple(stop)
         self._held = ""
         self.certain = ""
@@ -226,11 +199,11 @@ class _Text:
 
     def push(self, token: int) -> str:
         """Add a token, return the text that is certain now."""
-        return self._release(self._decoder.push(token), final=False)
+        return self._release(self._decoder.push(token) if self._decoder else "", final=False)
 
     def finish(self) -> str:
         """Return what is held back."""
-        return self._release(self._decoder.flush(), final=True)
+        return self._release(self._decoder.flush() if self._decoder else "", final=True)
 
     def _release(self, new: str, *, final: bool) -> str:
         if self.stopped:
