@@ -88,13 +88,7 @@ class ContextOverflowError(SessionError):
 
 @contextmanager
 def importing(owner: str, modules: Sequence[str], install: str) -> Iterator[None]:
-    """Turn a failed import of what `owner` needs into MissingDependencyError.
-
-    Args:
-        owner: who needs them, e.g. `the runtime torch`.
-        modules: the libraries.
-        install: the line that installs them.
-    """
+    """Turn a failed import of the `modules` that `owner` needs into MissingDependencyError with the line `install`."""
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:  # the latter two: a shared library that does not load

@@ -115,9 +115,7 @@ class Student:
         # The loader gets matrices of the right shape that take no memory.
         nothing = torch.zeros(1)
         places = {name: nothing.expand(scaled.codes.shape) for name, scaled in self.scaled.items()}
-        self._model: Any = load_model(folder, "f32", _once(frozen, places))
-        for parameter in self._model.parameters():
-            parameter.requires_grad_(False)
+        self._model: Any = load_model(folder, "f32", _once(frozen, places)).requires_grad_(False)
         head = self._model.get_output_embeddings()
         self._head: Callable[[], torch.Tensor] = lambda: head.weight
         for name, scaled in self.scaled.items():

@@ -46,26 +46,20 @@ def load_model(folder: Path, dtype: str, weights: Iterable[tuple[str, NDArray[An
         "ignore_mismatched_sizes": True,  # reported below, by name
     }
     state = None if weights is None else {name: _tensor(name, array, DTYPES[dtype]) for name, array in weights}
-    names = _names(folder, stored) if state is None else state.keys()
+    files = weight_files(folder)[0] if state is None else ()
+    names = state or {tensor.name for path in files for tensor in stored_tensors(path, claimed_quantization(stored))}
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = _settled(config, stored, names)
-            place = folder if state is None else None
             kind = AutoModelForCausalLM._model_mapping[type(config)]  # AutoModelForCausalLM itself insists on a folder
-            model, info = kind.from_pretrained(place, config=config, state_dict=state, **options)
+            model, info = kind.from_pretrained(folder if files else None, config=config, state_dict=state, **options)
         except Exception as error:  # transformers raises whatever its parts raise
             raise CheckpointError(
                 f"{folder}: transformers cannot load this checkpoint: {type(error).__name__}: {first_line(error)}"
             ) from error
     _check_loading(folder, info)
     return model.eval()
-
-
-def _names(folder: Path, stored: Mapping[str, Any]) -> Collection[str]:
-    """Names of the tensors in the files of `folder`; raises TensorError if they are quantized."""
-    method = claimed_quantization(stored)
-    return {tensor.name for path in weight_files(folder)[0] for tensor in stored_tensors(path, method)}
 
 
 def _settled(config: Any, stored: Mapping[str, Any], names: Collection[str]) -> Any:

@@ -7,7 +7,7 @@ Rounding errors of different rows are independent, so the diagonal of F suffices
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ def sensitivity(
     folder: Path, windows: NDArray[np.int32], seed: int = 0, threads: int | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """As `smolexport.calibration.trainer.Trainer.sensitivity`."""
-    model = load_model(folder, "f32", None)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model = load_model(folder, "f32", None).requires_grad_(False)
     gradients = Gradients(model)
     generator = torch.Generator().manual_seed(seed)
     step = max(1, PIECE // (windows.shape[1] * model.config.vocab_size))
@@ -50,16 +48,13 @@ class Gradients:
         head = model.get_output_embeddings()
         for name, module in model.named_modules():
             if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and module is not head:
-                module.register_forward_hook(self._hook(f"{name}.weight", isinstance(module, torch.nn.Embedding)))
+                module.register_forward_hook(partial(self._watch, f"{name}.weight"))
 
-    def _hook(self, name: str, first: bool) -> Callable[..., Any]:
-        def seen(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-            if first:
-                output = output.detach().requires_grad_(True)  # the graph begins here
-            output.register_hook(lambda gradient: self._note(name, gradient.double().square()))
-            return output
-
-        return seen
+    def _watch(self, name: str, module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if isinstance(module, torch.nn.Embedding):
+            output = output.detach().requires_grad_(True)  # the graph begins here
+        output.register_hook(lambda gradient: self._note(name, gradient.double().square()))
+        return output
 
     def _note(self, name: str, squares: torch.Tensor) -> None:
         found = squares[:, 1:].sum((0, 1), dtype=torch.float64)
