@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.errors import ContextOverflowError, FileFormatError, SessionClosedError, SessionError, UsageError
-from smolexport.run.session import Runtime, choose_context, choose_threads, token_array
+from smolexport.errors import (
+    ContextOverflowError,
+    FileFormatError,
+    SessionClosedError,
+    SessionError,
+    UnsupportedError,
+    UsageError,
+)
+from smolexport.run.session import Runtime, Session, choose_context, choose_threads, token_array
 from smolexport.testing.runtimes import RuntimeTests
 
 V, H = 20, 8
@@ -117,6 +124,55 @@ class TestToy(RuntimeTests):
     @pytest.fixture
     def model_path(self, tmp_path: Path) -> Path:
         return tmp_path
+
+
+class Derived(Session):
+    """The same network on `Session`, three tokens at a time; `failures` are raised after the second block."""
+
+    LIBRARY = "toylib"
+
+    def __init__(self, path: Path, *, context: int | None = None, threads: int | None = None) -> None:
+        self.toy = Toy(path, context=context)
+        self.failures: list[BaseException] = []
+        super().__init__(path, V, self.toy.context)
+
+    def _forward(self, ids: NDArray[np.int32], last_only: bool) -> NDArray[np.float32]:
+        return self._in_blocks(ids, last_only, 3, self._step)
+
+    def _step(self, ids: NDArray[np.int32], held: int, rows: NDArray[np.float32]) -> None:
+        assert held == self.toy.length
+        logits = self.toy.append(ids)
+        rows[:] = logits[len(logits) - len(rows) :]
+        if self.failures and held >= 3:
+            raise self.failures.pop(0)
+
+    def _truncate(self, length: int) -> None:
+        self.toy.rewind(length)
+
+    def _release(self) -> None:
+        self.toy.close()
+
+
+class TestDerived(TestToy):
+    """What `Session` does alike for all runtimes."""
+
+    runtime: ClassVar[Runtime] = cast(Runtime, SimpleNamespace(**{**vars(toy_runtime()), "open": Derived}))
+
+    def test_an_interrupted_append_leaves_it_whole(self, session: Session) -> None:
+        assert isinstance(session, Derived)
+        expected = session.append(range(1, 9))
+        session.rewind(1)
+        own = UnsupportedError("mine")
+        session.failures = [RuntimeError("no\nmemory"), KeyboardInterrupt(), own]
+        with pytest.raises(SessionError, match=r"toylib failed: RuntimeError: no memory$"):
+            session.append(range(2, 9))
+        with pytest.raises(KeyboardInterrupt):
+            session.append(range(2, 9))
+        with pytest.raises(UnsupportedError) as caught:
+            session.append(range(2, 9))
+        assert caught.value is own
+        assert session.length == session.toy.length == 1
+        self.assert_close(session.append(range(2, 9)), expected[1:])
 
 
 Suite = RuntimeTests
