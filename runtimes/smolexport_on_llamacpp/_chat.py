@@ -27,7 +27,7 @@ class LlamaChat:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         if self._template is None:
-            raise TokenizerError(f"{self._model.path}: has no tokenizer.chat_template")
+            raise TokenizerError(f"{self._model.path}: holds no tokenizer.chat_template")
         lib, vocab = self._model.lib, self._model.vocab
         bos, eos = (self._token(end(vocab)) for end in (lib.llama_vocab_bos, lib.llama_vocab_eos))
         formatter: Any = Jinja2ChatFormatter(
