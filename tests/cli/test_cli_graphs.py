@@ -59,7 +59,7 @@ def test_a_graph_is_as_large_as_its_own_files(several: Path, tmp_path: Path) -> 
     assert json.loads(outcome.out)["bytes"] == sum(file.stat().st_size for file in tmp_path.glob("model.onnx*"))
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     played = call("generate", tmp_path / "model.onnx", "Once", *PLAY)
-    assert_refused(played, tmp_path / "model.onnx", "should lie in the folder onnx of an ONNX folder")
+    assert_refused(played, tmp_path / "model.onnx", "must be in the folder onnx of an ONNX folder")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
