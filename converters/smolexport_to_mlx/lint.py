@@ -11,14 +11,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smolexport.errors import CheckpointError, ConfigError, FileFormatError
+from smolexport.conversion.folder_files import as_format_errors
+from smolexport.conversion.stored import StoredArray
+from smolexport.errors import ConfigError, FileFormatError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import ModelSpec
 from smolexport.quant import affine, microscale
 from smolexport.text import label, show
-from smolexport_to_mlx.config import DTYPES
-from smolexport_to_mlx.container import INDEX, StoredArray, read_header
+from smolexport_to_mlx.container import INDEX, read_header
+from smolexport_to_mlx.folder import DTYPES
 from smolexport_to_mlx.schemes import PIECE, is_whole_pieces
 
 FLOATS = frozenset(DTYPES)
@@ -40,12 +42,8 @@ def lint(folder: Path) -> list[str]:
     Raises:
         FileFormatError: a file is missing or too damaged to be read.
     """
-    try:
+    with as_format_errors(folder):
         return list(_findings(folder))
-    except CheckpointError as error:
-        raise FileFormatError(str(error)) from error
-    except RecursionError:
-        raise FileFormatError(f"{folder}: config.json or {INDEX} is nested too deeply") from None
 
 
 def _findings(folder: Path) -> Iterator[str]:

@@ -69,8 +69,8 @@ class Builder:
         made = outputs or (f"{name}/output_0",)
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
-        told = [make_attribute(key, value) for key, value in attributes.items()]
-        self.nodes.append(NodeProto(op_type=op, input=inputs, output=made, name=name, domain=domain, attribute=told))
+        named = [make_attribute(key, value) for key, value in attributes.items()]
+        self.nodes.append(NodeProto(op_type=op, input=inputs, output=made, name=name, domain=domain, attribute=named))
         return made[0]
 
     def integers(self, *values: int, scalar: bool = False) -> str:
@@ -123,7 +123,7 @@ class Builder:
         if form is None:
             return self.add("Gather", scope, f"{module}.weight", ids, axis=0)
         if isinstance(form, ChannelFormat):
-            return self._upright_embedding(module, scope, ids)
+            return self._transposed_embedding(module, scope, ids)
         codes = self.add("Gather", scope, f"{module}.B", ids, axis=0)  # [b, s, blocks, bytes]
         if form.bits == 4:
             codes = self._nibbles(scope, codes)
@@ -148,7 +148,7 @@ class Builder:
         sums = self.add("Cast", scope, self.add("MatMulInteger", scope, codes, f"{module}.B", middle, middle), to=1)
         return self.add("Div", scope, self.add("Mul", scope, sums, f"{module}.scales"), steps)
 
-    def _upright_embedding(self, module: str, scope: str, ids: str) -> str:
+    def _transposed_embedding(self, module: str, scope: str, ids: str) -> str:
         """Columns of codes [h, v] at `ids` times their scales."""
         codes = self.add("Transpose", scope, self.add("Gather", scope, f"{module}.B", ids, axis=1), perm=(1, 2, 0))
         centred = self.add("Sub", scope, self.add("Cast", scope, codes, to=1), self.number(MIDDLE))
@@ -227,7 +227,7 @@ def _pairs(strings: Mapping[str, object]) -> list[StringStringEntryProto]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Names of what attention is told: t - 1 of each sequence [b], t, and the first position of this call [1]."""
+    """Names of the inputs of attention: t - 1 of each sequence [b], t, and the first position of this call [1]."""
 
     last: str
     total: str
@@ -320,8 +320,9 @@ def _skip_norm(b: Builder, scope: str, hidden: str, added: str, norm: str, epsil
 
 
 def _kept(b: Builder, *parts: str) -> tuple[str, ...]:
-    """The rows of the last layer's `parts` [b, s, ...] whose logits are wanted: once keys and values are stored, only
-    they need the rest of the model.
+    """The rows of the last layer's `parts` [b, s, ...] whose logits are requested.
+
+    Once keys and values are stored, only they need the rest of the model.
     """
     scope = "/model/kept"
     start = b.integers(-1)
@@ -376,3 +377,37 @@ def _outputs(spec: ModelSpec, settings: Settings) -> tuple[ValueInfoProto, ...]:
         _port("logits", "F32", "batch_size", length, spec.vocab_size),
         *_caches(spec, settings.dtype, "present", "total_sequence_length"),
     )
+
+
+def serialize(message: Any) -> bytes:
+    """The bytes of a protobuf message: as its library writes it, but with all lists of integers packed.
+
+    The library leaves `dims` and `ints` unpacked and omits a shape without axes; all readers accept both.
+    """
+    fields: dict[Any, Any] = dict(message.ListFields())
+    if "dims" in message.DESCRIPTOR.fields_by_name:
+        fields = {message.DESCRIPTOR.fields_by_name["dims"]: message.dims, **fields}
+    parts = []
+    for key, value in fields.items():
+        if key.message_type is not None:
+            inner = map(serialize, value if hasattr(value, "append") else (value,))
+            parts += [_framed(key.number, content) for content in inner]
+        elif hasattr(value, "append") and key.type == key.TYPE_INT64:
+            parts.append(_framed(key.number, b"".join(map(_varint, value))))
+        else:
+            parts.append(type(message)(**{key.name: value}).SerializeToString())
+    return b"".join(parts)
+
+
+def _framed(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """`value` in groups of seven bits, the lowest first; a negative number as its 64-bit two's complement."""
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,9 +1,10 @@
-"""What an exported file is, in words that every format shares."""
+"""What an exported file contains, in words that every format shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,6 @@ class FileInfo:
         name: what people call the model.
         scheme: the quantization scheme as recorded in the file.
         bytes: size on disk.
-        weights: number of weights.
-        bits_per_weight: over all tensors, without metadata.
         metadata: key -> value, arrays as they are.
         tensors: in file order.
     """
@@ -42,7 +41,15 @@ class FileInfo:
     name: str
     scheme: str
     bytes: int
-    weights: int
-    bits_per_weight: float
     metadata: Mapping[str, Any]
     tensors: tuple[TensorRow, ...]
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return sum(prod(row.shape) for row in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all tensors, without metadata."""
+        return 8 * sum(row.nbytes for row in self.tensors) / self.weights if self.weights else 0.0

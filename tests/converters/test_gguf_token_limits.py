@@ -17,8 +17,7 @@ from smolexport import plugins
 from smolexport.conversion.pipeline import export
 from smolexport.errors import UnsupportedError
 from smolexport.tokenizer import FileTokenizer, TokenizerSpec, open_tokenizer, read_tokenizer
-from smolexport_to_gguf.differences import vocabulary_notes
-from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata
+from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
 from tests.cases_for_tests import made_case
 from tests.tokenizers_for_tests import BYTE_LEVEL, save, train_byte_level
 from tests.vocab_only import LlamaVocab, opened

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from smolexport.tokenizer import FileTokenizer, Normalizer, TokenizerSpec, open_tokenizer, read_tokenizer
-from smolexport_to_gguf.differences import vocabulary_notes
-from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata
+from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
 from tests.tokenizers_for_tests import (
     BYTE_LEVEL,
     REAL,

@@ -19,7 +19,7 @@ from smolexport.model.arch import load_spec
 from smolexport.model.rope import Linear, Llama3, Rope, Yarn
 from smolexport.model.spec import Layer, ModelSpec
 from smolexport_to_mlx.architectures import ROWS, check, notes
-from smolexport_to_mlx.config import compose, quantization_object
+from smolexport_to_mlx.folder import compose, quantization_object
 from tests.converters.mlx_models import FAMILIES, model_of, tiny_model
 from tests.core.published_configs import PUBLISHED
 from tests.mlx_for_tests import mlx_lm, needs_mlx

@@ -198,8 +198,8 @@ def test_a_group_that_does_not_divide_falls_back_aloud_or_is_refused(tmp_path: P
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     source = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer, intermediate_size=172)
     outcome = call("mlx", source, "-q", "q4_g128", "-o", tmp_path / "x")
-    assert "rows of 64 are not a multiple of 128: affine4-g64 instead of affine4-g128" in outcome.err
-    assert "rows of 172 are not a multiple of 32: bf16 instead of affine4-g128" in outcome.err
+    assert "row length 64 is not a multiple of 128; using affine4-g64 instead of affine4-g128" in outcome.err
+    assert "row length 172 is not a multiple of 32; using bf16 instead of affine4-g128" in outcome.err
     table = json.loads((tmp_path / "x" / "config.json").read_text())["quantization"]
     assert table["group_size"] == 128
     assert table[UP] == {"group_size": 64, "bits": 4, "mode": "affine"}

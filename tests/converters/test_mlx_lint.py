@@ -13,7 +13,7 @@ import pytest
 
 from smolexport.errors import FileFormatError
 from smolexport.quant.formats import SIZES as BYTES
-from smolexport_to_mlx.config import compose, quantization_object
+from smolexport_to_mlx.folder import compose, quantization_object
 from smolexport_to_mlx.lint import MODES, lint
 from tests.converters.mlx_models import FAMILIES, tiny_model
 from tests.damage import join, split
