@@ -12,11 +12,10 @@ Notation: m = matrices under one name (1 unless a model has experts), c = input 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,11 +133,11 @@ def _statistic(name: str, pair: Mapping[str, TensorInfo], reader: Reader) -> Sta
     if wrong.size:
         raise reader.fail(f"the tensor {label(name + COUNTS)} has {counts[wrong[0]]} at [{wrong[0]}], not a count")
     whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)  # half a token counts as one
-    return _sound(name, Statistic(sums.reshape(counts.size, -1).astype(np.float32), whole), reader)
+    return _checked(name, Statistic(sums.reshape(counts.size, -1).astype(np.float32), whole), reader)
 
 
 def _from_dat(reader: Reader) -> Imatrix:
-    """The old form, which has no mark: a file of another kind fails at its first numbers."""
+    """The old form, which has no magic number: a file of another kind fails at its first numbers."""
     size = reader.left
     count = reader.number("i32") if size >= 4 else 0
     if not 1 <= count <= size // 17:  # bytes of the shortest entry
@@ -147,38 +146,28 @@ def _from_dat(reader: Reader) -> Imatrix:
         )
     entries: dict[str, Statistic] = {}
     for number in range(1, count + 1):
-        name, statistic = _dat_entry(reader, f"entry {number} of {count}")
+        length = reader.number("i32")
+        if not 1 <= length <= LONGEST_NAME:
+            raise reader.fail(f"entry {number} of {count} has a name of {length} bytes")
+        name = reader.take(length).decode("utf-8", "replace")
         if name in entries:
             raise reader.fail(f"{name} appears twice")
-        entries[name] = statistic
-    chunks = reader.number("i32") if reader.left else 0
-    if chunks < 0:
-        raise reader.fail(f"it counts {chunks} chunks")
-    length = reader.number("i32") if reader.left else 0
-    if length < 0:
-        raise reader.fail(f"the name of the text has {length} bytes")
+        calls, columns = reader.number("i32"), reader.number("i32")
+        if calls < 0 or columns < 1:
+            raise reader.fail(f"{name} counts {calls} calls" if calls < 0 else f"{name} has {columns} values")
+        values = np.frombuffer(reader.take(4 * columns), "<f4").astype(np.float32)
+        # Without a call the values are used as they are.
+        entries[name] = _checked(name, Statistic(values[None], np.array([max(calls, 1)])), reader)
+    chunks, length = (reader.number("i32") if reader.left else 0 for _ in range(2))
+    if chunks < 0 or length < 0:
+        raise reader.fail(f"it counts {chunks} chunks, and the name of its text has {length} bytes")
     text = reader.take(length)
     if reader.left:
         raise reader.fail(f"{reader.left} bytes follow after its end")
     return Imatrix(entries, (text.decode("utf-8", "replace"),) if text else (), chunks)
 
 
-def _dat_entry(reader: Reader, place: str) -> tuple[str, Statistic]:
-    length = reader.number("i32")
-    if not 1 <= length <= LONGEST_NAME:
-        raise reader.fail(f"{place} has a name of {length} bytes")
-    name = reader.take(length).decode("utf-8", "replace")
-    calls, columns = reader.number("i32"), reader.number("i32")
-    if calls < 0:
-        raise reader.fail(f"{name} counts {calls} calls")
-    if columns < 1:
-        raise reader.fail(f"{name} has {columns} values")
-    values = np.frombuffer(reader.take(4 * columns), "<f4").astype(np.float32)
-    # Without a call the values are taken as they are.
-    return name, _sound(name, Statistic(values[None], np.array([max(calls, 1)])), reader)
-
-
-def _sound(name: str, statistic: Statistic, reader: Reader) -> Statistic:
+def _checked(name: str, statistic: Statistic, reader: Reader) -> Statistic:
     fault = _fault(statistic)
     if fault:
         raise reader.fail(f"{label(name)} {fault}")
@@ -195,14 +184,8 @@ def _fault(statistic: Statistic) -> str | None:
     return f"has {statistic.sums[row, column]} at {place}, not a sum of squares"
 
 
-def write_imatrix(imatrix: Imatrix, path: Path, *, form: Literal["gguf", "dat"] = "gguf", force: bool = False) -> None:
-    """Write either form, entries in the order of their names, as llama-imatrix does.
-
-    Args:
-        imatrix: what to write.
-        path: the target file; it appears whole or not at all.
-        form: `gguf`, or `dat` for the old form, which keeps the importances and one text, but no counts of tokens.
-        force: replace an existing file.
+def write_imatrix(imatrix: Imatrix, path: Path, *, force: bool = False) -> None:
+    """Write the present form, entries in the order of their names, as llama-imatrix does.
 
     Raises:
         UsageError: an entry that no reader would accept.
@@ -214,7 +197,7 @@ def write_imatrix(imatrix: Imatrix, path: Path, *, form: Literal["gguf", "dat"] 
             raise UsageError(
                 f"{path}: {name} {fault or 'is too long a name'}; no reader would accept such an importance matrix"
             )
-    content = _gguf_bytes(imatrix) if form == "gguf" else _dat_bytes(imatrix)
+    content = _gguf_bytes(imatrix)
     check_target(path, len(content), force=force)
     with atomic_file(path, force=force) as file:
         file.write(content)
@@ -236,20 +219,6 @@ def _gguf_bytes(imatrix: Imatrix) -> bytes:
     header = header_bytes(metadata, ((name, array.shape, FORMATS["f32"]) for name, array in arrays.items()))
     data = (array.astype("<f4").tobytes() for array in arrays.values())
     return b"".join((header, *(raw + bytes(padding(len(raw))) for raw in data)))
-
-
-def _dat_bytes(imatrix: Imatrix) -> bytes:
-    counted = {n: s for n, s in sorted(imatrix.entries.items()) if s.counts.any()}
-    out = bytearray(struct.pack("<i", len(counted)))
-    for name, statistic in counted.items():
-        calls = min(-(-int(statistic.counts.max()) // max(imatrix.chunk_size, 1)), MOST)
-        values = statistic.importance() * np.float32(calls)
-        raw = name.encode()
-        out += (
-            struct.pack("<i", len(raw)) + raw + struct.pack("<ii", calls, values.size) + values.astype("<f4").tobytes()
-        )
-    text = imatrix.datasets[-1].encode("utf-8", "replace") if imatrix.datasets else b""
-    return bytes(out + struct.pack("<ii", imatrix.chunks, len(text)) + text)
 
 
 @dataclass(frozen=True)
@@ -352,11 +321,11 @@ def write_importance(
     """Write an importance matrix under llama.cpp's names, for `--imatrix` and its own quantizer.
 
     Args:
-        sums: for each matrix, [columns] squares of what it reads, summed over tokens.
+        sums: for each matrix, [columns] squares of its inputs, summed over tokens.
         path: the target.
-        count: how many tokens.
+        count: number of tokens.
         datasets: names of the texts.
-        chunks: how many chunks of text.
+        chunks: number of chunks of text.
         chunk_size: tokens of a chunk.
         force: replace an existing file.
 

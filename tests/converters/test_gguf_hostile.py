@@ -227,7 +227,7 @@ def test_metadata_of_other_kinds_than_expected(tmp_path: Path) -> None:
         facts = json.loads(outcome.out)
         assert (facts["name"], facts["architecture"], facts["scheme"]) == ("x", "?", "?")
         assert set(facts["metadata"]) == {"general.name", "general.architecture", "smolexport.scheme", FILE_TYPE}
-        assert facts["findings"] == ["general.architecture is missing or no text; llama.cpp loads no such file"]
+        assert facts["findings"] == ["general.architecture is missing or not text; llama.cpp does not load such a file"]
         assert facts["fingerprint"] is None
         told = call("inspect", path)
         assert (told.code, told.out.splitlines()[0]) == (0, f"{path}: gguf ?, ?, 'x'")
@@ -245,16 +245,16 @@ LENGTHS: list[tuple[dict[str, object], int | str]] = [
     ({LENGTH: 4, ROPE: 2}, 4),
     ({ROPE: 2}, 2),
     ({HEADS: 2, WIDTH: 8}, 4),
-    ({LENGTH: 3}, "attention.key_length) is 3, no whole pairs"),
-    ({LENGTH: 3, ROPE: 2, HEADS: 2, WIDTH: 8}, "attention.key_length) is 3, no whole pairs"),
-    ({LENGTH: 0}, "attention.key_length) is 0, no whole pairs"),
-    ({LENGTH: [4, 4]}, "attention.key_length) is no whole number"),
-    ({ROPE: 5}, "rope.dimension_count) is 5, no whole pairs"),
-    ({HEADS: 2, WIDTH: 6}, "embedding_length / llama.attention.head_count) is 3, no whole pairs"),
-    ({HEADS: 3, WIDTH: 8}, "does not tell the length of a head"),
-    ({HEADS: 0, WIDTH: 8}, "does not tell the length of a head"),
-    ({HEADS: [2, 2], WIDTH: 8}, "does not tell the length of a head"),
-    ({}, "does not tell the length of a head"),
+    ({LENGTH: 3}, "attention.key_length) is 3, which is not even"),
+    ({LENGTH: 3, ROPE: 2, HEADS: 2, WIDTH: 8}, "attention.key_length) is 3, which is not even"),
+    ({LENGTH: 0}, "attention.key_length) is 0, which is not even"),
+    ({LENGTH: [4, 4]}, "attention.key_length) is not an integer"),
+    ({ROPE: 5}, "rope.dimension_count) is 5, which is not even"),
+    ({HEADS: 2, WIDTH: 6}, "embedding_length / llama.attention.head_count) is 3, which is not even"),
+    ({HEADS: 3, WIDTH: 8}, "has no head length"),
+    ({HEADS: 0, WIDTH: 8}, "has no head length"),
+    ({HEADS: [2, 2], WIDTH: 8}, "has no head length"),
+    ({}, "has no head length"),
 ]
 
 
@@ -289,11 +289,11 @@ def test_an_odd_head_where_no_row_moves(tmp_path: Path) -> None:
     ("keys", "said"),
     [
         ([], "general.architecture is missing"),
-        ([("general.architecture", "[u32]", [1])], "general.architecture is missing or no text"),
+        ([("general.architecture", "[u32]", [1])], "general.architecture is missing or not text"),
         ([("general.architecture", "string", "gpt5")], "architecture 'gpt5' is not known; known: llama, smollm3"),
-        ([("general.architecture", "string", "qwen2")], "qwen2.block_count is missing or no whole number"),
-        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "bool", True)], "no whole number"),
-        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "[u32]", [1, 2])], "no whole number"),
+        ([("general.architecture", "string", "qwen2")], "qwen2.block_count is missing or not an integer"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "bool", True)], "not an integer"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "[u32]", [1, 2])], "not an integer"),
         ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "i32", -1)], "block_count is -1"),
         ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "u32", 9999)], "block_count is 9999"),
     ],

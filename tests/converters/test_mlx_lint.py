@@ -302,7 +302,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         lint(tmp_path / "absent")
     folder = sound(tmp_path / "q")
     (folder / "model-x.safetensors").mkdir()
-    with pytest.raises(FileFormatError, match=r"model-x.safetensors: is damaged or no safetensors file"):
+    with pytest.raises(FileFormatError, match=r"model-x.safetensors: is damaged or not a safetensors file"):
         lint(folder)
     (folder / "model-x.safetensors").rmdir()
     (folder / SINGLE).unlink()
