@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -28,7 +28,7 @@ from smolexport.text import label, show
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_DIMS = 4
 # Far more than any model has (some dozens of keys, 262,144 tokens with 600,000 merges, some thousand tensors): a file
-# of a few megabytes may promise work for hours.
+# of a few megabytes could otherwise cause work for hours.
 MAX_KEYS = MAX_TENSORS = 1 << 16
 MAX_VALUES = 1 << 22  # in all arrays of the metadata
 CLOCK_GRAIN = 100_000_000  # ns; a file that is changed twice within it may keep its time
@@ -89,33 +89,31 @@ class GgufFile:
         return value if type(value) is int else None
 
 
-class Texts(Sequence[str]):
-    """An array of texts as the file has it; each is decoded when it is asked for."""
+class LazyTexts(Sequence[str]):
+    """Texts that are made when they are read: a vocabulary has hundreds of thousands."""
 
-    def __init__(self, data: bytearray, ends: array[int]) -> None:
-        self._data, self._ends = data, ends  # each text's length, 8 bytes, and its UTF-8; where each text ends
+    def __init__(self, count: int, text: Callable[[int], str]) -> None:
+        """`text` makes the text of each index."""
+        self._indices, self._text = range(count), text
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._indices)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        start = self._ends[index - 1] if index else 0
-        return self._data[start + 8 : self._ends[index]].decode("utf-8", "replace")
+        found = self._indices[index]
+        return self._text(found) if isinstance(found, int) else list(map(self._text, found))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self.tolist() == list(other)
+        return isinstance(other, Sequence) and self[:] == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def tolist(self) -> list[str]:
-        """All of them, as numpy's arrays say it."""
+        """All of them, under the name that NumPy's arrays have for it."""
         return self[:]
 
 
@@ -125,12 +123,7 @@ def padding(size: int) -> int:
 
 
 def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], BlockFormat]]) -> bytearray:
-    """Everything before the first tensor's data, padded to the alignment.
-
-    Args:
-        metadata: (key, kind, value) in file order.
-        tensors: (name, [out, in] shape, format) in file order.
-    """
+    """All before the first tensor's data, padded; `tensors` are (name, [out, in] shape, format) in file order."""
     rows = list(tensors)
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(rows), len(metadata)))
     for key, kind, value in metadata:
@@ -204,13 +197,13 @@ class Reader:
             raise self.fail(f"{what} has a name of {size:,} bytes")
         return self.take(size).decode("utf-8", "replace")
 
-    def strings(self, count: int) -> Texts:
+    def strings(self, count: int) -> LazyTexts:
         """The next `count` texts; in one loop over blocks of the file, since a vocabulary has hundreds of thousands."""
         data, ends, at, held = bytearray(), array("Q"), 0, 0
         size_at, append = STRUCTS["u64"].unpack_from, ends.append
 
         def reach(end: int) -> int:
-            """Have the first `end` bytes in `data`, whose length is returned."""
+            """Read at least the first `end` bytes into `data`; returns its length."""
             if end > self.left:
                 raise self.fail(f"ends early, inside an array of {count:,} strings")
             data.extend(self.file.read(max(end - len(data), BLOCK)))
@@ -229,7 +222,7 @@ class Reader:
         self.file.seek(at - len(data), SEEK_CUR)
         self.left -= at
         del data[at:]
-        return Texts(data, ends)
+        return LazyTexts(count, lambda i: data[(ends[i - 1] if i else 0) + 8 : ends[i]].decode("utf-8", "replace"))
 
     def value(self) -> tuple[str, Any]:
         """The next metadata value and its kind."""
@@ -254,7 +247,7 @@ class Reader:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read header, metadata and tensor infos; once for several readers of a file that nobody is just writing.
+    """Read header, metadata and tensor infos; cached for several readers unless the file has just been written.
 
     Raises:
         FileFormatError: not a GGUF file, another version, damaged, or a tensor type outside the known formats.
@@ -280,7 +273,7 @@ def _read(reader: Reader) -> GgufFile:
         raise FileFormatError(f"{reader.path}: is not a GGUF file")
     version = reader.number("u32")
     if version != VERSION:
-        raise FileFormatError(f"{reader.path}: GGUF version {version}; only version {VERSION} is read")
+        raise FileFormatError(f"{reader.path}: GGUF version {version}; only version {VERSION} is supported")
     tensor_count, key_count = reader.number("u64"), reader.number("u64")
     for count, most, what in ((tensor_count, MAX_TENSORS, "tensors"), (key_count, MAX_KEYS, "keys")):
         if count > most:
@@ -289,7 +282,7 @@ def _read(reader: Reader) -> GgufFile:
     for _ in range(key_count):
         key = reader.name("a key")
         if key in metadata:
-            raise reader.fail(f"the key {label(key)} stands twice")
+            raise reader.fail(f"the key {label(key)} appears twice")
         metadata[key] = reader.value()
     alignment = _alignment(reader, metadata)
     infos = [_tensor_info(reader) for _ in range(tensor_count)]
@@ -299,7 +292,7 @@ def _read(reader: Reader) -> GgufFile:
     for name, shape, form, offset in infos:
         info = TensorInfo(name, shape, form, base + offset)
         if name in tensors:
-            raise reader.fail(f"the tensor {label(name)} stands twice")
+            raise reader.fail(f"the tensor {label(name)} appears twice")
         if offset % alignment:
             raise reader.fail(
                 f"the tensor {label(name)} starts at {offset}, not a multiple of the alignment {alignment}"
@@ -312,7 +305,7 @@ def _read(reader: Reader) -> GgufFile:
 
 
 def _check_apart(reader: Reader, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse tensors that overlap, as llama.cpp does: a small file would say nothing about the work that it makes."""
+    """Refuse tensors that overlap, as llama.cpp does: a small file could otherwise cause unlimited work."""
     for first, second in pairwise(sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes))):
         if first.offset + first.nbytes > second.offset:
             raise reader.fail(f"the tensors {label(first.name)} and {label(second.name)} share their bytes")
@@ -334,8 +327,8 @@ def _tensor_info(reader: Reader) -> tuple[str, tuple[int, ...], BlockFormat, int
     if code not in BY_GGML_TYPE:
         known = ", ".join(FORMATS)
         raise FileFormatError(
-            f"{reader.path}: tensor {label(name)} has ggml type {code}, which is not read; known: {known}"
+            f"{reader.path}: tensor {label(name)} has ggml type {code}, which is not supported; known: {known}"
         )
     if not BY_GGML_TYPE[code].fits(shape[-1]):
-        raise reader.fail(f"the tensor {label(name)} has rows of {shape[-1]}, no multiple of its block")
+        raise reader.fail(f"the tensor {label(name)} has rows of {shape[-1]}, not a multiple of its block")
     return name, shape, BY_GGML_TYPE[code], offset

@@ -45,9 +45,8 @@ LONGEST_VALUE = 127  # bytes that llama.cpp keeps of an overridden text
 class Statistic:
     """The inputs of one matrix.
 
-    Attributes:
-        sums: [m, c] float32, finite and not negative: squares summed over tokens.
-        counts: [m] int64, how many tokens (of the old form: chunks).
+    `sums` [m, c] float32, finite and not negative, are squares summed over tokens; `counts` [m] int64 are numbers of
+    tokens (of the old form: of chunks).
     """
 
     sums: NDArray[np.float32] = field(repr=False)
@@ -62,13 +61,9 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix.
+    """An importance matrix: a statistic per tensor name of the GGUF file that it is for, and names of the texts.
 
-    Attributes:
-        entries: a statistic per tensor name of the GGUF file that it serves.
-        datasets: names of the texts.
-        chunks: how many chunks of text; 0 = unknown.
-        chunk_size: tokens of a chunk; 0 = unknown, as after reading the old form.
+    `chunks` of text and `chunk_size` in tokens are 0 if unknown, as `chunk_size` is in the old form.
     """
 
     entries: Mapping[str, Statistic] = field(repr=False)
@@ -78,11 +73,7 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read either form.
-
-    Raises:
-        FileFormatError: names the file, the entry, and what is wrong with it.
-    """
+    """Read either form; raises FileFormatError."""
     try:
         with open_regular(path) as file:
             if file.read(4) != b"GGUF":
@@ -185,12 +176,7 @@ def _fault(statistic: Statistic) -> str | None:
 
 
 def write_imatrix(imatrix: Imatrix, path: Path, *, force: bool = False) -> None:
-    """Write the present form, entries in the order of their names, as llama-imatrix does.
-
-    Raises:
-        UsageError: an entry that no reader would accept.
-        OutputError: the target exists or cannot be written.
-    """
+    """Write the present form, sorted by name as llama-imatrix does; raises UsageError, OutputError."""
     for name, statistic in imatrix.entries.items():
         fault = _fault(statistic) or (f"counts {statistic.counts}" if (statistic.counts < 0).any() else None)
         if fault or not 1 <= len(name.encode()) + len(SUMS) <= LONGEST_NAME:
@@ -223,12 +209,7 @@ def _gguf_bytes(imatrix: Imatrix) -> bytes:
 
 @dataclass(frozen=True)
 class Importance:
-    """An importance matrix for one export.
-
-    Attributes:
-        file: its path, as it was given.
-        imatrix: its content.
-    """
+    """An importance matrix for one export; `file` is its path as it was given."""
 
     file: str
     imatrix: Imatrix
@@ -268,11 +249,7 @@ class Importance:
         return rows
 
     def notes(self, entries: Sequence[Entry], scheme: Scheme) -> list[str]:
-        """What a person should know about the fit of matrix and model.
-
-        Raises:
-            FileFormatError: it has no entry for any matrix of the model.
-        """
+        """What a person should know about the fit of matrix and model; raises FileFormatError."""
         matrices = {e.name: e for e in entries if e.is_matrix}
         known = matrices.keys() & self.imatrix.entries.keys()
         if not known:
@@ -294,7 +271,7 @@ def read_importance(file: str | None, scheme: Scheme) -> Importance | None:
     """The importance matrix in `file`; None without one.
 
     Raises:
-        UsageError: `scheme` needs one, or is defined without one.
+        UsageError: `scheme` needs one, or does not allow one.
         FileFormatError: the file is damaged or of another kind.
     """
     if file is None:

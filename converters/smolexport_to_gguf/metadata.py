@@ -19,13 +19,7 @@ QUANTIZATION_VERSION = 2
 
 
 def model_metadata(spec: ModelSpec, scheme: Scheme, name: str) -> list[tuple[str, str, Any]]:
-    """(key, kind, value) of everything but the tokenizer, in file order.
-
-    Args:
-        spec: the model.
-        scheme: the quantization scheme.
-        name: what people call the model.
-    """
+    """(key, kind, value) of everything but the tokenizer, in file order; `name` is what people call the model."""
     a, heads = ROWS[spec.model_type].name, spec.attention
     rows: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", a),

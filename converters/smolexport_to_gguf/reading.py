@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from smolexport.conversion import portable
-from smolexport.conversion.file_info import FileInfo, TensorRow
+from smolexport.conversion.inspect import FileInfo, StoredArray, StoredRows, TensorRow
 from smolexport.conversion.plan import InterleaveHeads
 from smolexport.conversion.source_model import SCHEME_KEY
-from smolexport.conversion.stored import StoredArray, StoredRows
 from smolexport.errors import FileFormatError
 from smolexport.files import open_regular
 from smolexport.model.spec import Role, Tensor
@@ -38,11 +37,7 @@ def recognises(path: Path) -> bool:
 
 
 def describe(path: Path) -> FileInfo:
-    """Read the header of `path`; no tensor data.
-
-    Raises:
-        FileFormatError: not GGUF, or damaged.
-    """
+    """Read the header of `path`; no tensor data.  Raises FileFormatError: not GGUF, or damaged."""
     file = read_gguf(path)
     name = file.text("general.name")
     return FileInfo(

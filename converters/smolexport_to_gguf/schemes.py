@@ -171,21 +171,14 @@ ALIASES: Mapping[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_
 
 
 def find_scheme(name: str) -> Scheme:
-    """The scheme of that name, in any case.
-
-    Raises:
-        UsageError: unknown; names the known ones.
-    """
+    """The scheme of that name or alias, in any case; raises UsageError."""
     return named_scheme(name, SCHEMES, ALIASES, "GGUF")
 
 
 def better_schemes(scheme: Scheme, bits: float, sizes: Mapping[str, float]) -> list[str]:
-    """Better schemes if most tensors of `scheme` fall back: smaller ones, and the finer q8_0.
+    """Better schemes if most tensors of `scheme`, at `bits` per weight, fall back: smaller ones, and the finer q8_0.
 
-    Args:
-        scheme: the scheme that falls back.
-        bits: its effective bits per weight.
-        sizes: effective bits per weight of the candidates, f16 among them.
+    `sizes` are the bits per weight of the candidates, f16 among them.
     """
     smaller = [name for name in ("q4_0", "iq4_nl") if name != scheme.name and sizes[name] < bits]
     finer = ["q8_0"] if scheme.name != "q8_0" and bits < sizes["q8_0"] < sizes["f16"] else []

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smolexport.conversion.folder_files import json_bytes
+from smolexport.conversion.inspect import StoredArray
 from smolexport.conversion.plan import ByteRange, Entry, OutputFile
-from smolexport.conversion.stored import StoredArray
 from smolexport.errors import FileFormatError
 from smolexport.files import open_regular
 from smolexport.quant.formats import SIZES
@@ -43,9 +43,7 @@ class Array:
 def weight_files(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[OutputFile, ...]:
     """The safetensors files of `entries` and their index, which Swift and the hub read even for one file.
 
-    Args:
-        entries: in the order of the forward pass; a new file starts where the next array would pass `SHARD_BYTES`.
-        metadata: the strings of each header.
+    A new file starts where the next array would pass `SHARD_BYTES`; each header has the strings of `metadata`.
     """
     shards: list[list[Array]] = [[]]
     used = 0
@@ -103,32 +101,27 @@ def _shard(name: str, arrays: list[Array], metadata: Mapping[str, str]) -> Outpu
 
 
 def read_arrays(folder: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
-    """Every array of every model*.safetensors in `folder`, and the metadata of the first file.
-
-    Raises:
-        FileFormatError: no such file, a damaged one, or an array that is in two.
-    """
+    """Every array of the weight files in `folder`, and the first one's metadata; raises FileFormatError."""
     found: dict[str, StoredArray] = {}
-    metadata: dict[str, str] = {}
-    paths = sorted(folder.glob("model*.safetensors"))
-    if not paths:
-        raise FileFormatError(f"{folder}: no model*.safetensors in it; the folder is not an MLX folder")
-    for path in paths:
-        strings, arrays = read_header(path)
-        metadata = metadata or strings
+    headers = read_headers(folder)
+    for path, (_, arrays) in headers.items():
         for array in arrays:
             if array.name in found:
                 raise FileFormatError(f"{path}: the array {label(array.name)} is in {found[array.name].path.name} too")
             found[array.name] = array
-    return found, metadata
+    return found, next(iter(headers.values()))[0]
+
+
+def read_headers(folder: Path) -> dict[Path, tuple[dict[str, str], list[StoredArray]]]:
+    """Metadata and arrays of each model*.safetensors in `folder`, as mlx-lm loads them; raises FileFormatError."""
+    paths = sorted(folder.glob("model*.safetensors"))
+    if not paths:
+        raise FileFormatError(f"{folder}: no model*.safetensors in it; the folder is not an MLX folder")
+    return {path: read_header(path) for path in paths}
 
 
 def read_header(path: Path) -> tuple[dict[str, str], list[StoredArray]]:
-    """Metadata and arrays of one file; safetensors itself checks lengths, offsets and overlaps.
-
-    Raises:
-        FileFormatError: damaged, or not safetensors.
-    """
+    """Metadata and arrays of one file; safetensors checks lengths, offsets and overlaps.  Raises FileFormatError."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -12,22 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from smolexport.conversion import model_card
-from smolexport.conversion.folder_files import (
-    GENERATION,
-    NEW_CLASS,
-    SPECIAL,
-    TEMPLATE,
-    TOKENIZER,
-    Files,
-    config_eos,
-    config_of,
-    file_object,
-    gather,
-    json_bytes,
-    renamed_class,
-    special_texts,
-)
+from smolexport.conversion import folder_files, model_card
+from smolexport.conversion.folder_files import TOKENIZER, Files, Fixed, file_object, json_bytes
 from smolexport.conversion.plan import OutputFile
 from smolexport.conversion.source_model import DTYPES as CLAIMS
 from smolexport.conversion.source_model import SourceModel
@@ -49,15 +35,12 @@ DROPPED = frozenset(
 
 
 def compose(model: SourceModel, quantization: Mapping[str, Any] | None, dtype: str) -> dict[str, Any]:
-    """The content of config.json, keys sorted.
+    """The content of config.json, keys sorted, for a model that `architectures.check` has passed.
 
-    Args:
-        model: a model that `architectures.check` has passed.
-        quantization: from `quantization_object`; None for a folder of floats.
-        dtype: of the folder's float tensors, `F32`, `F16` or `BF16`.
+    `quantization` is from `quantization_object`; None for a folder of floats.  `dtype`: `F32`, `F16` or `BF16`.
     """
     spec, mlp = model.spec, model.spec.layers[0].mlp
-    config = config_of(model, DROPPED)
+    config = folder_files.config_of(model, DROPPED)
     config |= {
         "intermediate_size": mlp.intermediate_size,
         "hidden_act": mlp.activation,
@@ -98,33 +81,26 @@ def _scaling(rope: Rope) -> dict[str, Any] | None:
 
     `type` repeats `rope_type` for readers that know only the older name, e.g. mlx-swift's Qwen2.
     """
+    more: dict[str, float] = {}
     match rope.scaling:
         case None:
             return None
         case Linear(factor):
-            return {"type": "linear", "rope_type": "linear", "factor": factor}
-        case Llama3() as s:
-            return {
-                "type": "llama3",
-                "rope_type": "llama3",
-                "factor": s.factor,
-                "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
+            kind = "linear"
+        case Llama3(factor) as s:
+            kind = "llama3"
+            more = {
+                "low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor,
                 "original_max_position_embeddings": s.original_context_length,
-            }
-        case Yarn() as s:
-            # No `truncate`: it is true here, and older readers in Swift take no boolean in this object.
-            return {
-                "type": "yarn",
-                "rope_type": "yarn",
-                "factor": s.factor,
-                "original_max_position_embeddings": s.original_context_length,
-                "attention_factor": s.attention_factor,
-                "beta_fast": s.beta_fast,
-                "beta_slow": s.beta_slow,
-                "mscale": _mscale(s),
-                "mscale_all_dim": 0.0,
-            }
+            }  # fmt: skip
+        case Yarn(factor) as s:
+            # No `truncate`: it is true here, and older readers in Swift accept no boolean in this object.
+            kind = "yarn"
+            more = {
+                "original_max_position_embeddings": s.original_context_length, "attention_factor": s.attention_factor,
+                "beta_fast": s.beta_fast, "beta_slow": s.beta_slow, "mscale": _mscale(s), "mscale_all_dim": 0.0,
+            }  # fmt: skip
+    return {"type": kind, "rope_type": kind, "factor": factor, **more}
 
 
 def _mscale(scaling: Yarn) -> float:
@@ -139,32 +115,16 @@ def _mscale(scaling: Yarn) -> float:
 def quantization_object(
     default: Mapping[str, Any], departures: Mapping[str, Mapping[str, Any] | Literal[False]]
 ) -> dict[str, Any]:
-    """The object `quantization` of config.json.
+    """The object `quantization` of config.json: the default, then every module of `departures` that differs from it.
 
-    Args:
-        default: `group_size`, `bits`, `mode` of every module that is not named.
-        departures: module path -> the same three for one that differs, False for one that stays float.  A module
-            that equals the default is not written.
-
-    Returns:
-        The three keys, then every departing module in the order given, all three keys in each.
+    All have `group_size`, `bits` and `mode`; a module that stays float has False.
     """
-    common = _quantized(default)
-    named = {path: value if value is False else _quantized(value) for path, value in departures.items()}
-    return {**common, **{path: value for path, value in named.items() if value != common}}
-
-
-def _quantized(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "group_size": int(value["group_size"]),
-        "bits": int(value["bits"]),
-        "mode": str(value.get("mode", "affine")),
-    }
+    return {**default, **{path: value for path, value in departures.items() if value != default}}
 
 
 def copied(model: SourceModel) -> tuple[Files, tuple[str, ...]]:
-    """The files from the checkpoint, and what a person should know about them; raises as `gather`."""
-    return gather(model, (_tokenizer_config, _template), _notes)
+    """The files from the checkpoint, and what a person should know about them; raises as `folder_files.gather`."""
+    return folder_files.gather(model, (_tokenizer_config, _template), _notes)
 
 
 def _notes(model: SourceModel, files: Files) -> Iterator[str]:
@@ -175,29 +135,29 @@ def _notes(model: SourceModel, files: Files) -> Iterator[str]:
         yield f"tokenizer.json puts {end} after a text: mlx_lm.generate and transformers do so with plain prompts"
 
 
-def _tokenizer_config(model: SourceModel, files: Files) -> tuple[OutputFile | None, str]:
+def _tokenizer_config(model: SourceModel, files: Files) -> Fixed:
     config = file_object(files, TOKENIZER)
     name = config.get("tokenizer_class")
-    if name == NEW_CLASS:
+    if name == folder_files.NEW_CLASS:
         return (
-            OutputFile(TOKENIZER, renamed_class(files[TOKENIZER], config, KNOWN_CLASS)),
-            f"{TOKENIZER}: tokenizer_class {NEW_CLASS} became {KNOWN_CLASS}, which Swift knows too",
+            OutputFile(TOKENIZER, folder_files.renamed_class(files[TOKENIZER], config, KNOWN_CLASS)),
+            f"{TOKENIZER}: tokenizer_class {folder_files.NEW_CLASS} became {KNOWN_CLASS}, which Swift knows too",
         )
     if isinstance(name, str) and name:
         return None, ""
     if model.tokenizer.kind is not TokenizerKind.BYTES:  # its class depends on the family; none is right for all
         return None, f"{TOKENIZER}: has no tokenizer_class; Python does not need it, Swift will not load the tokenizer"
-    config = {**(config or special_texts(model)), "tokenizer_class": KNOWN_CLASS}
+    config = {**(config or folder_files.special_texts(model)), "tokenizer_class": KNOWN_CLASS}
     line = f"{TOKENIZER}: tokenizer_class {KNOWN_CLASS} was added; Swift does not load a tokenizer without one"
     return OutputFile(TOKENIZER, json_bytes(config)), line
 
 
-def _template(model: SourceModel, files: Files) -> tuple[OutputFile | None, str]:  # noqa: ARG001
+def _template(model: SourceModel, files: Files) -> Fixed:  # noqa: ARG001
     """chat_template.jinja if the default template is only elsewhere; named ones stay where they are."""
     spec = model.tokenizer
-    if (model.folder / TEMPLATE).is_file() or spec.chat_template is None or spec.chat_templates:
+    if (model.folder / folder_files.TEMPLATE).is_file() or spec.chat_template is None or spec.chat_templates:
         return None, ""
-    return OutputFile(TEMPLATE, spec.chat_template.encode("utf-8")), ""
+    return OutputFile(folder_files.TEMPLATE, spec.chat_template.encode("utf-8")), ""
 
 
 def _stop_notes(model: SourceModel, files: Files) -> Iterator[str]:
@@ -206,8 +166,8 @@ def _stop_notes(model: SourceModel, files: Files) -> Iterator[str]:
     Both readers stop at the tokenizer's eos_token and at the ids of one file: generation_config.json, or config.json
     if that has none; mlx-lm treats a lone 0 as none too.
     """
-    own, other = file_object(files, GENERATION).get("eos_token_id"), config_eos(model)
-    named = any(file_object(files, name).get("eos_token") for name in (TOKENIZER, SPECIAL))
+    own, other = file_object(files, folder_files.GENERATION).get("eos_token_id"), folder_files.config_eos(model)
+    named = any(file_object(files, name).get("eos_token") for name in (TOKENIZER, folder_files.SPECIAL))
     misses: dict[tuple[int, ...], list[str]] = {}
     for reader, value in (("mlx-lm", own or other), ("mlx-swift", other if own is None else own)):
         stops = {*(value if isinstance(value, list) else [value]), *([model.tokenizer.eos] if named else [])}
@@ -216,8 +176,8 @@ def _stop_notes(model: SourceModel, files: Files) -> Iterator[str]:
         if missing:
             listed = ", ".join(f"{index} ({show(model.tokenizer.tokens[index])})" for index in missing)
             yield (
-                f"{' and '.join(readers)} will not stop at {listed}: eos_token_id is {show(own)} in {GENERATION}, "
-                f"{show(other)} in config.json"
+                f"{' and '.join(readers)} will not stop at {listed}: eos_token_id is {show(own)} in "
+                f"{folder_files.GENERATION}, {show(other)} in config.json"
             )
 
 

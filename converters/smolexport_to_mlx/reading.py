@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smolexport.conversion.file_info import FileInfo
 from smolexport.conversion.folder_files import as_format_errors, is_own_folder
+from smolexport.conversion.inspect import FileInfo, StoredArray, StoredRows, common_format, tensor_rows
 from smolexport.conversion.source_model import NAME_KEY, SCHEME_KEY
-from smolexport.conversion.stored import StoredArray, StoredRows, common_format, tensor_rows
 from smolexport.errors import ConfigError, FileFormatError, UsageError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
@@ -22,7 +21,7 @@ from smolexport.model.spec import Tensor
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, RowFormat
 from smolexport.quant.microscale import MODES
 from smolexport.text import label, show
-from smolexport_to_mlx.container import INDEX, read_arrays, read_header
+from smolexport_to_mlx.container import INDEX, read_arrays, read_header, read_headers
 from smolexport_to_mlx.schemes import DTYPES, SCHEMES
 
 CONFIG = "config.json"
@@ -33,14 +32,10 @@ OURS = frozenset({CONFIG, "README.md", INDEX})
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder's headers, of whatever architecture.
+    """A folder's headers, of any architecture.
 
-    Attributes:
-        path: the folder.
-        config: config.json.
-        metadata: the strings of the first weight file.
-        stored: array name -> its tensor, with the scales and biases of its module if it is packed.
-        others: arrays that are neither floats nor part of a quantized module.
+    `metadata` are the strings of the first weight file; `stored` maps the name of each array of weights to its tensor,
+    with scales and biases if it is packed; `others` are neither floats nor part of a quantized module.
     """
 
     path: Path
@@ -66,17 +61,14 @@ def replaceable(path: Path) -> bool:
     return is_own_folder(
         path,
         lambda name: name in OURS or WEIGHTS.fullmatch(name) is not None,
-        lambda folder: {file: read_header(file)[0] for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)},
+        lambda folder: [metadata for metadata, _ in read_headers(folder).values()],
     )
 
 
 def describe(path: Path) -> FileInfo:
-    """Read the headers in the folder `path`, of any architecture; no tensor data.
+    """Read the headers in the folder `path`, of any architecture; raises FileFormatError.
 
     Arrays that are not part of a known kind of weight are listed as they are.
-
-    Raises:
-        FileFormatError: damaged, or not an MLX folder.
     """
     folder = read_folder(path)
     recorded = folder.metadata.get(SCHEME_KEY)
@@ -93,11 +85,7 @@ def describe(path: Path) -> FileInfo:
 
 
 def weights(path: Path) -> Mapping[Tensor, StoredRows]:
-    """The tensors of the folder `path`, in the terms of a checkpoint.
-
-    Raises:
-        FileFormatError: damaged, or an array that is not part of a module known here.
-    """
+    """The tensors of the folder `path`, in the terms of a checkpoint; raises FileFormatError."""
     folder = read_folder(path)
     try:
         known = {tensor.stored_name: tensor for tensor in load_spec(folder.config, strict=False).tensors()}
@@ -113,11 +101,7 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
 
 
 def read_folder(path: Path) -> Folder:
-    """Read config.json and the headers of `path`; no weight is read.
-
-    Raises:
-        FileFormatError: damaged, or a quantized module whose arrays do not fit together.
-    """
+    """Read config.json and the headers of `path`; no weight is read.  Raises FileFormatError."""
     with as_format_errors(path):
         config = read_json(path / CONFIG, "the folder is not an MLX folder")
     arrays, metadata = read_arrays(path)

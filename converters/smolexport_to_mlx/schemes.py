@@ -171,9 +171,5 @@ ALIASES: Mapping[str, str] = {
 
 
 def find_scheme(name: str) -> Scheme:
-    """The scheme of that name, in any case.
-
-    Raises:
-        UsageError: unknown; names the known ones.
-    """
+    """The scheme of that name or alias, in any case; raises UsageError."""
     return named_scheme(name, SCHEMES, ALIASES, "MLX")

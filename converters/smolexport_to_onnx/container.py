@@ -134,13 +134,7 @@ def module_name(tensor: Tensor) -> str:
 
 
 def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table]) -> Layout:
-    """Where everything is stored.
-
-    Args:
-        stem: file name of the graph without `.onnx`.
-        entries: in the order of the forward pass.
-        tables: what follows them.
-    """
+    """Where `entries`, in the order of the forward pass, and then `tables` are stored, for the graph `stem`."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.tensor is not None:

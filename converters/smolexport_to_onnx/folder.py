@@ -12,20 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unicodedata import normalize
 
-from smolexport.conversion import model_card
-from smolexport.conversion.folder_files import (
-    GENERATION,
-    NEW_CLASS,
-    TOKENIZER,
-    Files,
-    config_of,
-    eos_ids,
-    file_object,
-    gather,
-    json_bytes,
-    renamed_class,
-    special_texts,
-)
+from smolexport.conversion import folder_files, model_card
+from smolexport.conversion.folder_files import TOKENIZER, Files, Fixed, file_object, json_bytes
 from smolexport.conversion.plan import OutputFile
 from smolexport.conversion.source_model import SourceModel
 from smolexport.text import show
@@ -48,12 +36,9 @@ SEARCHED = ("do_sample", "repetition_penalty", "temperature", "top_k", "top_p")
 def compose(model: SourceModel, schemes: Sequence[Scheme], layouts: Sequence[Layout]) -> dict[str, Any]:
     """The content of config.json, keys sorted: the source's, with what Transformers.js reads spelled out.
 
-    Args:
-        model: the source.
-        schemes: of the graphs, the default one first.
-        layouts: their files.
+    `schemes` and `layouts` are those of the graphs, the default one first.
     """
-    config = config_of(model, DROPPED)
+    config = folder_files.config_of(model, DROPPED)
     halves = {scheme.js: "float16" for scheme in schemes if scheme.dtype == "F16"}
     config["transformers.js_config"] = {
         "dtype": schemes[0].js,
@@ -64,18 +49,11 @@ def compose(model: SourceModel, schemes: Sequence[Scheme], layouts: Sequence[Lay
 
 
 def genai(model: SourceModel, layout: Layout, positions: int, files: Files) -> dict[str, Any]:
-    """The content of genai_config.json.
-
-    Args:
-        model: the source.
-        layout: of the graph that it names.
-        positions: the longest text.
-        files: the small files, of which generation_config.json says how to sample.
-    """
+    """The content of genai_config.json for the graph of `layout`; `positions` is the longest text."""
     spec, tokenizer = model.spec, model.tokenizer
-    eos = eos_ids(model)
+    eos = folder_files.eos_ids(model)
     first = eos[0] if isinstance(eos, list) else eos
-    given = file_object(files, GENERATION)
+    given = file_object(files, folder_files.GENERATION)
     # Without do_sample transformers is greedy, whatever else the file says.
     search = {key: given[key] for key in SEARCHED if isinstance(given.get(key), (int, float))}
     if not search.get("do_sample"):
@@ -113,18 +91,18 @@ def genai(model: SourceModel, layout: Layout, positions: int, files: Files) -> d
 
 
 def copied(model: SourceModel) -> tuple[Files, tuple[str, ...]]:
-    """The files from the checkpoint, and what a person should know about them; raises as `gather`."""
-    return gather(model, (_tokenizer_config,), _token_notes)
+    """The files from the checkpoint, and what a person should know about them; raises as `folder_files.gather`."""
+    return folder_files.gather(model, (_tokenizer_config,), _token_notes)
 
 
-def _tokenizer_config(model: SourceModel, files: Files) -> tuple[OutputFile | None, str]:
+def _tokenizer_config(model: SourceModel, files: Files) -> Fixed:
     """A class and a chat template where readers look for them; None if the file has both."""
     config = file_object(files, TOKENIZER)
     lines, additions = list[str](), dict[str, object]()
     name, template = config.get("tokenizer_class"), model.tokenizer.chat_template
     if not config:
-        additions |= special_texts(model)
-    if name == NEW_CLASS or not (isinstance(name, str) and name):
+        additions |= folder_files.special_texts(model)
+    if name == folder_files.NEW_CLASS or not (isinstance(name, str) and name):
         additions["tokenizer_class"] = KNOWN_CLASS
         lines.append(f"tokenizer_class {KNOWN_CLASS} replaces {name or 'none'}")
     if template is not None and not config.get("chat_template"):
@@ -132,8 +110,10 @@ def _tokenizer_config(model: SourceModel, files: Files) -> tuple[OutputFile | No
         lines.append("the chat template was added, which Transformers.js reads nowhere else")
     if not additions:
         return None, ""
-    if name == NEW_CLASS and len(additions) == 1:
-        return OutputFile(TOKENIZER, renamed_class(files[TOKENIZER], config, KNOWN_CLASS)), f"{TOKENIZER}: {lines[0]}"
+    if name == folder_files.NEW_CLASS and len(additions) == 1:
+        return OutputFile(
+            TOKENIZER, folder_files.renamed_class(files[TOKENIZER], config, KNOWN_CLASS)
+        ), f"{TOKENIZER}: {lines[0]}"
     return OutputFile(TOKENIZER, json_bytes({**config, **additions})), f"{TOKENIZER}: {'; '.join(lines)}"
 
 

@@ -73,10 +73,9 @@ class Builder:
         self.nodes.append(NodeProto(op_type=op, input=inputs, output=made, name=name, domain=domain, attribute=named))
         return made[0]
 
-    def integers(self, *values: int, scalar: bool = False) -> str:
+    def integers(self, *values: int) -> str:
         """The name of a constant of int64."""
-        name = f"{'scalar' if scalar else 'list'}.{'.'.join(map(str, values))}"
-        return self.constant(name, "I64", np.array(values[0] if scalar else values, "<i8"))
+        return self.constant(f"list.{'.'.join(map(str, values))}", "I64", np.array(values, "<i8"))
 
     def constant(self, name: str, dtype: str, value: NDArray[Any]) -> str:
         """The name of a constant that lies in the graph."""

@@ -13,10 +13,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from smolexport.conversion.file_info import FileInfo
 from smolexport.conversion.folder_files import as_format_errors, is_own_folder
+from smolexport.conversion.inspect import FileInfo, StoredArray, StoredRows, common_format, tensor_rows
 from smolexport.conversion.source_model import NAME_KEY, SCHEME_KEY
-from smolexport.conversion.stored import StoredArray, StoredRows, common_format, tensor_rows
 from smolexport.errors import FileFormatError, UsageError
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import NAMES, Role, Tensor
@@ -43,16 +42,10 @@ ROTATING = {"GroupQueryAttention": slice(7, 9), "RotaryEmbedding": slice(2, 4)} 
 
 @dataclass(frozen=True)
 class Model:
-    """A graph and the arrays beside it, of whatever architecture.
+    """A graph and the arrays beside it, of any architecture.
 
-    Attributes:
-        path: the graph's file.
-        proto: what it says, an onnx.ModelProto.
-        metadata: strings about it.
-        arrays: all that lie outside of it, by name.
-        stored: module name with its part -> the matrix or vector.
-        tables: rotary tables.
-        others: arrays that are neither.
+    `proto` is the onnx.ModelProto; `stored` maps module name and part to the matrix or vector; `tables` are rotary
+    tables; `others` are arrays that are neither.
     """
 
     path: Path
@@ -117,16 +110,12 @@ def replaceable(path: Path) -> bool:
     return is_own_folder(
         path,
         OURS.__contains__,
-        lambda folder: {graph: metadata_of(read_graph(graph)) for graph in graph_paths(folder)},
+        lambda folder: [metadata_of(read_graph(graph)) for graph in graph_paths(folder)],
     )
 
 
 def describe(path: Path) -> FileInfo:
-    """Read the graph that `path` is run by, of any architecture; no tensor data.
-
-    Raises:
-        FileFormatError: damaged, or not an ONNX folder.
-    """
+    """Read the graph that `path` is run by, of any architecture; no tensor data.  Raises FileFormatError."""
     model = read_model(primary_graph(path))
     folder = path if path.is_dir() else path.parent.parent if path.parent.name == "onnx" else path.parent
     config: Mapping[str, Any] = {}
@@ -159,11 +148,7 @@ def _scheme(path: Path, model: Model) -> str:
 
 
 def weights(path: Path) -> Mapping[Tensor, StoredRows]:
-    """The tensors of the folder `path`, or of one graph in it, in the terms of a checkpoint.
-
-    Raises:
-        FileFormatError: damaged, or an array that is not part of a module known here.
-    """
+    """The tensors of the folder `path`, or of one graph in it, in the terms of a checkpoint; raises FileFormatError."""
     model = read_model(primary_graph(path))
     for array in model.others:
         raise FileFormatError(
@@ -178,11 +163,7 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
 
 
 def read_graph(path: Path) -> Any:
-    """The onnx.ModelProto in the file `path`; no weight is read.
-
-    Raises:
-        FileFormatError: missing, damaged, or larger than a graph with its weights beside it ever is.
-    """
+    """The onnx.ModelProto in the file `path`; no weight is read.  Raises FileFormatError."""
     from onnx import ModelProto
 
     size = path.stat().st_size if path.is_file() else 0
@@ -204,12 +185,7 @@ def _text(value: str | bytes) -> str:
 
 
 def read_model(path: Path) -> Model:
-    """Read the graph `path`; of the weights only that they exist.
-
-    Raises:
-        FileFormatError: damaged, an array outside the file that holds it, or a quantized matrix whose arrays do not
-            fit together.
-    """
+    """Read the graph `path`; of the weights only that they exist.  Raises FileFormatError."""
     model = read_graph(path)
     graph, metadata = model.graph, metadata_of(model)
     arrays: dict[str, StoredArray] = {}

@@ -170,11 +170,7 @@ ALIASES: Mapping[str, str] = {
 
 
 def find_scheme(name: str) -> Scheme | Several:
-    """The scheme of that name, in any case, or several with `+` between them.
-
-    Raises:
-        UsageError: unknown; names the known ones.  Two of them in one file; a `+` without one on each side.
-    """
+    """The scheme of that name, in any case, or several with `+` between them; raises UsageError."""
     words = name.split("+")
     if len(words) > 1 and not all(map(str.strip, words)):
         raise UsageError(f"--quant {name}: each + should stand between two schemes")

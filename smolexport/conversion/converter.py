@@ -8,15 +8,15 @@ share one pass over the checkpoint.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from smolexport.conversion.file_info import FileInfo
+from smolexport.conversion.inspect import FileInfo
 from smolexport.conversion.plan import Entry, Plan
 from smolexport.errors import UsageError
-from smolexport.model.spec import ModelSpec, Tensor
+from smolexport.model.spec import ModelSpec, Tensor, departures
 from smolexport.model.weights import Weights
 from smolexport.quant import RowFormat
 
@@ -113,6 +113,30 @@ class Converter(Protocol):
     def describe(self, path: Path) -> FileInfo:
         """What an exported file contains, from its headers."""
         ...
+
+
+def refusals(
+    target: str, spec: ModelSpec, computed: Mapping[str, tuple[object, ...]], more: Iterable[str]
+) -> list[str]:
+    """Reasons why `target` cannot compute `spec`: `departures` from `computed`; if there are none, those in `more`."""
+    return [f"{target} {reason}" for reason in list(departures(spec, computed)) or more]
+
+
+def several_ropes(spec: ModelSpec) -> Iterator[str]:
+    """The reason of a target that has one rotary embedding for all layers."""
+    ropes = list(dict.fromkeys(layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None))
+    if len(ropes) > 1:
+        yield f"has one rotary embedding for all layers, the checkpoint {len(ropes)}: {ropes[0]} and {ropes[1]}"
+
+
+def other_head_dim(spec: ModelSpec) -> Iterator[str]:
+    """The reason of a target that derives head_dim from the other sizes."""
+    a = spec.attention
+    if a.num_attention_heads * a.head_dim != spec.hidden_size:
+        yield (
+            f"computes head_dim as hidden_size / num_attention_heads, the checkpoint has a head_dim of {a.head_dim} "
+            f"with {spec.hidden_size} / {a.num_attention_heads}"
+        )
 
 
 def has_more_bits(layer: int, layers: int) -> bool:

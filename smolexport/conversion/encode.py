@@ -118,34 +118,32 @@ def _encode(checkpoint: Checkpoint, chunk: Chunk) -> list[Encoded]:
     found = []
     for number, entry in chunk.entries:
         encoded = entry.store(rows, chunk.start, known)
-        if magnitude > SMALL:
-            _refuse_overflow(stored, rows, chunk.start, entry, encoded)
-        elif entry.importance is not None or entry.encoder is not None:
-            _refuse_importance(stored, rows, entry, encoded)
+        if magnitude > SMALL or entry.importance is not None or entry.encoder is not None:
+            _check_finite(stored, rows, chunk.start, entry, encoded, magnitude)
         found.append(Encoded(number, entry, chunk.start, encoded))
     return found
 
 
-def _refuse_overflow(
-    stored: StoredTensor, rows: NDArray[Any], start: int, entry: Entry, encoded: NDArray[np.uint8]
+def _check_finite(
+    stored: StoredTensor, rows: NDArray[Any], start: int, entry: Entry, encoded: NDArray[np.uint8], magnitude: float
 ) -> None:
-    """Refuse finite weights that the format encodes as infinities, themselves or as their block's scale."""
+    """Refuse finite weights that the format encodes as infinities, themselves or as their block's scale.
+
+    Smaller weights do so only if their products with an importance overflow float32.
+    """
     form, columns = entry.format, rows.shape[1]
-    beyond = form.block > 1 and largest(rows) > BLOCK_MAX
-    if beyond or first_nonfinite(form.decode(encoded, columns)) is not None:
+    beyond = form.block > 1 and magnitude > BLOCK_MAX
+    if not beyond and first_nonfinite(form.decode(encoded, columns)) is None:
+        return
+    if magnitude > SMALL:
         where = divmod(int(np.argmax(np.abs(rows.astype(np.float32)))), columns)
         name = (entry.rounded_through or form).name
         found = _described(stored, rows, start, *where)
         raise TensorError(f"{found}, which {name} cannot hold; use f32 or bf16, or repair the checkpoint")
-
-
-def _refuse_importance(stored: StoredTensor, rows: NDArray[Any], entry: Entry, encoded: NDArray[np.uint8]) -> None:
-    """Refuse the result of a search over products of weights and importance that overflow float32."""
-    if first_nonfinite(entry.format.decode(encoded, rows.shape[1])) is not None:
-        raise TensorError(
-            f"{stored.path}: tensor {label(stored.name)}: {entry.format.name} finds no finite scale under its "
-            "importances, which are out of range; compute the importance matrix again"
-        )
+    raise TensorError(
+        f"{stored.path}: tensor {label(stored.name)}: {form.name} finds no finite scale under its importances, which "
+        "are out of range; compute the importance matrix again"
+    )
 
 
 def _described(stored: StoredTensor, rows: NDArray[Any], start: int, row: int, column: int) -> str:

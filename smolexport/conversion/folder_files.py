@@ -42,11 +42,13 @@ NEW_CLASS = "TokenizersBackend"  # what transformers 5 writes; other readers fai
 
 
 Files = dict[str, OutputFile]
-Fix = Callable[[SourceModel, Files], tuple[OutputFile | None, str]]  # a file to add or replace, and the line about it
+Fixed = tuple[OutputFile | None, str]  # a file to add or replace, and the line about it
 
 
 def gather(
-    model: SourceModel, fixes: Sequence[Fix], notes: Callable[[SourceModel, Files], Iterator[str]]
+    model: SourceModel,
+    fixes: Sequence[Callable[[SourceModel, Files], Fixed]],
+    notes: Callable[[SourceModel, Files], Iterator[str]],
 ) -> tuple[Files, tuple[str, ...]]:
     """The files of a checkpoint that go into an output, sorted by name, and what a person should know about them.
 
@@ -65,8 +67,8 @@ def gather(
     files: Files = {}
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        _check_size(path, MAX_BYTES if name == "tokenizer.json" else MAX_SMALL)
-        files[name] = OutputFile(name, path)
+        size = _checked_size(path, MAX_BYTES if name == "tokenizer.json" else MAX_SMALL)
+        files[name] = OutputFile(name, path, size=size)
     made = rewritten(folder, model.tokenizer)
     if made:
         lines.append(f"rewritten, so that every reader has the same tokens: {', '.join(made)}")
@@ -82,15 +84,13 @@ def gather(
     return dict(sorted(files.items())), tuple(lines)
 
 
-def is_own_folder(path: Path, own: Callable[[str], bool], headers: Callable[[Path], Mapping[Path, Any]]) -> bool:
+def is_own_folder(
+    path: Path, own: Callable[[str], bool], headers: Callable[[Path], Sequence[Mapping[str, str]]]
+) -> bool:
     """Whether `path` is a folder that smolexport made, every file with weights in it, and that holds nothing else.
 
-    A file with a name that no export writes, a link or a folder of another name makes it somebody's own.
-
-    Args:
-        path: the folder.
-        own: whether the converter writes a file of that name, besides the small ones of the checkpoint.
-        headers: the metadata of each file with weights.
+    A file with a name that no export writes, a link or a folder of another name makes it somebody's own.  `own` says
+    whether the converter writes a name, besides the small files; `headers` are the metadata of the files with weights.
     """
     try:
         if path.is_symlink() or not path.is_dir():
@@ -103,7 +103,7 @@ def is_own_folder(path: Path, own: Callable[[str], bool], headers: Callable[[Pat
             if not known:
                 return False
         found = headers(path)
-        return bool(found) and all(SCHEME_KEY in metadata for metadata in found.values())
+        return bool(found) and all(SCHEME_KEY in metadata for metadata in found)
     except (OSError, FileFormatError):
         return False
 
@@ -126,7 +126,7 @@ def is_copied(name: str) -> bool:
     )
 
 
-def _check_size(path: Path, limit: int) -> None:
+def _checked_size(path: Path, limit: int) -> int:
     try:
         size = path.stat().st_size
         with path.open("rb"):
@@ -134,9 +134,8 @@ def _check_size(path: Path, limit: int) -> None:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     if size > limit:
-        raise CheckpointError(
-            f"{path}: {size:,} bytes, more than such a file ever needs; check that it is the right file"
-        )
+        raise CheckpointError(f"{path}: {size:,} bytes, more than such a file ever needs; is it the right file?")
+    return size
 
 
 def renamed_class(file: OutputFile, config: dict[str, Any], name: str) -> bytes:
@@ -157,7 +156,7 @@ def special_texts(model: SourceModel) -> dict[str, Any]:
     return {key: spec.tokens[index] for key, index in ids.items() if index is not None}
 
 
-def _generation_config(model: SourceModel, files: Files) -> tuple[OutputFile | None, str]:
+def _generation_config(model: SourceModel, files: Files) -> Fixed:
     if GENERATION in files:
         return None, ""
     spec = model.tokenizer

@@ -39,15 +39,14 @@ def installed_version() -> str:
 def card(
     model: SourceModel, library: str, tags: Sequence[str], body: str, lines: Sequence[str], **facts: float | str
 ) -> bytes:
-    """A README.md: what the hub shows, and what the source's card says about licence and language.
+    """A README.md: what the hub shows, and the licence and language of the source's card.
 
     Args:
         model: the source.
         library: the hub's name of the library that runs the output.
         tags: for the hub.
-        body: a template with the fields `name`, `source`, `version`, `facts`, and those given.
+        body: a template with the fields `name`, `source`, `version`, `facts`, and those in `facts`.
         lines: further facts, one list item each.
-        **facts: values of the template's other fields, as they are.
     """
     matter: dict[str, Value] = {"library_name": library, "pipeline_tag": "text-generation", "tags": list(tags)}
     if model.origin:

@@ -84,10 +84,10 @@ def export_all(
     """Export a checkpoint to several formats in one pass over its weights.
 
     Args:
-        source: checkpoint folder, hub id, or `demo`.
+        source: as for `export`, like all that is not named here.
         out: the folder that gets all outputs under their default names; created if missing.
         targets: format names; None = every installed converter.
-        threads: encoding threads; None = the available processors.
+        threads: encoding threads.
         progress: called with the bytes of each chunk written.
         **keywords: as for `export`; `quant` is a scheme that all formats have, default int4.
 
@@ -172,12 +172,7 @@ def trained(
 ) -> list[Job]:
     """Train the scales of jobs whose method trains, e.g. `distil`; other jobs are returned unchanged.
 
-    `write_all` does so too, unless it has been done.
-
-    Args:
-        jobs: from one `prepare_all`.
-        threads: encoding threads; None = the available processors.
-        progress: called with 1 for each step of a training.
+    `write_all` does so too, unless it has been done.  `progress` is called with 1 for each training step.
 
     Raises:
         MissingDependencyError: the trainer's libraries are not installed.

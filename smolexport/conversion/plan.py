@@ -6,7 +6,6 @@ A converter turns a `SourceModel` and a scheme into a `Plan`; `render()` is what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,38 +159,31 @@ class OutputFile:
         name: path inside the output folder; empty if the output is this one file.
         content: its bytes, or the file that is copied; the header of a file with encoded rows.
         ranges: where encoded rows are stored; empty for a small file.
-        size: bytes of a file with `ranges`.
+        size: bytes, where they are not those of `content`.
         tables: (offset, function that yields the bytes) of arrays that no entry holds.
     """
 
     name: str
     content: bytes | Path = field(repr=False)
     ranges: tuple[ByteRange, ...] = field(default=(), repr=False)
-    size: int = 0
+    size: int | None = None
     tables: tuple[tuple[int, Callable[[], Iterator[NDArray[np.uint8]]]], ...] = field(default=(), repr=False)
 
     @property
     def nbytes(self) -> int:
-        """Its size; raises CheckpointError if the copied file has vanished."""
-        if isinstance(self.content, bytes):
-            return self.size if self.ranges else len(self.content)
-        with _readable(self.content):
-            return self.content.stat().st_size
+        """Its size."""
+        return len(self.read()) if self.size is None else self.size
 
     def read(self) -> bytes:
         """Its content; raises CheckpointError if the copied file has vanished."""
         if isinstance(self.content, bytes):
             return self.content
-        with _readable(self.content):
+        try:
             return self.content.read_bytes()
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; it existed when the export began") from error
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.content}: {error.strerror or error}; it existed when the export began"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,8 @@ from smolexport.conversion.portable import AUTO_BITS, decided
 from smolexport.conversion.source_model import SourceModel, claimed_dtype
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
 from smolexport.files import check_parent, check_target, refuse_own_source
-from smolexport.model.checkpoint import (
-    Checkpoint,
-    claimed_quantization,
-    find_checkpoint,
-    open_checkpoint,
-    read_config,
-)
+from smolexport.model import checkpoint as checkpoints
+from smolexport.model.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from smolexport.model.spec import ModelSpec
 from smolexport.plugins import checked_options, converter, converters
 from smolexport.recipe import Quantizer, Recipe
@@ -132,13 +127,13 @@ def prepare_all(
     targets: Collection[str] | None = None,
     **keywords: Unpack[ExportKeywords],
 ) -> list[Job]:
-    """Prepare an export to several formats, which `write_all` does in one pass over the checkpoint.
+    """Prepare an export of `source` to several formats, which `write_all` does in one pass over the checkpoint.
 
     Args:
-        source: checkpoint folder, hub id, or `demo`.
+        source: as for `prepare`, like `keywords`.
         out: the folder that gets all outputs under their default names.
         targets: format names; None = every installed converter.
-        **keywords: as for `prepare`.
+        **keywords: see `ExportRequest`.
 
     Raises:
         SmolexportError: one of the exports is not possible.
@@ -261,8 +256,8 @@ def _model(request: ExportRequest, folder: Path, checkpoint: Checkpoint | None) 
 
 def _spec_alone(folder: Path, ignore_config: Collection[str]) -> tuple[Mapping[str, Any], ModelSpec]:
     """config.json and the spec, while no headers confirm it."""
-    config, spec = read_config(folder, ignore_config=ignore_config)
-    if claim := claimed_quantization(config):
+    config, spec = checkpoints.read_config(folder, ignore_config=ignore_config)
+    if claim := checkpoints.claimed_quantization(config):
         raise ConfigError(
             f"{folder}: config.json: the weights are quantized already ({claim}); use the original, or, if they are "
             f"plain after all, pass --ignore-config {claim.partition(':')[0]}"

@@ -24,13 +24,10 @@ COLUMNS_AT_ONCE = 64  # transposed at a time
 def open_output(
     plan: Plan, path: Path, *, force: bool = False, replaceable: Callable[[Path], bool] | None = None
 ) -> Iterator[Sink]:
-    """Open `path` for the rows of the plan's entries; the output appears whole when the block ends, or not at all.
+    """Open `path`, a checked target, for the rows of the plan's entries.
 
-    Args:
-        plan: what to write.
-        path: the target, already checked.
-        force: replace an earlier output.
-        replaceable: for a folder, whether an existing one is an earlier output; None = the output is one file.
+    The output appears whole when the block ends, or not at all.  `force` replaces an earlier output, which for a
+    folder is what `replaceable` accepts; None = the output is one file.
 
     Raises:
         OutputError: it cannot be written.
@@ -131,11 +128,7 @@ class Sink:
             raise OutputError(f"{self.paths[number]}: {error.strerror or error}; nothing was written") from error
 
     def flush(self) -> None:
-        """Flush everything to disk, so that only the renaming can still fail.
-
-        Raises:
-            OutputError: the disk is full or fails.
-        """
+        """Flush everything to disk, so that only the renaming can still fail; raises OutputError."""
         self._write_pending()
         for path, file in zip(self.paths, self._opened, strict=False):
             try:

@@ -210,7 +210,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "negative": (changed(sums=[[0, 1], [1, -2]], counts=[1, 1]), f"{NAME} has -2.0 at [1, 1], not a sum of squares"),
     "nan count": (changed(counts=[np.nan]), f"the tensor {NAME}.counts has nan at [0], not a count"),
     "negative count": (changed(counts=[-1]), f"the tensor {NAME}.counts has -1.0 at [0], not a count"),
-    "count of 1e30": (changed(counts=[1e30]), f"the tensor {NAME}.counts has 1.0000000150474662e+30 at [0], not a count"),
+    "count of 1e30": (changed(counts=[1e30]), "counts has 1.0000000150474662e+30 at [0], not a count"),
     "cut": (gguf(GOOD)[:-32], f"the tensor {NAME}.counts reaches beyond the end"),
 }  # fmt: skip
 

@@ -16,8 +16,8 @@ import pytest
 
 import smolexport
 import smolexport_on_mlx
+from smolexport.conversion.inspect import StoredArray
 from smolexport.conversion.prepare import prepare
-from smolexport.conversion.stored import StoredArray
 from smolexport.errors import FileFormatError, SessionError
 from smolexport.model.arch import architectures
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer

@@ -79,7 +79,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights as float8": (
         lambda f: rewrite(f / "model.safetensors", lambda h: h[f"{UP}.weight"].update(dtype="I32")), "needs U32"),
     "the same array in two files": (
-        lambda f: shutil.copy(f / "model.safetensors", f / "model-2.safetensors"), "is in model.safetensors too"),
+        lambda f: shutil.copy(f / "model.safetensors", f / "model-2.safetensors"), "safetensors too"),
 }  # fmt: skip
 
 
