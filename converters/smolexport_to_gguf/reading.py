@@ -134,13 +134,12 @@ def _head_dim(file: GgufFile, a: str) -> int:
 
 def _pairs(file: GgufFile, length: int | None, source: str) -> int:
     if length is None or length < 2 or length % 2:
-        found = "not an integer" if length is None else f"{length}, which is not even"
+        found = "not an integer" if length is None else f"{length}, not a positive even number"
         raise FileFormatError(f"{file.path}: the length of a head ({source}) is {found}; the file is damaged")
     return length
 
 
 def _candidates(file: GgufFile, a: str) -> list[Tensor]:
-    """Every tensor that the file may hold, without its shape."""
     count = file.whole(f"{a}.block_count")
     if count is None or not 0 <= count <= MAX_LAYERS:
         found = "missing or not an integer" if count is None else f"{count}"

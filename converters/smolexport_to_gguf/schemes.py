@@ -71,7 +71,6 @@ class Scheme:
         return Choice(_fit(requested, tensor.shape[-1]), requested)
 
     def _requested(self, tensor: Tensor, spec: ModelSpec) -> BlockFormat:
-        """The format that this scheme asks for, whatever the row length."""
         if tensor.part != "weight" or tensor.role in NORMS:
             return FORMATS["f32"]
         if not self.quantized:

@@ -76,7 +76,6 @@ def plan(model: SourceModel, scheme: str, *, dtype: str | None = None, encoder: 
 
 
 def _configured(scheme: Scheme, model: SourceModel, dtype: str | None, encoder: str) -> Scheme:
-    """`scheme` with the given options; raises UsageError."""
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"--set dtype={dtype}: should be one of {', '.join(DTYPES)}")
     if dtype is not None and scheme.fixed not in (None, DTYPES[dtype]):

@@ -72,7 +72,6 @@ def weight_files(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple
 
 
 def _arrays(entries: Sequence[Entry]) -> Iterator[Array]:
-    """The arrays that the encoded rows of `entries` are made of."""
     for entry in entries:
         module, first = entry.name.removesuffix(".weight"), 0
         parts = entry.format.parts(entry.shape[-1])

@@ -65,7 +65,6 @@ def _findings(folder: Path) -> Iterator[str]:
 
 
 def _tensors(folder: Path) -> tuple[dict[str, StoredArray], list[str]]:
-    """Every tensor, and what is odd about the files."""
     tensors: dict[str, StoredArray] = {}
     odd = []
     for path, (metadata, arrays) in read_headers(folder).items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from smolexport.conversion import portable
 from smolexport.conversion.folder_files import json_bytes
@@ -63,6 +63,7 @@ def plan(
     from smolexport_to_onnx.graph import Settings, build, serialize
 
     chosen, positions = find_scheme(scheme), _positions(model, max_positions)
+    settings = _settings(accuracy_level, logits)
     copies, lines = folder.copied(model)
     entries, layouts = list[Entry](), list[Layout]()
     files, metadata = dict[str, bytes](), list[tuple[str, str, Any]]()
@@ -70,8 +71,7 @@ def plan(
         own = _entries(model, part)
         layout = layout_of(STEMS[part.js], own, _tables(model, part, positions))
         strings = provenance(model, part.name, **{reading.POSITIONS_KEY: str(positions)})
-        settings = Settings(part.dtype, *_checked(accuracy_level, logits))
-        files[layout.graph] = serialize(build(model.spec, layout, settings, strings))
+        files[layout.graph] = serialize(build(model.spec, layout, Settings(part.dtype, **settings), strings))
         metadata += [(f"{layout.stem}.{key}", "string", value) for key, value in strings.items()]
         entries += own
         layouts.append(layout)
@@ -98,12 +98,12 @@ def _positions(model: SourceModel, asked: int | None) -> int:
     return asked
 
 
-def _checked(accuracy_level: int, logits: str) -> tuple[int, Literal["all", "last"]]:
+def _settings(accuracy_level: int, logits: str) -> dict[str, Any]:
     if accuracy_level not in LEVELS:
         raise UsageError(f"--set accuracy_level={accuracy_level}: should be one of {', '.join(map(str, LEVELS))}")
     if logits not in ("all", "last"):
         raise UsageError(f"--set logits={logits}: should be all or last")
-    return accuracy_level, "last" if logits == "last" else "all"
+    return {"accuracy_level": accuracy_level, "logits": logits}
 
 
 def _entries(model: SourceModel, scheme: Scheme) -> list[Entry]:

@@ -37,22 +37,9 @@ class Module:
 
     name: str
     entries: tuple[Entry, ...]
-
-    @property
-    def format(self) -> RowFormat:
-        """The format of all of them."""
-        return self.entries[0].format
-
-    @property
-    def rows(self) -> int:
-        """Rows of the matrix, or elements of the vector."""
-        return sum(entry.shape[0] for entry in self.entries)
-
-    @property
-    def columns(self) -> int | None:
-        """Elements of a row; None for a vector."""
-        shape = self.entries[0].shape
-        return shape[1] if self.entries[0].is_matrix else None
+    format: RowFormat
+    rows: int
+    columns: int | None
 
 
 @dataclass(frozen=True)
@@ -94,14 +81,9 @@ class Array:
 
 @dataclass(frozen=True)
 class Layout:
-    """A file of external data.
+    """A file of external data: modules and arrays by name, rotary tables, and where the rows of entries are stored.
 
-    Attributes:
-        stem: file name of the graph without `.onnx`.
-        modules: by name, with `.weight` or `.bias`.
-        arrays: by name.
-        tables: rotary tables, which no entry of the plan holds.
-        ranges: where the rows of entries are stored.
+    `stem` is the file name of the graph without `.onnx`; names of modules end in `.weight` or `.bias`.
     """
 
     stem: str
@@ -139,18 +121,22 @@ def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table]) -> L
     for entry in entries:
         if entry.tensor is not None:
             groups.setdefault(module_name(entry.tensor), []).append(entry)
-    modules = {name: Module(name, tuple(group)) for name, group in groups.items()}
+    modules = {}
+    for name, group in groups.items():
+        first = group[0]
+        columns = first.shape[1] if first.is_matrix else None
+        modules[name] = Module(name, tuple(group), first.format, sum(e.shape[0] for e in group), columns)
     arrays: dict[str, Array] = {}
     ranges: list[ByteRange] = []
     end = 0
     for module in modules.values():
-        first = 0
+        part = 0
         for name, dtype, shape, width in _arrays(module):
             array = Array(name, dtype, shape, _aligned(end, width * module.rows), width * module.rows)
             end = array.offset + array.nbytes
             arrays[name] = array
-            ranges += _ranges(module, array, width, first)
-            first += width
+            ranges += _ranges(module, array, width, part)
+            part += width
     for table in tables:
         nbytes = table.shape[0] * table.shape[1] * SIZES[table.dtype]
         arrays[table.name] = Array(table.name, table.dtype, table.shape, _aligned(end, nbytes), nbytes)

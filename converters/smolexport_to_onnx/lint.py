@@ -137,7 +137,6 @@ def _operators(model: Model) -> Iterator[str]:
 
 
 def _interface(model: Model) -> dict[str, tuple[int, list[int | str]]]:
-    """Element type and shape of every input and output."""
     ports = {}
     for port in (*model.proto.graph.input, *model.proto.graph.output):
         tensor = port.type.tensor_type

@@ -288,7 +288,6 @@ def _packed(path: Path, parts: tuple[StoredArray, ...], node: Any, scheme: str) 
 
 
 def _transposed(path: Path, codes: StoredArray, others: tuple[StoredArray, ...]) -> StoredRows:
-    """A matrix with one scale per row."""
     columns, rows = codes.shape
     found = [(part.dtype, part.shape) for part in others]
     if codes.dtype != "U8" or not columns or not rows or found != [("F32", (rows,))]:
@@ -318,12 +317,10 @@ def _setting(codes: StoredArray, node: Any) -> tuple[int, int, int]:
 
 
 def _integers(node: Any) -> dict[str, int]:
-    """The attributes of an onnx.NodeProto that are one integer."""
     return {attribute.name: attribute.i for attribute in node.attribute if attribute.type == attribute.INT}
 
 
 def _heads(graph: Any) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Layer -> its numbers of query and key heads."""
     attention = (node for node in graph.node if node.op_type == "GroupQueryAttention")
     for layer, node in enumerate(attention):
         given = _integers(node)

@@ -139,17 +139,8 @@ def write_all(
     source = (quantizer and quantizer.source) or checkpoint
     give_back_heap()  # what reading the tokenizer left, before the kernels need memory
     with ExitStack() as stack:
-        sinks = [
-            stack.enter_context(
-                open_output(
-                    job.plan,
-                    job.path,
-                    force=force,
-                    replaceable=job.converter.replaceable if job.converter.FOLDER else None,
-                )
-            )
-            for job in jobs
-        ]
+        outputs = (open_output(job.plan, job.path, force=force, replaceable=job.replaceable) for job in jobs)
+        sinks = [stack.enter_context(output) for output in outputs]
         _put(sinks, encoded_chunks(source, [job.plan.entries for job in jobs], threads), progress)
         for sink in sinks:  # all of them, before the first one gets its name
             sink.flush()
@@ -190,7 +181,6 @@ def trained(
 
 
 def _common_checkpoint(jobs: Sequence[Job]) -> Checkpoint:
-    """The checkpoint of all `jobs`; raises UsageError if they cannot be written together."""
     checkpoint = jobs[0].checkpoint
     if checkpoint is None:
         raise UsageError(f"{jobs[0].path}: was prepared with weights=False, for its plan only; prepare it again")

@@ -49,6 +49,11 @@ class Job:
     quantizer: Quantizer | None = None
     force: bool | None = None
 
+    @property
+    def replaceable(self) -> Callable[[Path], bool] | None:
+        """For a folder: whether an existing one is an earlier output; None for a file."""
+        return self.converter.replaceable if self.converter.FOLDER else None
+
 
 class ExportKeywords(TypedDict, total=False):
     """The keywords that `prepare`, `prepare_all`, `export` and `export_all` share; see `ExportRequest`."""
@@ -176,7 +181,6 @@ def _prepare(targets: Sequence[str], request: ExportRequest, place: Callable[[st
 
 
 def _schemes(modules: Sequence[Converter], request: ExportRequest) -> list[str]:
-    """The scheme of each of `modules`; raises UsageError."""
     budget = request.chooses_bits
     schemes = [
         module.find_scheme(request.quant or (AUTO_BITS if budget else module.DEFAULT)).name for module in modules
@@ -230,12 +234,10 @@ def check_targets(jobs: Sequence[Job], source: Path, *, force: bool) -> None:
             refuse_own_source(path, source, folder=module.FOLDER, ours=module.recognises)
         except OSError as error:  # a name that no file can have
             raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
-        replaceable = module.replaceable if module.FOLDER else None
-        check_target(path, sizes.pop(path.parent, 0), force=force, replaceable=replaceable)
+        check_target(path, sizes.pop(path.parent, 0), force=force, replaceable=job.replaceable)
 
 
 def _model(request: ExportRequest, folder: Path, checkpoint: Checkpoint | None) -> SourceModel:
-    """The small files, read; raises CheckpointError."""
     if checkpoint:
         config, spec = checkpoint.config, checkpoint.spec
     else:
@@ -298,7 +300,6 @@ def _path(out: str | Path | None, default: str, module: Converter) -> Path:
 
 
 def _title(source: str | Path, folder: Path) -> str:
-    """The last part of the hub id, or the folder's name."""
     title = folder.resolve().name if folder == Path(source) else str(source).rsplit("/", maxsplit=1)[-1]
     return title or "model"
 

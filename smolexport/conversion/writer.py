@@ -51,7 +51,6 @@ def open_output(
 
 
 def _begun(file: OutputFile, opened: BinaryIO) -> BinaryIO:
-    """Write all of `file` but the encoded rows to `opened`."""
     opened.write(file.read())
     opened.truncate(file.nbytes)  # padding reads as zeros
     for offset, chunks in file.tables:

@@ -146,7 +146,7 @@ def test_qwen_differs_only_where_the_notes_say(real: tuple[FileTokenizer, LlamaV
     ours, llama = real
     notes = " ".join(vocabulary_notes(ours.spec))
     assert "NFC" in notes
-    assert "</s> for a special token" in notes
+    assert "</s> as special" in notes
     decomposed = "e\u0301"
     assert ours.encode(decomposed) == ours.encode("é") == llama.encode("é") != llama.encode(decomposed)
     assert llama.encode("<s>x</s>")[-1] == ours.spec.tokens.index("</s>") != ours.encode("<s>x</s>")[-1]
