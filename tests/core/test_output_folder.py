@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.conversion.plan import ByteRange, OutputFile
-from smolexport.conversion.writer import Sink
-from smolexport.errors import OutputError
+from smolexport.conversion.plan import ByteRange, Entry, OutputFile, Plan
+from smolexport.conversion.writer import Sink, open_output
+from smolexport.errors import CheckpointError, OutputError
 from smolexport.files import atomic_folder, check_parent, check_target, leftovers, made_folder, refuse_own_source
+from smolexport.quant import FORMATS
 
 
 def names(folder: Path) -> list[str]:
@@ -196,6 +197,41 @@ def test_a_folder_for_outputs_goes_again_when_they_fail(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["mine"]
     with made_folder(tmp_path / "out"), pytest.raises(OutputError, match="out2/x: No such file"):
         made_folder(tmp_path / "out2" / "x").__enter__()
+
+
+def planned(copied: Path) -> Plan:
+    """Two files with rows of one entry, one of them with a table behind its padding; a made and a copied file."""
+    files = (
+        OutputFile("a", b"HEAD", (ByteRange("w", 6, 4),), 24, ((16, lambda: iter([np.arange(8, dtype=np.uint8)])),)),
+        OutputFile("inner/b", b"", (ByteRange("w", 0, 4, first=4),), 8),
+        OutputFile("made.json", b"{}\n"),
+        OutputFile("inner/copied", copied, size=5),
+    )
+    return Plan("x", "y", "z", (Entry("w", FORMATS["f32"], (2, 2)),), files=files)
+
+
+def test_a_plan_becomes_its_files(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"12345")
+    plan, rows = planned(tmp_path / "source"), np.arange(16, dtype=np.uint8).reshape(2, 8)
+    with open_output(plan, tmp_path / "out", replaceable=lambda _: True) as sink:
+        sink.put("w", 1, rows[1:])
+        sink.put("w", 0, rows[:1])
+        assert not (tmp_path / "out").exists()
+    written = {p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in sink.paths}
+    assert written == {
+        "a": b"HEAD\0\0" + rows[:, :4].tobytes() + bytes(2) + bytes(range(8)), "inner/b": rows[:, 4:].tobytes(),
+        "made.json": b"{}\n", "inner/copied": b"12345",
+    }  # fmt: skip
+    assert plan.size == sum(map(len, written.values()))
+
+
+def test_a_copied_file_that_vanished(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"source: No such file .*; it existed when the export began"),
+        open_output(planned(tmp_path / "source"), tmp_path / "out", replaceable=lambda _: True),
+    ):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_rows_arrive_in_any_order_and_parts_go_to_their_places(tmp_path: Path) -> None:
