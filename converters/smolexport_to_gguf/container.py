@@ -1,6 +1,6 @@
 """The GGUF container, version 3: header, key/values, tensor infos, padded data.
 
-Writing fixes every offset before the first tensor, so that data can be streamed behind it.  Reading checks every
+Writing fixes every offset before the first tensor, so that data can be streamed after it.  Reading checks every
 length and offset against the file before it is used, since the file may come from anywhere.
 Source: the format's public specification (ggml `docs/gguf.md`) and the rules of llama.cpp's loader.
 """
@@ -79,12 +79,12 @@ class GgufFile:
         return self.metadata[key][1] if key in self.metadata else default
 
     def text(self, key: str) -> str | None:
-        """Value of a metadata key that should be text; None where it is missing or of another kind."""
+        """Value of a metadata key that should be text; None if it is missing or of another kind."""
         value = self.get(key)
         return value if isinstance(value, str) else None
 
     def whole(self, key: str) -> int | None:
-        """Value of a metadata key that should be a whole number; None where it is missing or of another kind."""
+        """Value of a metadata key that should be a whole number; None if it is missing or of another kind."""
         value = self.get(key)
         return value if type(value) is int else None
 
@@ -118,7 +118,7 @@ class LazyTexts(Sequence[str]):
 
 
 def padding(size: int) -> int:
-    """Zero bytes needed behind `size` bytes to reach the alignment."""
+    """Zero bytes after `size` bytes up to the alignment."""
     return -size % ALIGNMENT
 
 
@@ -172,7 +172,7 @@ class Reader:
         return FileFormatError(f"{self.path}: {label(what)}; the file is damaged or incomplete")
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes; raises FileFormatError when there are fewer."""
+        """The next `count` bytes; raises FileFormatError if there are fewer."""
         if count > self.left:
             raise self.fail(f"ends early, {count:,} bytes are promised where {self.left:,} are left")
         self.left -= count
@@ -187,7 +187,7 @@ class Reader:
         return form.unpack(self.take(form.size))[0]
 
     def string(self) -> str:
-        """The next text, behind its length."""
+        """The next text, after its length."""
         return self.take(self.number("u64")).decode("utf-8", "replace")
 
     def name(self, what: str) -> str:
@@ -240,18 +240,14 @@ class Reader:
         return f"[{item}]", np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
     def kind(self, code: int) -> str:
-        """The kind that `code` stands for; raises FileFormatError for an unknown one."""
+        """The kind of `code`; raises FileFormatError for an unknown one."""
         if code not in KINDS:
             raise self.fail(f"metadata value type {code} is unknown")
         return KINDS[code]
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read header, metadata and tensor infos; cached for several readers unless the file has just been written.
-
-    Raises:
-        FileFormatError: not a GGUF file, another version, damaged, or a tensor type outside the known formats.
-    """
+    """Read header, metadata and tensor infos, cached unless the file has just been written; raises FileFormatError."""
     try:
         stat = path.stat()
         fresh = time.time_ns() - stat.st_mtime_ns < CLOCK_GRAIN

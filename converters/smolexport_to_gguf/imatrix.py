@@ -53,7 +53,7 @@ class Statistic:
     counts: NDArray[np.int64] = field(repr=False)
 
     def importance(self) -> NDArray[np.float32]:
-        """[m * c] mean squares, in float32 as llama.cpp divides them; 1 where nothing was counted."""
+        """[m * c] mean squares, in float32 as llama.cpp divides them; 1 if nothing was counted."""
         counts = self.counts.astype(np.float32)[:, None]
         means = self.sums / np.maximum(counts, np.float32(1))
         return np.where(counts > 0, means, np.float32(1)).reshape(-1)
@@ -217,8 +217,7 @@ class Importance:
     def of(self, tensor: Tensor, form: RowFormat, scheme: Scheme) -> NDArray[np.float32] | None:
         """[columns] for `tensor`; None if there is no entry, or if `form` does not weigh errors.
 
-        Raises:
-            FileFormatError: the entry is of another length, or is missing where `scheme` needs it.
+        Raises FileFormatError for an entry of another length, or a missing one where `scheme` needs it.
         """
         name, columns = output_name(tensor), tensor.shape[-1]
         if not tensor.is_matrix:
@@ -249,7 +248,7 @@ class Importance:
         return rows
 
     def notes(self, entries: Sequence[Entry], scheme: Scheme) -> list[str]:
-        """What a person should know about the fit of matrix and model; raises FileFormatError."""
+        """What a person should know about the fit of matrix and model; FileFormatError if they have nothing in common."""
         matrices = {e.name: e for e in entries if e.is_matrix}
         known = matrices.keys() & self.imatrix.entries.keys()
         if not known:
@@ -298,12 +297,12 @@ def write_importance(
     """Write an importance matrix under llama.cpp's names, for `--imatrix` and its own quantizer.
 
     Args:
-        sums: for each matrix, [columns] squares of its inputs, summed over tokens.
+        sums: for each matrix, [columns] squares of its inputs, summed over `count` tokens.
         path: the target.
         count: number of tokens.
-        datasets: names of the texts.
-        chunks: number of chunks of text.
-        chunk_size: tokens of a chunk.
+        datasets: names of the texts, of which there are `chunks` of `chunk_size` tokens.
+        chunks: number of chunks; 0 = unknown.
+        chunk_size: tokens of a chunk; 0 = unknown.
         force: replace an existing file.
 
     Raises:

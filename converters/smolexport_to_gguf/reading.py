@@ -63,12 +63,9 @@ def _scheme_name(file: GgufFile) -> str:
 
 
 def lint(path: Path) -> list[str]:
-    """Everything about the file `path` that llama.cpp is known to refuse; empty if nothing.
+    """What llama.cpp is known to refuse in the file `path`; raises FileFormatError.
 
     Checked: the architecture is named, tensor names fit, the embedding has a row for every token.
-
-    Raises:
-        FileFormatError: not GGUF, or damaged.
     """
     return list(_findings(read_gguf(path)))
 
@@ -86,11 +83,7 @@ def _findings(file: GgufFile) -> Iterator[str]:
 
 
 def weights(path: Path) -> dict[Tensor, StoredRows]:
-    """The tensors of the file `path` in the checkpoint's terms: roles instead of names, rows in their original order.
-
-    Raises:
-        FileFormatError: damaged, of an unknown architecture, or with tensors that have no role in it.
-    """
+    """The tensors of the file `path` in the checkpoint's terms and order of rows; raises FileFormatError."""
     file = read_gguf(path)
     a, known = file.text("general.architecture"), ", ".join({row.name: None for row in architectures.ROWS.values()})
     row = next((r for r in architectures.ROWS.values() if r.name == a), None)

@@ -33,14 +33,11 @@ MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 def lint(folder: Path) -> list[str]:
-    """Everything about `folder` that some reader would refuse or misread; empty when it is fine.
+    """Everything about `folder` that some reader would refuse or misread; raises FileFormatError.
 
-    Checked: config.json (both spellings of rope and of quantization, integers, no foreign keys, the tie flag), every
-    tensor against the shapes that config.json asks for, packed shapes against bits and group sizes, modules that
-    depart from the default without being named, one float dtype, file metadata, the index.
-
-    Raises:
-        FileFormatError: a file is missing or too damaged to be read.
+    Checked: config.json (both spellings of rope and of quantization, integers, no unknown keys, the tie flag), every
+    tensor against its shapes, packed shapes against bits and group sizes, modules that differ from the default without
+    being named, one float dtype, file metadata, the index.
     """
     with as_format_errors(folder):
         return list(_findings(folder))

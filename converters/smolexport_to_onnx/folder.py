@@ -145,8 +145,8 @@ def _token_notes(model: SourceModel, files: Files) -> Iterator[str]:
 
 def _prompts(spec: TokenizerSpec, config: Mapping[str, Any]) -> Iterator[str]:
     """What is put around a prompt if tokenizer.json puts something around a text."""
-    before, behind = (spec.bos if spec.add_bos else None), (spec.eos if spec.add_eos else None)
-    places = ((before, "before"), (behind, "after"))
+    before, after = (spec.bos if spec.add_bos else None), (spec.eos if spec.add_eos else None)
+    places = ((before, "before"), (after, "after"))
     words = " and ".join(f"{show(spec.tokens[index])} {where}" for index, where in places if index is not None)
     if words:
         set_too = config.get("add_bos_token") or config.get("add_eos_token")

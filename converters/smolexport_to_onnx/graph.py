@@ -26,7 +26,7 @@ from smolexport_to_onnx.container import DTYPES, GATE_UP, KEEP, QKV, Layout
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
 LAST = (1 << 63) - 1
-TOP, TINY = 127.0, 1e-30  # steps of activations either way; what stands for a largest magnitude of zero
+TOP, TINY = 127.0, 1e-30  # steps of activations either way; the smallest largest magnitude
 IR_VERSION, OPSET = 10, 21
 MICROSOFT = "com.microsoft"
 

@@ -25,15 +25,12 @@ CONFIG, JS = "config.json", "transformers.js_config"
 
 
 def lint(folder: Path) -> list[str]:
-    """Everything about `folder` that some reader would refuse or misread; empty when it is fine, and for a bare graph.
+    """Everything about `folder` that some reader would refuse or misread; raises FileFormatError.
 
-    Checked: the graphs themselves, both configurations against them, every tensor against the shapes that config.json
-    asks for, the sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
-
-    Raises:
-        FileFormatError: a file is missing or too damaged to be read.
+    Checked: the graphs themselves, both configurations against them, every tensor against the shapes in config.json,
+    the sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
     """
-    if folder.is_file():
+    if folder.is_file():  # a bare graph
         return []
     with as_format_errors(folder):
         return list(_findings(folder))
@@ -76,7 +73,7 @@ def _transformers_js(folder: Path, config: Mapping[str, Any], models: list[Model
     for model in models:
         name = model.path.name
         if model.path.parent != folder / "onnx":
-            yield f"{name}: lies outside the folder onnx, where Transformers.js looks"
+            yield f"{name}: is outside the folder onnx, where Transformers.js looks"
         if not isinstance(external, dict) or external.get(name) != 1:
             yield f"{CONFIG}: {JS}: use_external_data_format should hold {name}: 1"
         places = {array.path.name for array in model.arrays.values()}

@@ -65,11 +65,7 @@ def graph_paths(folder: Path) -> list[Path]:
 
 
 def primary_graph(path: Path) -> Path:
-    """The graph that the folder `path` is read and run by: the one that genai_config.json names; a file itself.
-
-    Raises:
-        FileFormatError: there is none.
-    """
+    """The graph that genai_config.json in `path` names, else the first; a file itself.  Raises FileFormatError."""
     try:
         if path.is_file():
             return path
@@ -83,7 +79,7 @@ def primary_graph(path: Path) -> Path:
 
 
 def _named(folder: Path) -> object:
-    """What genai_config.json calls the decoder's file; None where there is no such file."""
+    """What genai_config.json calls the decoder's file; None if there is no such file."""
     if not (folder / GENAI).is_file():
         return None
     with as_format_errors(folder):
@@ -220,7 +216,7 @@ def read_model(path: Path) -> Model:
 
 
 def _array(path: Path, tensor: Any) -> StoredArray | None:
-    """Where the onnx.TensorProto lies, None in the graph; raises FileFormatError when that is not beside the graph."""
+    """Where the onnx.TensorProto is stored, None in the graph; raises FileFormatError."""
     name, shape = tensor.name, tuple(tensor.dims[: MAX_AXES + 1])
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
         raise FileFormatError(f"{path}: is damaged or not an ONNX file (a constant without a readable name)")
@@ -233,9 +229,11 @@ def _array(path: Path, tensor: Any) -> StoredArray | None:
         place.get(key, "" if key == "location" else "0") for key in ("location", "offset", "length")
     )
     if not all(value.isascii() and value.isdecimal() and len(value) < 20 for value in (offset, length)):
-        raise FileFormatError(f"{path}: {label(name)} lies at the offset {show(offset, 40)}, length {show(length, 40)}")
+        raise FileFormatError(f"{path}: {label(name)} has the offset {show(offset, 40)}, length {show(length, 40)}")
     if not location or location in (".", "..") or any(c in location for c in "/\\:\0"):
-        raise FileFormatError(f"{path}: {label(name)} lies in {show(location)}, which is not a file beside the graph")
+        raise FileFormatError(
+            f"{path}: {label(name)} is stored in {show(location)}, which is not a file beside the graph"
+        )
     beside, shown = path.parent / location, path.parent / label(location)
     dtype = DTYPE_NAMES.get(tensor.data_type, f"type {tensor.data_type}")
     nbytes = prod(shape) * SIZES[dtype] if dtype in SIZES else int(length)
@@ -253,7 +251,7 @@ def _array(path: Path, tensor: Any) -> StoredArray | None:
 
 
 def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Any) -> tuple[StoredArray, ...]:
-    """Codes, scales and zero points of the matrix whose codes are called `name`; empty when it is no such array."""
+    """Codes, scales and zero points of the matrix whose codes are named `name`; else empty."""
     if node is not None:
         names = (name, *(other for other in node.input[2:4] if other))
     elif name.endswith(".B"):
@@ -330,7 +328,7 @@ def _heads(graph: Any) -> Iterator[tuple[int, tuple[int, int]]]:
 def _tensors(
     path: Path, name: str, stored: StoredRows, heads: Mapping[int, tuple[int, int]]
 ) -> Iterator[tuple[Tensor, StoredRows]]:
-    """The tensors that the module `name` holds; raises FileFormatError when it is none that is known."""
+    """The tensors that the module `name` holds; raises FileFormatError if it is unknown."""
     module, _, part = name.rpartition(".")
     words = module.split(".")
     layer = next((int(word) for word in words if word.isdecimal() and len(word) < 6), None)

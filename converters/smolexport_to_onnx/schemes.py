@@ -173,7 +173,7 @@ def find_scheme(name: str) -> Scheme | Several:
     """The scheme of that name, in any case, or several with `+` between them; raises UsageError."""
     words = name.split("+")
     if len(words) > 1 and not all(map(str.strip, words)):
-        raise UsageError(f"--quant {name}: each + should stand between two schemes")
+        raise UsageError(f"--quant {name}: each + must be between two schemes")
     parts = tuple(named_scheme(word, SCHEMES, ALIASES, "ONNX") for word in words)
     if len(parts) == 1:
         return parts[0]

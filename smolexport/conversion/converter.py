@@ -23,13 +23,7 @@ from smolexport.quant import RowFormat
 
 @dataclass(frozen=True)
 class Choice:
-    """What a scheme does with one tensor.
-
-    Attributes:
-        format: how it is stored.
-        requested: what the scheme asks for, where that may differ; None = `format`.
-        rounded_through: the format that its values are rounded to first; None = none.
-    """
+    """What a scheme does with one tensor; `requested` and `rounded_through` as in `Entry`."""
 
     format: RowFormat
     requested: RowFormat | None = None
@@ -95,11 +89,7 @@ class Converter(Protocol):
         ...
 
     def lint(self, path: Path) -> list[str]:
-        """What some reader of the format would refuse or misread in `path`; empty if nothing.
-
-        Raises:
-            FileFormatError: a file is missing or too damaged to be read.
-        """
+        """What some reader of the format would refuse or misread in `path`; raises FileFormatError."""
         ...
 
     def recognises(self, path: Path) -> bool:
@@ -149,13 +139,7 @@ S = TypeVar("S")
 
 
 def named_scheme(name: str, schemes: Mapping[str, S], aliases: Mapping[str, str], target: str) -> S:
-    """The scheme of that name or alias, in any case, with - and _ alike.
-
-    Args:
-        name: the requested name.
-        schemes: by name.
-        aliases: other names of theirs.
-        target: the format's name, for the message.
+    """The scheme of that name or alias, in any case, with - and _ alike; `target` names the format in messages.
 
     Raises:
         UsageError: unknown; names the known ones.

@@ -52,10 +52,7 @@ def gather(
 ) -> tuple[Files, tuple[str, ...]]:
     """The files of a checkpoint that go into an output, sorted by name, and what a person should know about them.
 
-    Args:
-        model: the source.
-        fixes: what the target's readers need to be different.
-        notes: further lines about the fixed files.
+    Each of `fixes` changes what the target's readers need to be different; `notes` adds lines about the result.
 
     Raises:
         CheckpointError: a file cannot be read, is far larger than such a file ever is, or links out of the folder.

@@ -108,12 +108,7 @@ class StoredArray:
 class StoredRows:
     """One tensor: the arrays of its parts, and the format that they make up together.
 
-    Attributes:
-        form: block format.
-        shape: [..., columns] of the tensor.
-        parts: the arrays of the parts.
-        first: row of the arrays, or element of a vector, at which the tensor begins.
-        transform: what the export did to the order of the rows.
+    It begins at row `first` of the arrays, or at that element of a vector; `transform` reordered its rows.
     """
 
     form: RowFormat
@@ -128,11 +123,7 @@ class StoredRows:
         return prod(self.shape[:-1]) * sum(part.nbytes for part in self.form.parts(self.shape[-1]))
 
     def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows [start, stop) as [rows, columns], decoded; a vector is one row, further axes count as rows.
-
-        Raises:
-            FileFormatError: a file vanished or became shorter.
-        """
+        """Rows [start, stop) as [rows, columns], decoded; a vector is one row.  Raises FileFormatError."""
         stop = prod(self.shape[:-1]) if stop is None else stop
         if self.transform is None:
             return self._decoded(start, stop)

@@ -41,12 +41,8 @@ def card(
 ) -> bytes:
     """A README.md: what the hub shows, and the licence and language of the source's card.
 
-    Args:
-        model: the source.
-        library: the hub's name of the library that runs the output.
-        tags: for the hub.
-        body: a template with the fields `name`, `source`, `version`, `facts`, and those in `facts`.
-        lines: further facts, one list item each.
+    `library` and `tags` are for the hub; `body` is a template with the fields `name`, `source`, `version`, `facts` (the
+    list of `lines`) and those given.
     """
     matter: dict[str, Value] = {"library_name": library, "pipeline_tag": "text-generation", "tags": list(tags)}
     if model.origin:

@@ -220,11 +220,7 @@ def _jobs(
 
 
 def check_targets(jobs: Sequence[Job], source: Path, *, force: bool) -> None:
-    """Refuse targets that exist without `force`, belong to the checkpoint in `source`, or do not fit on the disk.
-
-    Raises:
-        OutputError: says which of these, and what to do.
-    """
+    """Refuse targets that exist without `force`, belong to the checkpoint in `source`, or do not fit on the disk."""
     sizes: Counter[Path] = Counter()
     for job in jobs:
         sizes[job.path.parent] += job.plan.size

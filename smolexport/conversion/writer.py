@@ -70,11 +70,7 @@ class Pending:
 
 
 class Sink:
-    """An output that is being written.
-
-    Attributes:
-        paths: the files of the complete output, those with encoded rows first.
-    """
+    """An output that is being written; `paths` are the files of the complete output, those with encoded rows first."""
 
     def __init__(self, paths: Sequence[Path], opened: Sequence[BinaryIO], files: Sequence[OutputFile]) -> None:
         """`opened` are the first of `files`, at the first of `paths`."""
@@ -87,11 +83,7 @@ class Sink:
         self._pending: dict[tuple[int, ByteRange], Pending] = {}
 
     def put(self, name: str, start: int, rows: NDArray[np.uint8]) -> None:
-        """Write the encoded rows [n, row_bytes] of the entry `name` from row `start` on; `flush` writes the last.
-
-        Raises:
-            OutputError: the disk is full or fails.
-        """
+        """Write the rows [n, row_bytes] of the entry `name` from row `start` on, or buffer them; raises OutputError."""
         for number, part in self._ranges[name]:
             found = rows[:, part.first : part.first + part.width]
             if part.pitch is None:

@@ -329,7 +329,7 @@ def test_options_are_checked(tiny: Path, tmp_path: Path) -> None:
             "--set colour: onnx has no such option; it has accuracy_level, logits, max_positions",
         ),
         (("-q", "int44"), "--quant int44: ONNX has no such scheme; did you mean"),
-        (("-q", "int4+"), "each + should stand between two schemes"),
+        (("-q", "int4+"), "each + must be between two schemes"),
         (("-q", "int4+q4"), "int4 and int4 have the same file name"),
         (("-q", "f32+int4+int4-asym"), "int4 and int4-asym have the same file name; use one of them"),
     ):
