@@ -248,7 +248,7 @@ class Importance:
         return rows
 
     def notes(self, entries: Sequence[Entry], scheme: Scheme) -> list[str]:
-        """What a person should know about the fit of matrix and model; FileFormatError if they have nothing in common."""
+        """What a person should know about the fit of matrix and model; raises FileFormatError."""
         matrices = {e.name: e for e in entries if e.is_matrix}
         known = matrices.keys() & self.imatrix.entries.keys()
         if not known:

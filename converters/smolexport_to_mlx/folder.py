@@ -123,8 +123,8 @@ def quantization_object(
 
 
 def copied(model: SourceModel) -> tuple[Files, tuple[str, ...]]:
-    """The files from the checkpoint, and what a person should know about them; raises as `folder_files.gather`."""
-    return folder_files.gather(model, (_tokenizer_config, _template), _notes)
+    """The files from the checkpoint, and what a person should know about them; raises as `gather_files`."""
+    return folder_files.gather_files(model, (_tokenizer_config, _template), _notes)
 
 
 def _notes(model: SourceModel, files: Files) -> Iterator[str]:

@@ -91,8 +91,8 @@ def genai(model: SourceModel, layout: Layout, positions: int, files: Files) -> d
 
 
 def copied(model: SourceModel) -> tuple[Files, tuple[str, ...]]:
-    """The files from the checkpoint, and what a person should know about them; raises as `folder_files.gather`."""
-    return folder_files.gather(model, (_tokenizer_config,), _token_notes)
+    """The files from the checkpoint, and what a person should know about them; raises as `gather_files`."""
+    return folder_files.gather_files(model, (_tokenizer_config,), _token_notes)
 
 
 def _tokenizer_config(model: SourceModel, files: Files) -> Fixed:

@@ -45,7 +45,7 @@ Files = dict[str, OutputFile]
 Fixed = tuple[OutputFile | None, str]  # a file to add or replace, and the line about it
 
 
-def gather(
+def gather_files(
     model: SourceModel,
     fixes: Sequence[Callable[[SourceModel, Files], Fixed]],
     notes: Callable[[SourceModel, Files], Iterator[str]],
@@ -117,7 +117,7 @@ def as_format_errors(folder: Path) -> Iterator[None]:
 
 
 def is_copied(name: str) -> bool:
-    """Whether `gather` may put a file at the path `name` in a folder."""
+    """Whether `gather_files` may put a file at the path `name` in a folder."""
     return name in COPIED or any(
         fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in PATTERNS
     )
