@@ -91,7 +91,7 @@ def test_plan_of_135m_recommends_what_fits() -> None:
     model = SourceModel(load_spec(PUBLISHED["SmolLM2-135M"]), tokenizer, "x", demo_checkpoint(), {})
     plan = gguf.plan(model, "q4_k")
     advice = next(line for line in plan.notes if "consider" in line)
-    assert "falls back for 181 of 211 matrices and comes to 6.17 bits per weight" in advice
+    assert "falls back for 181 of 211 matrices and has 6.17 bits per weight" in advice
     assert "q4_0 (5.35 bits)" in advice
     assert "q8_0 (8.51 bits)" in advice
 

@@ -239,9 +239,9 @@ FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "index has one more": (index(lambda i: i["weight_map"].update(x=SINGLE)), "actually nowhere"),
     "index lies": (index(lambda i: i["weight_map"].update({f"{Q}.scales": [1]})), "[1] in the index"),
     "total size": (index(lambda i: i["metadata"].update(total_size=1)), "total_size is 1, the tensors have"),
-    "stray file": (lambda f: save(f / "model-old.safetensors", {"x": ("F16", (1,))}), "tensors are elsewhere"),
+    "stray file": (lambda f: save(f / "model-old.safetensors", {"x": ("F16", (1,))}), "tensors are not where"),
     "twice": (lambda f: save(f / "model2.safetensors", {"model.norm.weight": ("F16", (64,))}), "is in model.safe"),
-    "not for mlx": (lambda f: save(f / "model-b.safetensors", {}, {"format": "pt"}), "holds 'pt'"),
+    "not for mlx": (lambda f: save(f / "model-b.safetensors", {}, {"format": "pt"}), "has 'pt'"),
 }  # fmt: skip
 
 

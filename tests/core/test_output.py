@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from smolexport.conversion.pipeline import write
-from smolexport.conversion.prepare import prepare
+from smolexport.conversion.pipeline import export, write
+from smolexport.conversion.prepare import ExportKeywords, ExportRequest, prepare
 from smolexport.errors import OutputError
 from smolexport.files import atomic_file, check_target, leftovers
 from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
@@ -246,6 +246,13 @@ def test_prepare_looks_at_the_target_when_told(tiny: Path, tmp_path: Path) -> No
     assert path.read_bytes() == b"precious"
     write(job, force=True)
     assert path.read_bytes()[:4] == b"GGUF"
+
+
+def test_keywords_are_those_of_a_request(tiny: Path) -> None:
+    request, keywords = set(ExportRequest.__dataclass_fields__), set(ExportKeywords.__annotations__)
+    assert request - {"source"} == keywords
+    with pytest.raises(TypeError, match="quantization"):
+        export("gguf", tiny, quantization="q8_0")  # type: ignore[call-arg]
 
 
 def test_a_target_is_checked_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
