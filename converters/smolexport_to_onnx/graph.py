@@ -33,8 +33,9 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Settings:
-    """What the graph's author may choose: the float type of activations and caches; the accuracy level of MatMulNBits,
-    from 4 (activations are rounded to 8 bits per block) to 0; logits of all positions of a call or of the last one.
+    """Options of the graph: `dtype` of activations and caches, `logits` of all positions of a call or the last one.
+
+    At `accuracy_level` 4 MatMulNBits rounds activations to 8 bits per block, at 0 it does not.
     """
 
     dtype: Dtype

@@ -26,20 +26,12 @@ TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 TEMPLATES = "additional_chat_templates"
 COPIED = (
-    "tokenizer.json",
-    SPECIAL,
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.json",
-    TEMPLATE,
-    TOKENIZER,
-    GENERATION,
-)
+    "tokenizer.json", SPECIAL, "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json", TEMPLATE,
+    TOKENIZER, GENERATION,
+)  # fmt: skip
 PATTERNS = (f"{TEMPLATES}/*.jinja", "LICENSE*")
 MAX_SMALL = 64 << 20  # of every file but tokenizer.json; a vocab.json of 250,000 tokens is about 5 MB
 NEW_CLASS = "TokenizersBackend"  # what transformers 5 writes; other readers fail or guess
-
 
 Files = dict[str, OutputFile]
 Fixed = tuple[OutputFile | None, str]  # a file to add or replace, and the line about it
