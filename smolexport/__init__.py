@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smolexport.api import compare, fingerprint, generate, inspect, read_back
-    from smolexport.conversion.file_info import FileInfo
+    from smolexport.conversion.inspect import FileInfo
     from smolexport.conversion.pipeline import Export, export, export_all
     from smolexport.errors import SmolexportError
     from smolexport.model.arch import load_spec
@@ -48,7 +48,7 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "smolexport.parity.results",
-    "FileInfo": "smolexport.conversion.file_info",
+    "FileInfo": "smolexport.conversion.inspect",
     "Export": "smolexport.conversion.pipeline",
     "Generation": "smolexport.run.generate",
     "ModelSpec": "smolexport.model.spec",

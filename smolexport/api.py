@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from smolexport.conversion.file_info import FileInfo
+    from smolexport.conversion.inspect import FileInfo
     from smolexport.model.spec import ModelSpec, Tensor
     from smolexport.parity.inputs import Settings
     from smolexport.parity.results import Comparison

@@ -1,8 +1,7 @@
 """How an export is told to quantize: the interface between the export and whoever calibrates.
 
-`prepare` is handed a `Recipe`, opens it once the checkpoint is known, and asks the `Quantizer` that comes of it what
-changes in each plan.  The export knows nothing of methods and statistics; without a recipe every format rounds by
-itself.
+`prepare` is handed a `Recipe`, opens it once the checkpoint is known, and asks the `Quantizer` that it returns what
+changes in each plan.  The export knows no methods and statistics; without a recipe every format rounds by itself.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from smolexport.model.checkpoint import Checkpoint
 
 
 class Quantizer(Protocol):
-    """A recipe at work on one export."""
+    """A recipe applied to one export."""
 
     @property
     def source(self) -> Checkpoint | None:
-        """What weights are read from: the checkpoint, or a view of it with other weights; None before the download."""
+        """Where weights are read: the checkpoint, or a view of it with other weights; None before the download."""
         ...
 
     @property
     def steps(self) -> int:
-        """Training steps that `refine` takes for each set of weights; 0 = it has nothing to do."""
+        """Training steps that `refine` takes for each set of weights; 0 = it does not train."""
         ...
 
     @property
     def outcomes(self) -> Sequence[object]:
-        """How each training went, as lines for people."""
+        """The result of each training, printable as a line."""
         ...
 
     def apply(self, plan: Plan) -> Plan:
@@ -42,11 +41,11 @@ class Quantizer(Protocol):
     def refine(
         self, outputs: Sequence[Sequence[Entry]], threads: int, progress: Callable[[int], None]
     ) -> Sequence[Sequence[Entry]]:
-        """The entries of all outputs after training, if there is any; `progress` is called with 1 for each step."""
+        """The entries of all outputs after training, if any; `progress` is called with 1 for each step."""
         ...
 
     def report(self, plan: Plan) -> bytes:
-        """What is written beside the output: how it was made, and the error of each matrix."""
+        """Content of the file beside the output: how it was calibrated, and the error of each matrix."""
         ...
 
 
@@ -76,10 +75,10 @@ class Recipe(Protocol):
             model: what is exported.
             checkpoint: its weights; None while they are still on the hub.
             modules: the formats' converters.
-            planned: makes the plan of a converter, for a model with chosen bits.
+            planned: the plan of a converter for a model with chosen bits.
 
         Returns:
-            The quantizer, None for plain rounding; and `model` with the record for the files' metadata, and with bits.
+            The quantizer, None for plain rounding; and `model` with chosen bits and the record for the metadata.
 
         Raises:
             CalibrationError: a statistic is missing, damaged, or of another checkpoint.
@@ -90,5 +89,5 @@ class Recipe(Protocol):
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where the report on the calibrated output `path` lies."""
+    """Path of the report on the calibrated output `path`."""
     return path.with_name(f"{path.name}.calibration.json")

@@ -1,15 +1,16 @@
-"""How llama.cpp sees each architecture: its name, its pairing of rotary dimensions, what its graph cannot do.
+"""How llama.cpp sees each architecture: its name, its pairing of rotary dimensions, what its graph cannot compute.
 
 One row per `model_type`.  Facts: llama.cpp `src/models/*.cpp`, `src/llama-model.cpp`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from smolexport.conversion.converter import other_head_dim, refusals, several_ropes
 from smolexport.model.rope import Linear, Llama3, Yarn
-from smolexport.model.spec import ModelSpec, Role, Tensor, departures
+from smolexport.model.spec import ModelSpec, Role, Tensor
 
 
 @dataclass(frozen=True)
@@ -72,55 +73,31 @@ def output_name(tensor: Tensor) -> str:
 
 
 def check(spec: ModelSpec) -> list[str]:
-    """Reasons why llama.cpp would refuse `spec` or silently compute something else; empty when it is fine."""
+    """Reasons why llama.cpp would refuse `spec` or silently compute something else; empty if it is fine."""
     row = ROWS.get(spec.model_type)
     if row is None:
         return [f"GGUF has no architecture for model_type '{spec.model_type}'; known: {', '.join(ROWS)}"]
-    told = [f"llama.cpp's {row.name} graph {reason}" for reason in departures(spec, {**COMPUTED, **row.computed})]
-    return told or [*_check_layers(spec, row), *_check_rope(spec, row), *_check_square(spec, row)]
+    return refusals(f"llama.cpp's {row.name} graph", spec, {**COMPUTED, **row.computed}, _reasons(spec, row))
 
 
-def _check_layers(spec: ModelSpec, row: Row) -> list[str]:
-    reasons = []
-    count = len(spec.layers)
-    has = [int(layer.mixer.rope is not None) for layer in spec.layers]
-    needs = [int(not row.nope_every or (i + 1) % row.nope_every != 0) for i in range(count)]
-    if has != needs:
-        reasons.append(
-            f"llama.cpp's {row.name} graph applies rotary embeddings on layers {needs} (hard-coded), "
-            f"the checkpoint on layers {has}"
-        )
-    if len({layer.mixer.rope for layer in spec.layers} - {None}) > 1:
-        reasons.append("the layers have different rotary embeddings; a GGUF file holds one")
-    return reasons
-
-
-def _check_rope(spec: ModelSpec, row: Row) -> list[str]:
-    rope = spec.rope
-    if rope is None or row.rope_factors:
-        return []
-    match rope.scaling:
+def _reasons(spec: ModelSpec, row: Row) -> Iterator[str]:
+    rotated = [int(layer.mixer.rope is not None) for layer in spec.layers]
+    fixed = [int(not row.nope_every or number % row.nope_every != 0) for number in range(1, len(spec.layers) + 1)]
+    if rotated != fixed:
+        yield f"applies rotary embeddings on layers {fixed} (hard-coded), the checkpoint on layers {rotated}"
+    yield from several_ropes(spec)
+    match spec.rope.scaling if spec.rope and not row.rope_factors else None:
         case Llama3():
-            return [f"llama.cpp's {row.name} graph cannot apply llama3 rope scaling"]
-        case Yarn() if not is_plain_yarn(rope.scaling):
-            return [
-                f"llama.cpp's {row.name} graph runs YaRN with beta_fast 32, beta_slow 1 and rounded limits only; "
-                f"the checkpoint has {rope.scaling.beta_fast:g}, {rope.scaling.beta_slow:g}, "
-                f"truncate {str(rope.scaling.truncate).lower()}"
-            ]
-    return []
+            yield "cannot apply llama3 rope scaling"
+        case Yarn() as yarn if not is_plain_yarn(yarn):
+            yield (
+                "runs YaRN with beta_fast 32, beta_slow 1 and rounded limits only, the checkpoint has "
+                f"{yarn.beta_fast:g}, {yarn.beta_slow:g}, truncate {str(yarn.truncate).lower()}"
+            )
+    if row.square:
+        yield from other_head_dim(spec)
 
 
 def is_plain_yarn(scaling: Yarn | Linear | Llama3 | None) -> bool:
     """Whether llama.cpp computes this YaRN from its factor alone (the magnitude has a key of its own)."""
     return isinstance(scaling, Yarn) and (scaling.beta_fast, scaling.beta_slow, scaling.truncate) == (32, 1, True)
-
-
-def _check_square(spec: ModelSpec, row: Row) -> list[str]:
-    a = spec.attention
-    if not row.square or a.num_attention_heads * a.head_dim == spec.hidden_size:
-        return []
-    return [
-        f"llama.cpp's {row.name} loader assumes heads x head_dim = hidden_size; the checkpoint has "
-        f"{a.num_attention_heads} x {a.head_dim} and {spec.hidden_size}"
-    ]

@@ -1,6 +1,6 @@
 """The GGUF container, version 3: header, key/values, tensor infos, padded data.
 
-Writing fixes every offset before the first tensor, so that data can be streamed behind it.  Reading checks every
+Writing fixes every offset before the first tensor, so that data can be streamed after it.  Reading checks every
 length and offset against the file before it is used, since the file may come from anywhere.
 Source: the format's public specification (ggml `docs/gguf.md`) and the rules of llama.cpp's loader.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -28,7 +28,7 @@ from smolexport.text import label, show
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_DIMS = 4
 # Far more than any model has (some dozens of keys, 262,144 tokens with 600,000 merges, some thousand tensors): a file
-# of a few megabytes may promise work for hours.
+# of a few megabytes could otherwise cause work for hours.
 MAX_KEYS = MAX_TENSORS = 1 << 16
 MAX_VALUES = 1 << 22  # in all arrays of the metadata
 CLOCK_GRAIN = 100_000_000  # ns; a file that is changed twice within it may keep its time
@@ -79,58 +79,51 @@ class GgufFile:
         return self.metadata[key][1] if key in self.metadata else default
 
     def text(self, key: str) -> str | None:
-        """Value of a metadata key that should be text; None where it is missing or of another kind."""
+        """Value of a metadata key that should be text; None if it is missing or of another kind."""
         value = self.get(key)
         return value if isinstance(value, str) else None
 
     def whole(self, key: str) -> int | None:
-        """Value of a metadata key that should be a whole number; None where it is missing or of another kind."""
+        """Value of a metadata key that should be a whole number; None if it is missing or of another kind."""
         value = self.get(key)
         return value if type(value) is int else None
 
 
-class Texts(Sequence[str]):
-    """An array of texts as the file has it; each is decoded when it is asked for."""
+class LazyTexts(Sequence[str]):
+    """Texts that are made when they are read: a vocabulary has hundreds of thousands."""
 
-    def __init__(self, data: bytearray, ends: array[int]) -> None:
-        self._data, self._ends = data, ends  # each text's length, 8 bytes, and its UTF-8; where each text ends
+    def __init__(self, count: int, text: Callable[[int], str]) -> None:
+        """`text` makes the text of each index."""
+        self._indices, self._text = range(count), text
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._indices)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        start = self._ends[index - 1] if index else 0
-        return self._data[start + 8 : self._ends[index]].decode("utf-8", "replace")
+        found = self._indices[index]
+        return self._text(found) if isinstance(found, int) else list(map(self._text, found))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self.tolist() == list(other)
+        return isinstance(other, Sequence) and self[:] == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def tolist(self) -> list[str]:
-        """All of them, as numpy's arrays say it."""
+        """All of them, under the name that NumPy's arrays have for it."""
         return self[:]
 
 
 def padding(size: int) -> int:
-    """Zero bytes needed behind `size` bytes to reach the alignment."""
+    """Zero bytes after `size` bytes up to the alignment."""
     return -size % ALIGNMENT
 
 
 def header_bytes(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], BlockFormat]]) -> bytearray:
-    """Everything before the first tensor's data, padded to the alignment.
-
-    Args:
-        metadata: (key, kind, value) in file order.
-        tensors: (name, [out, in] shape, format) in file order.
-    """
+    """All before the first tensor's data, padded; `tensors` are (name, [out, in] shape, format) in file order."""
     rows = list(tensors)
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(rows), len(metadata)))
     for key, kind, value in metadata:
@@ -179,7 +172,7 @@ class Reader:
         return FileFormatError(f"{self.path}: {label(what)}; the file is damaged or incomplete")
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes; raises FileFormatError when there are fewer."""
+        """The next `count` bytes; raises FileFormatError if there are fewer."""
         if count > self.left:
             raise self.fail(f"ends early, {count:,} bytes are promised where {self.left:,} are left")
         self.left -= count
@@ -194,7 +187,7 @@ class Reader:
         return form.unpack(self.take(form.size))[0]
 
     def string(self) -> str:
-        """The next text, behind its length."""
+        """The next text, after its length."""
         return self.take(self.number("u64")).decode("utf-8", "replace")
 
     def name(self, what: str) -> str:
@@ -204,13 +197,13 @@ class Reader:
             raise self.fail(f"{what} has a name of {size:,} bytes")
         return self.take(size).decode("utf-8", "replace")
 
-    def strings(self, count: int) -> Texts:
+    def strings(self, count: int) -> LazyTexts:
         """The next `count` texts; in one loop over blocks of the file, since a vocabulary has hundreds of thousands."""
         data, ends, at, held = bytearray(), array("Q"), 0, 0
         size_at, append = STRUCTS["u64"].unpack_from, ends.append
 
         def reach(end: int) -> int:
-            """Have the first `end` bytes in `data`, whose length is returned."""
+            """Read at least the first `end` bytes into `data`; returns its length."""
             if end > self.left:
                 raise self.fail(f"ends early, inside an array of {count:,} strings")
             data.extend(self.file.read(max(end - len(data), BLOCK)))
@@ -229,7 +222,7 @@ class Reader:
         self.file.seek(at - len(data), SEEK_CUR)
         self.left -= at
         del data[at:]
-        return Texts(data, ends)
+        return LazyTexts(count, lambda i: data[(ends[i - 1] if i else 0) + 8 : ends[i]].decode("utf-8", "replace"))
 
     def value(self) -> tuple[str, Any]:
         """The next metadata value and its kind."""
@@ -247,18 +240,14 @@ class Reader:
         return f"[{item}]", np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
     def kind(self, code: int) -> str:
-        """The kind that `code` stands for; raises FileFormatError for an unknown one."""
+        """The kind of `code`; raises FileFormatError for an unknown one."""
         if code not in KINDS:
             raise self.fail(f"metadata value type {code} is unknown")
         return KINDS[code]
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read header, metadata and tensor infos; once for several readers of a file that nobody is just writing.
-
-    Raises:
-        FileFormatError: not a GGUF file, another version, damaged, or a tensor type outside the known formats.
-    """
+    """Read header, metadata and tensor infos, cached unless the file has just been written; raises FileFormatError."""
     try:
         stat = path.stat()
         fresh = time.time_ns() - stat.st_mtime_ns < CLOCK_GRAIN
@@ -280,7 +269,7 @@ def _read(reader: Reader) -> GgufFile:
         raise FileFormatError(f"{reader.path}: is not a GGUF file")
     version = reader.number("u32")
     if version != VERSION:
-        raise FileFormatError(f"{reader.path}: GGUF version {version}; only version {VERSION} is read")
+        raise FileFormatError(f"{reader.path}: GGUF version {version}; only version {VERSION} is supported")
     tensor_count, key_count = reader.number("u64"), reader.number("u64")
     for count, most, what in ((tensor_count, MAX_TENSORS, "tensors"), (key_count, MAX_KEYS, "keys")):
         if count > most:
@@ -289,7 +278,7 @@ def _read(reader: Reader) -> GgufFile:
     for _ in range(key_count):
         key = reader.name("a key")
         if key in metadata:
-            raise reader.fail(f"the key {label(key)} stands twice")
+            raise reader.fail(f"the key {label(key)} appears twice")
         metadata[key] = reader.value()
     alignment = _alignment(reader, metadata)
     infos = [_tensor_info(reader) for _ in range(tensor_count)]
@@ -299,7 +288,7 @@ def _read(reader: Reader) -> GgufFile:
     for name, shape, form, offset in infos:
         info = TensorInfo(name, shape, form, base + offset)
         if name in tensors:
-            raise reader.fail(f"the tensor {label(name)} stands twice")
+            raise reader.fail(f"the tensor {label(name)} appears twice")
         if offset % alignment:
             raise reader.fail(
                 f"the tensor {label(name)} starts at {offset}, not a multiple of the alignment {alignment}"
@@ -312,7 +301,7 @@ def _read(reader: Reader) -> GgufFile:
 
 
 def _check_apart(reader: Reader, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse tensors that overlap, as llama.cpp does: a small file would say nothing about the work that it makes."""
+    """Refuse tensors that overlap, as llama.cpp does: a small file could otherwise cause unlimited work."""
     for first, second in pairwise(sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes))):
         if first.offset + first.nbytes > second.offset:
             raise reader.fail(f"the tensors {label(first.name)} and {label(second.name)} share their bytes")
@@ -334,8 +323,8 @@ def _tensor_info(reader: Reader) -> tuple[str, tuple[int, ...], BlockFormat, int
     if code not in BY_GGML_TYPE:
         known = ", ".join(FORMATS)
         raise FileFormatError(
-            f"{reader.path}: tensor {label(name)} has ggml type {code}, which is not read; known: {known}"
+            f"{reader.path}: tensor {label(name)} has ggml type {code}, which is not supported; known: {known}"
         )
     if not BY_GGML_TYPE[code].fits(shape[-1]):
-        raise reader.fail(f"the tensor {label(name)} has rows of {shape[-1]}, no multiple of its block")
+        raise reader.fail(f"the tensor {label(name)} has rows of {shape[-1]}, not a multiple of its block")
     return name, shape, BY_GGML_TYPE[code], offset

@@ -9,24 +9,17 @@ import math
 from typing import Any
 
 from smolexport.conversion import portable
+from smolexport.conversion.source_model import SCHEME_KEY
 from smolexport.model.rope import Linear, Llama3, Rope, Yarn
 from smolexport.model.spec import ModelSpec
 from smolexport_to_gguf.architectures import ROWS, is_plain_yarn
 from smolexport_to_gguf.schemes import Scheme
 
-SCHEME_KEY = "smolexport.scheme"
-
 QUANTIZATION_VERSION = 2
 
 
 def model_metadata(spec: ModelSpec, scheme: Scheme, name: str) -> list[tuple[str, str, Any]]:
-    """(key, kind, value) of everything but the tokenizer, in file order.
-
-    Args:
-        spec: the model.
-        scheme: the quantization scheme.
-        name: what people call the model.
-    """
+    """(key, kind, value) of everything but the tokenizer, in file order; `name` is what people call the model."""
     a, heads = ROWS[spec.model_type].name, spec.attention
     rows: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", a),
@@ -34,7 +27,7 @@ def model_metadata(spec: ModelSpec, scheme: Scheme, name: str) -> list[tuple[str
         ("general.name", "string", name),
         ("general.file_type", "u32", scheme.file_type),
     ]
-    if scheme.name in portable.NAMES:  # the file type of the format underneath does not tell
+    if scheme.name in portable.NAMES:  # the file type is that of the format underneath
         rows.append((SCHEME_KEY, "string", scheme.name))
     if scheme.quantized:
         rows.append(("general.quantization_version", "u32", QUANTIZATION_VERSION))
@@ -79,7 +72,7 @@ def _rope_metadata(a: str, rope: Rope | None) -> list[tuple[str, str, Any]]:
 
 
 def rope_factors(spec: ModelSpec) -> tuple[float, ...]:
-    """What llama.cpp divides each angle by (`rope_freqs.weight`, [head_dim / 2]); empty when it needs none."""
+    """The divisor of each angle in llama.cpp (`rope_freqs.weight`, [head_dim / 2]); empty if it needs none."""
     rope = spec.rope
     if rope is None or not ROWS[spec.model_type].rope_factors:
         return ()

@@ -11,36 +11,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from smolexport.conversion import portable
-from smolexport.conversion.converter import named_scheme
+from smolexport.conversion.converter import Choice, has_more_bits, named_scheme
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport_to_gguf.architectures import ROWS
 
-# What a row that is not a multiple of the block gets instead; what does not even fit 32 becomes f16.
+# The format of rows that are not a multiple of the block; rows that are not a multiple of 32 become f16.
 FALL_BACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 NORMS = frozenset({Role.NORM_BEFORE_ATTENTION, Role.NORM_BEFORE_MLP, Role.FINAL_NORM, Role.Q_NORM, Role.K_NORM})
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a projection stands: layer `i` of `n`, query heads per key/value head, with an importance matrix or not."""
+class Projection:
+    """A matrix of layer `i` of `n`, in a model with `group` query heads per key/value head, with an imatrix or not."""
 
     i: int
     n: int
     group: int
     weighed: bool
 
-    @property
-    def more_bits(self) -> bool:
-        """llama.cpp's choice of layers that matter most: the first and last eighth, and every third between."""
-        return self.i < self.n // 8 or self.i >= 7 * self.n // 8 or (self.i - self.n // 8) % 3 == 2
-
     def first(self, share: int) -> bool:
         """Whether the layer is in the first `share`-th part."""
         return self.i < self.n // share
 
 
-Exception_ = Callable[[Place], str | None]
+Exception_ = Callable[[Projection], str | None]
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,9 @@ class Scheme:
         base: format of every matrix without an exception.
         file_type: `general.file_type`.
         about: one line for people.
-        exceptions: per role, the format for a place, None = base.
+        exceptions: per role, the format of a projection, None = base.
         needs_importance: whether llama.cpp refuses it without an importance matrix.
+        weighed: whether there is an importance matrix.
     """
 
     name: str
@@ -62,88 +58,48 @@ class Scheme:
     about: str
     exceptions: Mapping[Role, Exception_] = field(default_factory=dict)
     needs_importance: bool = False
+    weighed: bool = False
 
     @property
     def quantized(self) -> bool:
         """Whether the base format is quantized."""
         return self.base not in ("f32", "f16", "bf16")
 
-    def wants(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> BlockFormat:
-        """The format that this scheme asks for, whatever the row length (but see the output matrix).
+    def choose(self, tensor: Tensor, spec: ModelSpec, bits: portable.Bits | None = None) -> Choice:  # noqa: ARG002
+        """What to do with `tensor` of the model `spec`; `bits` of each matrix are for `auto-bits`."""
+        requested = self._requested(tensor, spec)
+        return Choice(_fit(requested, tensor.shape[-1]), requested)
 
-        Args:
-            tensor: of the model.
-            spec: the model.
-            weighed: whether there is an importance matrix.
-        """
+    def _requested(self, tensor: Tensor, spec: ModelSpec) -> BlockFormat:
         if tensor.part != "weight" or tensor.role in NORMS:
             return FORMATS["f32"]
         if not self.quantized:
             return FORMATS[self.base]
-        output = Role.EMBED if spec.tied else Role.HEAD
-        if tensor.role is output:
-            return FORMATS[self._output(tensor.shape[-1])]
+        if tensor.role is (Role.EMBED if spec.tied else Role.HEAD):
+            return FORMATS["q8_0" if self.base == "q8_0" else "q6_k"]
         group = spec.attention.num_attention_heads // spec.attention.num_key_value_heads
-        place = Place(tensor.layer or 0, len(spec.layers), group, weighed)
         exception = self.exceptions.get(tensor.role)
-        chosen = (exception(place) if exception else None) or self.base
+        projection = Projection(tensor.layer or 0, len(spec.layers), group, self.weighed)
+        chosen = (exception(projection) if exception else None) or self.base
         if tensor.role is Role.V and _is_70b(spec) and chosen in ("q3_k", "q4_k"):
             chosen = "q5_k"
         return FORMATS[chosen]
 
-    def _output(self, columns: int) -> str:
-        if columns % FORMATS[self.base].block:
-            return "q8_0"
-        return "q8_0" if self.base == "q8_0" else "q6_k"
-
-    def choose(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> tuple[BlockFormat, BlockFormat | None]:
-        """(format, wanted): `wanted` is what the row length did not allow, None when it did.  Arguments: `wants`."""
-        wanted = self.wants(tensor, spec, weighed)
-        columns = tensor.shape[-1]
-        if self.quantized and tensor.role is (Role.EMBED if spec.tied else Role.HEAD):
-            # The rule of the output matrix has the fall-back built in; name what a fitting row would have got.
-            ideal = FORMATS["q8_0" if self.base == "q8_0" else "q6_k"]
-            wanted_name = ideal if not ideal.fits(columns) else wanted
-            form = _fit(wanted, columns)
-            return form, (wanted_name if form is not wanted_name else None)
-        form = _fit(wanted, columns)
-        return form, (wanted if form is not wanted else None)
-
-    def via(self, tensor: Tensor) -> BlockFormat | None:  # noqa: ARG002
-        """The format that values are rounded to before they are stored; None = they are not."""
-        return None
-
 
 @dataclass(frozen=True)
 class PortableScheme(Scheme):
-    """A scheme whose choices `smolexport.conversion.portable` makes for all formats.  Vectors are f32 here, rounded to
-    f16.
+    """A scheme that `smolexport.conversion.portable` defines for all formats."""
 
-    Attributes:
-        bits: of each matrix, for `auto-bits`.
-    """
-
-    bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
-
-    def wants(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> BlockFormat:  # noqa: ARG002
-        """The portable format, whatever the row length."""
-        return FORMATS["f32" if not tensor.is_matrix else portable.wanted_of(tensor, self.name, self.bits).value]
-
-    def choose(self, tensor: Tensor, spec: ModelSpec, weighed: bool = False) -> tuple[BlockFormat, BlockFormat | None]:
-        """(format, wanted), as in `Scheme.choose`."""
-        wanted = self.wants(tensor, spec, weighed)
-        form = wanted if not tensor.is_matrix else FORMATS[portable.storage_of(tensor, self.name, self.bits).value]
-        return form, (wanted if form is not wanted else None)
-
-    def via(self, tensor: Tensor) -> BlockFormat | None:
-        """llama.cpp wants norms and biases as f32; their values are those that f16 can hold."""
-        return None if tensor.is_matrix else FORMATS["f16"]
+    def choose(self, tensor: Tensor, spec: ModelSpec, bits: portable.Bits | None = None) -> Choice:  # noqa: ARG002
+        """See `Scheme.choose`."""
+        if not tensor.is_matrix:  # llama.cpp reads norms and biases as f32 only
+            return Choice(FORMATS["f32"], rounded_through=FORMATS["f16"])
+        return portable.choose(tensor, self.name, bits, lambda storage: storage.canonical)
 
 
 def _fit(form: BlockFormat, columns: int) -> BlockFormat:
-    if not form.fits(columns):
-        form = FORMATS[FALL_BACK.get(form.name, form.name)]
-    return form if form.fits(columns) else FORMATS["f16"]
+    fitting = (form, FORMATS[FALL_BACK.get(form.name, form.name)], FORMATS["f16"])
+    return next(each for each in fitting if each.fits(columns))
 
 
 def _is_70b(spec: ModelSpec) -> bool:
@@ -158,11 +114,11 @@ def _always(name: str) -> Exception_:
 
 
 def _where_more_bits(name: str) -> Exception_:
-    return lambda place: name if place.more_bits else None
+    return lambda p: name if has_more_bits(p.i, p.n) else None
 
 
 def _more_when_weighed(name: str) -> dict[Role, Exception_]:
-    """With an importance matrix the first down projections of q4_0 and q5_0 get a minimum as well."""
+    """With an importance matrix the first down projections of q4_0 and q5_0 get a minimum too."""
     better = {"q4_0": "q4_1", "q5_0": "q5_1"}.get(name)
     return {Role.DOWN: lambda p: better if p.weighed and p.first(8) else None} if better else {}
 
@@ -214,21 +170,14 @@ ALIASES: Mapping[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_
 
 
 def find_scheme(name: str) -> Scheme:
-    """The scheme of that name, in any case.
-
-    Raises:
-        UsageError: unknown; names the known ones.
-    """
+    """The scheme of that name or alias, in any case; raises UsageError."""
     return named_scheme(name, SCHEMES, ALIASES, "GGUF")
 
 
 def better_schemes(scheme: Scheme, bits: float, sizes: Mapping[str, float]) -> list[str]:
-    """Schemes worth taking instead when most tensors of `scheme` fall back: smaller ones, and the finer q8_0.
+    """Better schemes if most tensors of `scheme`, at `bits` per weight, fall back: smaller ones, and the finer q8_0.
 
-    Args:
-        scheme: the scheme that falls back.
-        bits: its effective bits per weight.
-        sizes: effective bits per weight of the candidates, f16 among them.
+    `sizes` are the bits per weight of the candidates, f16 among them.
     """
     smaller = [name for name in ("q4_0", "iq4_nl") if name != scheme.name and sizes[name] < bits]
     finer = ["q8_0"] if scheme.name != "q8_0" and bits < sizes["q8_0"] < sizes["f16"] else []

@@ -1,4 +1,4 @@
-"""What mlx-lm's class for each architecture computes, and where that differs from what a checkpoint says.
+"""What mlx-lm's class for each architecture computes, and where that differs from a checkpoint.
 
 One row per `model_type`.  Facts: mlx-lm 0.32.2, `mlx_lm/models/{llama,smollm3,qwen2,qwen3,rope_utils}.py`; for phones
 mlx-swift-lm, `Libraries/MLXLLM/Models/{Llama,SmolLM3,Qwen2,Qwen3}.swift`, state of August 2026.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from smolexport.model.rope import Linear, Llama3, Yarn
-from smolexport.model.spec import ModelSpec, departures
+from smolexport.conversion.converter import other_head_dim, refusals, several_ropes
+from smolexport.model.rope import Linear, Llama3, Rope, Yarn
+from smolexport.model.spec import ModelSpec
 
 SCALINGS = {Linear: "linear", Llama3: "llama3", Yarn: "yarn"}
 
@@ -65,32 +66,35 @@ ROWS: Mapping[str, Row] = {
 
 
 def check(spec: ModelSpec) -> list[str]:
-    """Reasons why mlx-lm would refuse `spec` or silently compute something else; empty when it is fine."""
+    """Reasons why mlx-lm would refuse `spec` or silently compute something else; empty if it is fine."""
     row = ROWS.get(spec.model_type)
     if row is None:
         return [f"MLX: no class is known for model_type '{spec.model_type}'; known: {', '.join(ROWS)}"]
-    name = f"mlx-lm's {spec.model_type} class"
-    told = list(departures(spec, {**COMPUTED, **row.computed}))
-    return [f"{name} {reason}" for reason in told or (*_layers(spec, row), *_rope(spec), *_projections(spec, row))]
+    return refusals(f"mlx-lm's {spec.model_type} class", spec, {**COMPUTED, **row.computed}, _reasons(spec, row))
 
 
-def _layers(spec: ModelSpec, row: Row) -> Iterator[str]:
+def _reasons(spec: ModelSpec, row: Row) -> Iterator[str]:
     bare = [i for i, layer in enumerate(spec.layers) if layer.mixer.rope is None]
     if bare and not row.nope:
         yield f"applies rotary embeddings on every layer, the checkpoint none on layers {bare}"
     if spec.rearranged:
-        yield f"reads every tensor under a name of its own, as it is; the checkpoint rearranges {spec.rearranged[0]}"
-    ropes = [rope for rope in dict.fromkeys(layer.mixer.rope for layer in spec.layers) if rope is not None]
-    if len(ropes) > 1:
-        yield f"has one rotary embedding for all layers, the checkpoint {len(ropes)}: {ropes[0]} and {ropes[1]}"
+        yield f"reads every tensor under its own name, as it is; the checkpoint rearranges {spec.rearranged[0]}"
+    yield from several_ropes(spec)
+    if spec.rope is not None:
+        yield from _rope(spec.rope, spec.attention.head_dim)
+    odd = next((layer.mixer for layer in spec.layers if layer.mixer.qkv_bias != layer.mixer.o_bias), None)
+    if row.one_switch and odd:
+        yield (
+            "has biases on all of q, k, v and o or on none, the checkpoint has "
+            f"qkv_bias {str(odd.qkv_bias).lower()} and o_bias {str(odd.o_bias).lower()}"
+        )
+    if row.square:
+        yield from other_head_dim(spec)
 
 
-def _rope(spec: ModelSpec) -> Iterator[str]:
-    rope = spec.rope
-    if rope is None:
-        return
-    if rope.dim != spec.attention.head_dim:
-        yield f"rotates all {spec.attention.head_dim} dimensions of a head, the checkpoint {rope.dim}"
+def _rope(rope: Rope, head_dim: int) -> Iterator[str]:
+    if rope.dim != head_dim:
+        yield f"rotates all {head_dim} dimensions of a head, the checkpoint {rope.dim}"
     if isinstance(rope.scaling, Yarn):
         if not rope.scaling.truncate:
             yield "rounds the limits of YaRN's ramp (truncate true), the checkpoint has truncate false"
@@ -99,25 +103,6 @@ def _rope(spec: ModelSpec) -> Iterator[str]:
                 f"has no magnitude but 1 at a YaRN factor of {rope.scaling.factor:g}, the checkpoint has an "
                 f"attention_factor of {rope.scaling.attention_factor:g}"
             )
-
-
-def _projections(spec: ModelSpec, row: Row) -> Iterator[str]:
-    odd = next((layer.mixer for layer in spec.layers if layer.mixer.qkv_bias != layer.mixer.o_bias), None)
-    if row.one_switch and odd:
-        yield (
-            f"has biases on all of q, k, v and o or on none, the checkpoint has qkv_bias {_flag(odd.qkv_bias)} and "
-            f"o_bias {_flag(odd.o_bias)}"
-        )
-    a = spec.attention
-    if row.square and a.num_attention_heads * a.head_dim != spec.hidden_size:
-        yield (
-            f"takes head_dim = hidden_size / num_attention_heads, the checkpoint has a head_dim of {a.head_dim} "
-            f"with {spec.hidden_size} / {a.num_attention_heads}"
-        )
-
-
-def _flag(value: bool) -> str:
-    return str(value).lower()
 
 
 def notes(spec: ModelSpec) -> list[str]:

@@ -1,6 +1,6 @@
 """Whether a finished folder is what every reader of MLX folders expects, from its headers alone.
 
-mlx-lm forgives much that mlx-swift refuses or, worse, computes with defaults; here nothing is forgiven.
+mlx-lm tolerates much that mlx-swift refuses or, worse, computes with defaults; here nothing is tolerated.
 
 Notation: g = group size, b = bits, a module's weight is [out, in] before packing.
 """
@@ -11,19 +11,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smolexport.errors import CheckpointError, ConfigError, FileFormatError
+from smolexport.conversion.folder_files import as_format_errors
+from smolexport.conversion.inspect import StoredArray
+from smolexport.errors import ConfigError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import ModelSpec
 from smolexport.quant import affine, microscale
 from smolexport.text import label, show
-from smolexport_to_mlx.config import DTYPES
-from smolexport_to_mlx.container import INDEX, StoredArray, read_header
+from smolexport_to_mlx.container import INDEX, read_headers
+from smolexport_to_mlx.folder import DTYPES
 from smolexport_to_mlx.schemes import PIECE, is_whole_pieces
 
 FLOATS = frozenset(DTYPES)
 KEYS = ("group_size", "bits", "mode")
-# mode -> (group sizes, bits) that every reader has
+# mode -> (group sizes, bits) that every reader supports
 MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "affine": (affine.GROUPS, affine.BITS),
     **{mode: ((group,), (bits,)) for mode, (bits, group) in microscale.MODES.items()},
@@ -31,21 +33,14 @@ MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 def lint(folder: Path) -> list[str]:
-    """Everything about `folder` that some reader would refuse or misread; empty when it is fine.
+    """Everything about `folder` that some reader would refuse or misread; raises FileFormatError.
 
-    Checked: config.json (both spellings of rope and of quantization, integers, no foreign keys, the tie flag), every
-    tensor against the shapes that config.json asks for, packed shapes against bits and group sizes, modules that
-    depart from the default without being named, one float dtype, file metadata, the index.
-
-    Raises:
-        FileFormatError: a file is missing or too damaged to be read.
+    Checked: config.json (both spellings of rope and of quantization, integers, no unknown keys, the tie flag), every
+    tensor against its shapes, packed shapes against bits and group sizes, modules that differ from the default without
+    being named, one float dtype, file metadata, the index.
     """
-    try:
+    with as_format_errors(folder):
         return list(_findings(folder))
-    except CheckpointError as error:
-        raise FileFormatError(str(error)) from error
-    except RecursionError:
-        raise FileFormatError(f"{folder}: config.json or {INDEX} is nested too deeply") from None
 
 
 def _findings(folder: Path) -> Iterator[str]:
@@ -67,18 +62,13 @@ def _findings(folder: Path) -> Iterator[str]:
 
 
 def _tensors(folder: Path) -> tuple[dict[str, StoredArray], list[str]]:
-    """Every tensor of every model*.safetensors, which is what mlx-lm loads, and what is odd about these files."""
     tensors: dict[str, StoredArray] = {}
     odd = []
-    paths = sorted(folder.glob("model*.safetensors"))
-    if not paths:
-        raise FileFormatError(f"{folder}: no model*.safetensors in it; the folder is not an MLX folder")
-    for path in paths:
-        metadata, arrays = read_header(path)
+    for path, (metadata, arrays) in read_headers(folder).items():
         if metadata.get("format") != "mlx":
-            odd.append(f"{path.name}: its metadata should hold format = mlx, holds {show(metadata.get('format'))}")
+            odd.append(f"{path.name}: its metadata should have format = mlx, has {show(metadata.get('format'))}")
         twice = sorted(array.name for array in arrays if array.name in tensors)
-        odd += [f"{path.name}: tensor {show(name)} stands in {tensors[name].path.name} too" for name in twice]
+        odd += [f"{path.name}: tensor {show(name)} is in {tensors[name].path.name} too" for name in twice]
         tensors |= {array.name: array for array in arrays}
     return tensors, odd
 
@@ -120,8 +110,8 @@ def _index(folder: Path, tensors: Mapping[str, StoredArray]) -> Iterator[str]:
     wrong = sorted(n for n in places.keys() | true.keys() if n not in true or places.get(n) != true[n])
     if wrong:
         yield (
-            f"{INDEX}: {len(wrong)} tensors are elsewhere than it says, first {show(wrong[0])}: "
-            f"{show(places.get(wrong[0]))} in the index, in truth {true.get(wrong[0], 'nowhere')}"
+            f"{INDEX}: {len(wrong)} tensors are not where it says, first {show(wrong[0])}: "
+            f"{show(places.get(wrong[0]))} in the index, actually {true.get(wrong[0], 'nowhere')}"
         )
     total = sum(t.nbytes for t in tensors.values())
     if metadata.get("total_size") != total:
@@ -132,11 +122,11 @@ Table = Mapping[str, Mapping[str, Any] | bool]  # module path -> its entry; "" -
 
 
 def _quantization(config: Mapping[str, Any], tensors: Mapping[str, StoredArray]) -> tuple[Table, list[str]]:
-    """Per module what `quantization` says, and what is odd about it."""
+    """The entry of each module in `quantization`, and what is odd about it."""
     found, copy = config.get("quantization"), config.get("quantization_config")
     if found is None and copy is None:
         return {}, []
-    odd = [] if found == copy else ["quantization and quantization_config differ; each has its readers"]
+    odd = [] if found == copy else ["quantization and quantization_config differ; readers use one or the other"]
     if not isinstance(found, dict):
         return {}, [*odd, f"quantization is {show(found)}; it should be an object"]
     table: dict[str, Mapping[str, Any] | bool] = {"": {key: found[key] for key in KEYS if key in found}}
@@ -159,7 +149,7 @@ def _entry(entry: Mapping[str, Any]) -> Iterator[str]:
     for key in ("group_size", "bits"):
         if not _whole(entry.get(key)):
             yield f"{key} is {show(entry.get(key))}; it should be an integer"
-    yield from (f"the key {show(key)} is foreign; Swift throws" for key in entry if key not in KEYS)
+    yield from (f"the key {show(key)} is unknown; Swift throws" for key in entry if key not in KEYS)
     mode = entry.get("mode", "affine")
     groups, bits = MODES.get(mode, ((), ())) if isinstance(mode, str) else ((), ())
     if not groups:
@@ -180,12 +170,12 @@ def _modules(spec: ModelSpec, tensors: Mapping[str, StoredArray], table: Table) 
             entry = table.get(path, table.get("", False))
             yield from (f"{path}: {reason}" for reason in _packed(tensor.shape, found, scales, biases, entry))
             if not is_whole_pieces(tensor):
-                yield f"{path}: MLX on a CPU cannot unpack its rows of {tensor.shape[-1]}, no whole pieces of {PIECE}"
+                yield f"{path}: MLX on a CPU cannot unpack its rows of {tensor.shape[-1]}, not a multiple of {PIECE}"
         elif found.dtype not in FLOATS or found.shape != tensor.shape or scales is not None or biases is not None:
             there = f"{found.dtype} {list(found.shape)}" + (" with scales or biases" if scales or biases else "")
             yield f"tensor {tensor.stored_name} is {there}, it should be float {list(tensor.shape)}"
         elif matrix and table and table.get(path) is not False:
-            yield f"{path} stays float in a quantized folder without being named so (false)"
+            yield f"{path} is float in a quantized folder without being named as such (false)"
     if left:
         tied = " of a tied model" if spec.tied and any(name.startswith("lm_head.") for name in left) else ""
         yield f"tensor {show(min(left))}{tied} is not part of the model ({len(left)} such); loading is strict"
@@ -204,26 +194,26 @@ def _packed(
         return
     group, bits, mode = entry.get("group_size"), entry.get("bits"), entry.get("mode", "affine")
     if not (isinstance(group, int) and isinstance(bits, int) and group > 0 and bits > 0):
-        return  # found already
+        return  # reported already
     rows, columns = shape
     if columns % group or columns * bits % 32:
-        yield f"rows of {columns} are no whole groups of {group}, but it is quantized"
+        yield f"rows of {columns} are not a multiple of {group}, but it is quantized"
         return
     kinds = FLOATS if mode == "affine" else {"U8"}
     if (weight.dtype, weight.shape) != ("U32", (rows, columns * bits // 32)):
         yield (
-            f"{bits} bits ask for a weight of U32 {[rows, columns * bits // 32]}, "
+            f"{bits} bits need a weight of U32 {[rows, columns * bits // 32]}, "
             f"there is {weight.dtype} {list(weight.shape)}"
         )
     for name, part in (("scales", scales), ("biases", biases)):
         if part is None:
             if mode == "affine":
-                yield f"mode affine has {name}, there are none"
+                yield f"mode affine needs {name}, there are none"
         elif name == "biases" and mode != "affine":
             yield f"mode {mode} has no biases, there are some"
         elif part.dtype not in kinds or part.shape != (rows, columns // group):
             yield (
-                f"groups of {group} ask for {name} of {'/'.join(sorted(kinds))} {[rows, columns // group]}, "
+                f"groups of {group} need {name} of {'/'.join(sorted(kinds))} {[rows, columns // group]}, "
                 f"there are {part.dtype} {list(part.shape)}"
             )
 

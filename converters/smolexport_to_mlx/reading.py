@@ -1,82 +1,41 @@
-"""The weights of an MLX folder in the checkpoint's own terms, whoever made the folder.
+"""What an MLX folder contains, whoever made it: a description, and weights in the checkpoint's own terms.
 
 Notation: g = group size, b = bits; a quantized module's weight is [out, in * b / 32] words.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from smolexport.errors import CheckpointError, ConfigError, FileFormatError, UsageError
+from smolexport.conversion.folder_files import as_format_errors, is_own_folder
+from smolexport.conversion.inspect import FileInfo, StoredArray, StoredRows, common_format, tensor_rows
+from smolexport.conversion.source_model import NAME_KEY, SCHEME_KEY
+from smolexport.errors import ConfigError, FileFormatError, UsageError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import Tensor
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, RowFormat
 from smolexport.quant.microscale import MODES
 from smolexport.text import label, show
-from smolexport_to_mlx.container import StoredArray, read_arrays
-from smolexport_to_mlx.schemes import DTYPES
+from smolexport_to_mlx.container import INDEX, read_arrays, read_header, read_headers
+from smolexport_to_mlx.schemes import DTYPES, SCHEMES
 
 CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """One tensor of a folder: the arrays of its parts, and the format that they make up together."""
-
-    form: RowFormat
-    shape: tuple[int, ...]
-    parts: tuple[StoredArray, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts)
-
-    def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows [start, stop) as [rows, columns], decoded; a vector is one row, further axes count as rows.
-
-        Raises:
-            FileFormatError: a file vanished or became shorter.
-        """
-        rows, columns = prod(self.shape[:-1]), self.shape[-1]
-        stop = rows if stop is None else stop
-        widths = [part.nbytes for part in self.form.parts(columns)]
-        data = np.empty((stop - start, sum(widths)), np.uint8)
-        first = 0
-        for part, width in zip(self.parts, widths, strict=True):
-            data[:, first : first + width] = _read(part, start * width, (stop - start) * width).reshape(-1, width)
-            first += width
-        return self.form.decode(data, columns)
-
-
-def _read(part: StoredArray, skip: int, count: int) -> NDArray[np.uint8]:
-    try:
-        raw = np.fromfile(part.path, np.uint8, count, offset=part.offset + skip)
-    except OSError as error:
-        raise FileFormatError(f"{part.path}: {error.strerror or error}") from error
-    if raw.size != count:
-        raise FileFormatError(f"{part.path}: ends inside the array {label(part.name)}")
-    return raw
+MARK = ("format", "mlx")
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+OURS = frozenset({CONFIG, "README.md", INDEX})
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder's headers, of whatever architecture.
+    """A folder's headers, of any architecture.
 
-    Attributes:
-        path: the folder.
-        config: config.json.
-        metadata: the strings of the first weight file.
-        stored: array name -> the tensor that it makes up, with the scales and biases of its module if it is packed.
-        others: arrays that are neither floats nor part of a quantized module.
+    `metadata` are the strings of the first weight file; `stored` maps the name of each array of weights to its tensor,
+    with scales and biases if it is packed; `others` are neither floats nor part of a quantized module.
     """
 
     path: Path
@@ -86,12 +45,47 @@ class Folder:
     others: tuple[StoredArray, ...]
 
 
-def weights(path: Path) -> Mapping[Tensor, StoredRows]:
-    """The tensors of the folder `path`, in the terms of a checkpoint.
+def recognises(path: Path) -> bool:
+    """Whether `path` is a folder with weight files of MLX."""
+    try:
+        if not (path / "config.json").is_file():
+            return False
+        first = min(path.glob("model*.safetensors"), default=None)
+        return first is not None and read_header(first)[0].get(MARK[0]) == MARK[1]
+    except (OSError, FileFormatError):
+        return False
 
-    Raises:
-        FileFormatError: damaged, or an array that is not part of a module known here.
+
+def replaceable(path: Path) -> bool:
+    """Whether `path` is a folder that smolexport made, and that holds nothing else."""
+    return is_own_folder(
+        path,
+        lambda name: name in OURS or WEIGHTS.fullmatch(name) is not None,
+        lambda folder: [metadata for metadata, _ in read_headers(folder).values()],
+    )
+
+
+def describe(path: Path) -> FileInfo:
+    """Read the headers in the folder `path`, of any architecture; raises FileFormatError.
+
+    Arrays that are not part of a known kind of weight are listed as they are.
     """
+    folder = read_folder(path)
+    recorded = folder.metadata.get(SCHEME_KEY)
+    return FileInfo(
+        path=path,
+        format="mlx",
+        architecture=str(folder.config.get("model_type", "?")),
+        name=folder.metadata.get(NAME_KEY, path.resolve().name),
+        scheme=recorded if recorded and recorded in SCHEMES else common_format(folder.stored),
+        bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        metadata={**folder.metadata, **{f"config.{key}": value for key, value in folder.config.items()}},
+        tensors=tensor_rows(folder.stored, folder.others),
+    )
+
+
+def weights(path: Path) -> Mapping[Tensor, StoredRows]:
+    """The tensors of the folder `path`, in the terms of a checkpoint; raises FileFormatError."""
     folder = read_folder(path)
     try:
         known = {tensor.stored_name: tensor for tensor in load_spec(folder.config, strict=False).tensors()}
@@ -107,15 +101,9 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
 
 
 def read_folder(path: Path) -> Folder:
-    """Read config.json and the headers of `path`; no weight is read.
-
-    Raises:
-        FileFormatError: damaged, or a quantized module whose arrays do not fit together.
-    """
-    try:
+    """Read config.json and the headers of `path`; no weight is read.  Raises FileFormatError."""
+    with as_format_errors(path):
         config = read_json(path / CONFIG, "the folder is not an MLX folder")
-    except CheckpointError as error:
-        raise FileFormatError(str(error)) from error
     arrays, metadata = read_arrays(path)
     packed = {name[:-7] for name in arrays if name.endswith(".scales") and f"{name[:-7]}.weight" in arrays}
     parts = {f"{module}.{part}" for module in packed for part in ("scales", "biases")}
@@ -145,22 +133,22 @@ def _packed(
 ) -> StoredRows:
     """A quantized matrix, or a stack of them."""
     if any(len(a.shape) < 2 or not all(a.shape) for a in (array, scales)):
-        raise FileFormatError(f"{array.path}: {label(array.name)} and its scales do not make up a quantized matrix")
+        raise FileFormatError(f"{array.path}: {label(array.name)} and its scales are not a quantized matrix")
     form = _format(array, scales, setting)
     parts = tuple(a for a in (array, scales, biases) if a is not None)
     shape = (*array.shape[:-1], scales.shape[-1] * form.block)
-    wanted = form.parts(shape[-1])
-    for found, due in zip(parts, wanted, strict=False):
-        if (found.dtype, found.shape) != (due.dtype, (*shape[:-1], due.columns)) or len(parts) != len(wanted):
+    planned = form.parts(shape[-1])
+    for found, due in zip(parts, planned, strict=False):
+        if (found.dtype, found.shape) != (due.dtype, (*shape[:-1], due.columns)) or len(parts) != len(planned):
             raise FileFormatError(
                 f"{found.path}: the array {label(found.name)} is {found.dtype} {list(found.shape)}, "
-                f"{form.name} asks for {due.dtype} {[*shape[:-1], due.columns]}"
+                f"{form.name} needs {due.dtype} {[*shape[:-1], due.columns]}"
             )
     return StoredRows(form, shape, parts)
 
 
 def _setting(config: Mapping[str, Any], module: str) -> Mapping[str, Any]:
-    """What config.json says of a module: its own entry, else the default."""
+    """The entry of a module in config.json, else the default."""
     table = config.get("quantization", config.get("quantization_config"))
     if not isinstance(table, dict):
         return {}
@@ -182,5 +170,5 @@ def _format(array: StoredArray, scales: StoredArray, setting: Mapping[str, Any])
         return MicroFormat(micro, "F32")
     raise FileFormatError(
         f"{array.path}: config.json gives {label(array.name)} mode {show(mode)} with {show(bits)} bits and groups of "
-        f"{show(group)}, which is not read"
+        f"{show(group)}, which is not supported"
     )

@@ -1,18 +1,18 @@
 """Quantization schemes under the names of mlx-lm, and the portable ones.
 
 Facts: mlx-lm 0.32.2 `utils.py` (which modules are quantized), `convert.py` (the mixed recipes); MLX's modes and groups.
-mlx-lm leaves a module float, without a word, when its rows are not a multiple of the group; here such rows get the next
-smaller group that fits, and the plan says so.
+mlx-lm silently leaves a module float if its rows are not a multiple of the group; here such rows get the next smaller
+group that fits, and the plan says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from smolexport.conversion import portable
-from smolexport.conversion.converter import named_scheme
+from smolexport.conversion.converter import Choice, has_more_bits, named_scheme
 from smolexport.conversion.portable import Storage
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.quant import FORMATS, AffineFormat, MicroFormat, PortableFormat, RowFormat
@@ -26,133 +26,78 @@ DTYPES: Mapping[str, Dtype] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a scheme makes of one tensor; `wanted` is what the row length did not allow, None when it did."""
+class Scheme:
+    """A way to choose a format for every tensor.
 
-    format: RowFormat
-    wanted: RowFormat | None = None
-
-
-class Scheme(Protocol):
-    """A way to choose a format for every tensor."""
-
-    @property
-    def name(self) -> str:
-        """Its name in `--quant`."""
-        ...
-
-    @property
-    def about(self) -> str:
-        """One line about it."""
-        ...
-
-    @property
-    def dtype(self) -> Dtype | None:
-        """The float type that it prescribes; None = the checkpoint's own."""
-        ...
-
-    @property
-    def common(self) -> RowFormat | None:
-        """The format of modules that config.json does not name; None for a folder of floats."""
-        ...
-
-    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:
-        """The format of `tensor` in a folder whose floats are of type `dtype`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Floats:
-    """Every tensor as a float."""
+    Attributes:
+        name: in `--quant`.
+        about: one line about it.
+        dtype: float type of scales, norms and biases.
+        fixed: the float type that it prescribes; None = the checkpoint's own.
+        common: the format of modules that config.json does not name; None for a folder of floats.
+    """
 
     name: str
     about: str
-    dtype: Dtype
+    dtype: Dtype = "BF16"
+    fixed: Dtype | None = None
+    common: RowFormat | None = None
 
-    common: None = None
+    @property
+    def plain(self) -> RowFormat:
+        """The format of what is not quantized."""
+        return FORMATS[self.dtype.lower()]
 
-    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
-        """The one float type."""
-        return Choice(FORMATS[dtype.lower()])
+    def choose(self, tensor: Tensor, spec: ModelSpec, bits: portable.Bits | None = None) -> Choice:  # noqa: ARG002
+        """What to do with `tensor` of the model `spec`: floats; `bits` of each matrix are for `auto-bits`."""
+        return Choice(self.plain)
 
 
 @dataclass(frozen=True)
-class Portable:
-    """The choices that `conversion.portable` makes for every format; `bits` of each matrix are for `auto-bits`."""
+class Portable(Scheme):
+    """A scheme that `conversion.portable` defines for all formats."""
 
-    name: str
-    about: str
-    dtype: Dtype = "F16"
-    bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
-
-    @property
-    def common(self) -> RowFormat:
-        """4 or 8 bits in groups of 32."""
-        return PortableFormat(8 if self.name == "int8" else 4)
-
-    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
-        """The lattice for matrices, float16 for the rest."""
+    def choose(self, tensor: Tensor, spec: ModelSpec, bits: portable.Bits | None = None) -> Choice:  # noqa: ARG002
+        """See `Scheme.choose`."""
         formats: dict[Storage, RowFormat] = {
             Storage.INT4: PortableFormat(4), Storage.INT5: AffineFormat(5, portable.BLOCK, "F16", "search"),
             Storage.INT6: AffineFormat(6, portable.BLOCK, "F16", "search"), Storage.INT8: PortableFormat(8),
             Storage.HALF: FORMATS["f16"],
         }  # fmt: skip
-        form = formats[portable.storage_of(tensor, self.name, self.bits)]
-        wanted = formats[portable.wanted_of(tensor, self.name, self.bits)]
-        return Choice(form, None if form == wanted else wanted)
+        return portable.choose(tensor, self.name, bits, formats.__getitem__)
 
 
 @dataclass(frozen=True)
-class Affine:
-    """Matrices of `bits` in groups of `group`; with `high` bits where the mixed recipes want more."""
+class Affine(Scheme):
+    """Matrices of `bits` in groups of `group`; with `high` bits where the mixed recipes have more."""
 
-    name: str
-    about: str
-    bits: int
+    bits: int = 4
     group: int = 64
     high: int = 0
-    dtype: None = None
+    encoder: Encoder = "mlx"
 
-    @property
-    def common(self) -> RowFormat:
-        """The format of most matrices; its float type does not show in config.json."""
-        return AffineFormat(self.bits, self.group, "F16")
-
-    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:
-        """Affine where the rows are whole groups, of a smaller size if need be; floats for the rest."""
-        plain = FORMATS[dtype.lower()]
+    def choose(self, tensor: Tensor, spec: ModelSpec, bits: portable.Bits | None = None) -> Choice:  # noqa: ARG002
+        """Affine if the rows are whole groups, of a smaller size if need be; else floats."""
         if not tensor.is_matrix:
-            return Choice(plain)
-        bits = self.high if self.high and more_bits(tensor, len(spec.layers)) else self.bits
-        columns = tensor.shape[-1]
-        fitting = [group for group in GROUPS if group <= self.group and columns % group == 0]
-        wanted = AffineFormat(bits, self.group, dtype, encoder)
-        if not fitting:
-            return Choice(plain, wanted)
-        form = AffineFormat(bits, max(fitting), dtype, encoder)
-        return Choice(form, None if form == wanted else wanted)
+            return Choice(self.plain)
+        own = self.high if self.high and _has_more_bits(tensor, len(spec.layers)) else self.bits
+        fitting = [group for group in GROUPS if group <= self.group and tensor.columns % group == 0]
+        requested = AffineFormat(own, self.group, self.dtype, self.encoder)
+        return Choice(replace(requested, group=max(fitting)) if fitting else self.plain, requested)
 
 
 @dataclass(frozen=True)
-class Micro:
+class Micro(Scheme):
     """Matrices of small floats that share a scale of 8 bits."""
 
-    name: Mode
-    about: str
-    dtype: None = None
+    mode: Mode = "mxfp4"
 
-    @property
-    def common(self) -> RowFormat:
-        """The format of all matrices whose rows are whole groups."""
-        return MicroFormat(self.name, "BF16")
-
-    def choose(self, tensor: Tensor, spec: ModelSpec, dtype: Dtype, encoder: Encoder) -> Choice:  # noqa: ARG002
-        """The mode for matrices whose rows are whole groups and that MLX can run then, floats for the rest."""
-        plain, form = FORMATS[dtype.lower()], MicroFormat(self.name, dtype)
+    def choose(self, tensor: Tensor, spec: ModelSpec, bits: portable.Bits | None = None) -> Choice:  # noqa: ARG002
+        """The mode for matrices whose rows are whole groups and that MLX can run, else floats."""
+        form = MicroFormat(self.mode, self.dtype)
         if not tensor.is_matrix:
-            return Choice(plain)
-        fits = form.fits(tensor.shape[-1]) and is_whole_pieces(tensor)
-        return Choice(form) if fits else Choice(plain, form)
+            return Choice(self.plain)
+        return Choice(form if form.fits(tensor.columns) and is_whole_pieces(tensor) else self.plain, form)
 
 
 def is_whole_pieces(tensor: Tensor) -> bool:
@@ -164,18 +109,15 @@ def is_whole_pieces(tensor: Tensor) -> bool:
     return rows * tensor.shape[-1] % PIECE == 0
 
 
-def more_bits(tensor: Tensor, layers: int) -> bool:
-    """mlx-lm's choice: an untied head, and value and down projections in the layers that matter most."""
+def _has_more_bits(tensor: Tensor, layers: int) -> bool:
+    """mlx-lm's choice: an untied head, and value and down projections in some layers."""
     if tensor.role is Role.HEAD:
         return True
-    if tensor.role not in (Role.V, Role.DOWN) or tensor.layer is None:
-        return False
-    i, eighth = tensor.layer, layers // 8
-    return i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2
+    return tensor.role in (Role.V, Role.DOWN) and tensor.layer is not None and has_more_bits(tensor.layer, layers)
 
 
 def setting_of(form: RowFormat) -> dict[str, Any] | Literal[False]:
-    """What `quantization` in config.json says of a module in the format `form`; False for floats."""
+    """The entry in `quantization` of config.json for a module in the format `form`; False for floats."""
     match form:
         case AffineFormat(bits=bits, group=group):
             return {"group_size": group, "bits": bits, "mode": "affine"}
@@ -194,25 +136,27 @@ def _schemes() -> list[Scheme]:
         "nvfp4": "4-bit floats, groups of 16, 8-bit float scales",
         "mxfp8": "8-bit floats, groups of 32, power-of-two scales (OCP MX)",
     }
-    mixed = ((2, 6), (3, 4), (3, 6), (4, 6))
+    abouts = {**portable.SCHEMES, portable.AUTO_BITS: portable.AUTO_BITS_ABOUT}
     defaults = {4: "; mlx-lm's default", 8: "; nearly lossless"}
+    affine = [(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits, 64, 0) for bits in BITS]
+    affine += [
+        (f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group, 0) for bits in BITS for group in (32, 128)
+    ]
+    affine += [
+        (f"mixed_{low}_{high}", f"{low} bits, {high} for v and down in some layers and the head", low, 64, high)
+        for low, high in ((2, 6), (3, 4), (3, 6), (4, 6))
+    ]
     return [
-        *(Floats(name, about, DTYPES[name]) for name, about in floats.items()),
-        *(Portable(name, about) for name, about in portable.SCHEMES.items()),
-        Portable(portable.AUTO_BITS, portable.AUTO_BITS_ABOUT),
-        *(Affine(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits) for bits in BITS),
+        *(Scheme(name, about, fixed=DTYPES[name]) for name, about in floats.items()),
         *(
-            Affine(f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group)
-            for bits in BITS
-            for group in (32, 128)
+            Portable(name, about, fixed="F16", common=PortableFormat(8 if name == "int8" else 4))
+            for name, about in abouts.items()
         ),
         *(
-            Affine(
-                f"mixed_{low}_{high}", f"{low} bits, {high} for v and down in some layers and the head", low, 64, high
-            )
-            for low, high in mixed
+            Affine(name, about, common=AffineFormat(bits, group, "F16"), bits=bits, group=group, high=high)
+            for name, about, bits, group, high in affine
         ),
-        *(Micro(mode, micro[mode]) for mode in get_args(Mode)),
+        *(Micro(mode, micro[mode], common=MicroFormat(mode, "BF16"), mode=mode) for mode in get_args(Mode)),
     ]
 
 
@@ -227,9 +171,5 @@ ALIASES: Mapping[str, str] = {
 
 
 def find_scheme(name: str) -> Scheme:
-    """The scheme of that name, in any case.
-
-    Raises:
-        UsageError: unknown; names the known ones.
-    """
+    """The scheme of that name or alias, in any case; raises UsageError."""
     return named_scheme(name, SCHEMES, ALIASES, "MLX")

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from smolexport.model.spec import ModelSpec, departures
+from smolexport.conversion.converter import refusals
+from smolexport.model.spec import ModelSpec
 
 COMPUTED: Mapping[str, tuple[object, ...]] = {"mlp.activation": ("silu",)}
 HEAD_UNIT, ROTARY_UNIT = 8, 16  # GroupQueryAttention in ONNX Runtime 1.31 takes, and rotates, heads of multiples of
 
 
 def check(spec: ModelSpec) -> list[str]:
-    """Reasons why the graph would compute something else than `spec`; empty when it is fine.
+    """Reasons why the graph would compute something else than `spec`; empty if it is fine.
 
-    No row per architecture: the graph is made of what the spec says, so any model that a spec describes is exported.
+    No row per architecture: the graph is built from the spec, so any model that a spec describes can be exported.
     """
-    return [f"the ONNX graph {reason}" for reason in _reasons(spec)]
+    return refusals("the ONNX graph", spec, COMPUTED, _reasons(spec))
 
 
 def _reasons(spec: ModelSpec) -> Iterator[str]:
-    told = list(departures(spec, COMPUTED))
-    yield from told
-    if told:
-        return
     a = spec.attention
     partial = {layer.mixer.rope.dim for layer in spec.layers if layer.mixer.rope is not None} - {a.head_dim}
     if partial:
@@ -50,7 +47,7 @@ def notes(spec: ModelSpec, positions: int) -> Iterator[str]:
         )
     windows = sorted({layer.mixer.window for layer in spec.layers if layer.mixer.window is not None})
     if windows:
-        yield f"sliding windows of {', '.join(map(str, windows))} tokens: checked on the CPU, not tried in browsers"
+        yield f"sliding windows of {', '.join(map(str, windows))} tokens: tested on the CPU, untested in browsers"
     if rotated_apart(spec):
         yield (
             f"heads of {spec.attention.head_dim} dimensions: rotated by an operator of their own, since "

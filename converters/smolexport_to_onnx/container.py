@@ -1,8 +1,8 @@
-"""The weights of a graph: one file of external data beside it, and where every array lies in it.
+"""The weights of a graph: one file of external data beside it, and the position of every array in it.
 
-Rows of several tensors may make up one matrix, one after another: queries, keys and values, gates and ups.  Codes with
-one scale a row stand upright, [columns, rows], as MatMulInteger wants them.  Large arrays begin at a page, so that a
-runtime can map them into memory.
+Rows of several tensors may form one matrix, one after another: queries, keys and values, gates and ups.  Codes with
+one scale per row are transposed, [columns, rows], as MatMulInteger reads them.  Large arrays begin at a page, so that
+a runtime can map them into memory.
 
 Notation: d = rotary dimensions, p = positions.
 """
@@ -10,13 +10,12 @@ Notation: d = rotary dimensions, p = positions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.conversion.plan import Entry
-from smolexport.conversion.writer import ByteRange
+from smolexport.conversion.plan import ByteRange, Entry, OutputFile
 from smolexport.model.rope import Rope
 from smolexport.model.spec import NAMES, Role, Tensor
 from smolexport.quant import ChannelFormat, RowFormat
@@ -28,7 +27,7 @@ PACKED: Mapping[Role, str] = {Role.Q: QKV, Role.K: QKV, Role.V: QKV, Role.GATE: 
 PAGE, LINE = 4096, 64
 # Element types under the names of safetensors -> TensorProto.DataType.
 DTYPES: Mapping[str, int] = {"F32": 1, "U8": 2, "I8": 3, "I32": 6, "I64": 7, "BOOL": 9, "F16": 10, "BF16": 16}
-KEEP = "num_logits_to_keep"  # the input that says how many last rows of logits to make
+KEEP = "num_logits_to_keep"  # the input for the number of last rows of logits to compute
 POSITIONS_AT_ONCE = 4096
 
 
@@ -38,22 +37,9 @@ class Module:
 
     name: str
     entries: tuple[Entry, ...]
-
-    @property
-    def format(self) -> RowFormat:
-        """The format of all of them."""
-        return self.entries[0].format
-
-    @property
-    def rows(self) -> int:
-        """Rows of the matrix, or elements of the vector."""
-        return sum(entry.shape[0] for entry in self.entries)
-
-    @property
-    def columns(self) -> int | None:
-        """Elements of a row; None for a vector."""
-        shape = self.entries[0].shape
-        return shape[1] if self.entries[0].is_matrix else None
+    format: RowFormat
+    rows: int
+    columns: int | None
 
 
 @dataclass(frozen=True)
@@ -95,21 +81,16 @@ class Array:
 
 @dataclass(frozen=True)
 class Layout:
-    """A file of external data.
+    """A file of external data: modules and arrays by name, rotary tables, and where the rows of entries are stored.
 
-    Attributes:
-        stem: file name of the graph without `.onnx`.
-        modules: by name, with `.weight` or `.bias`.
-        arrays: by name.
-        tables: rotary tables, which no entry of the plan holds.
-        places: entry name -> where its rows go.
+    `stem` is the file name of the graph without `.onnx`; names of modules end in `.weight` or `.bias`.
     """
 
     stem: str
     modules: Mapping[str, Module]
     arrays: Mapping[str, Array]
     tables: tuple[Table, ...]
-    places: Mapping[str, tuple[ByteRange, ...]]
+    ranges: tuple[ByteRange, ...]
 
     @property
     def graph(self) -> str:
@@ -122,9 +103,11 @@ class Layout:
         return f"{self.graph}_data"
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the file."""
-        return max(array.offset + array.nbytes for array in self.arrays.values())
+    def file(self) -> OutputFile:
+        """The file of external data."""
+        size = max(array.offset + array.nbytes for array in self.arrays.values())
+        tables = tuple((self.arrays[table.name].offset, table.chunks) for table in self.tables)
+        return OutputFile(self.data, b"", self.ranges, size, tables)
 
 
 def module_name(tensor: Tensor) -> str:
@@ -132,39 +115,33 @@ def module_name(tensor: Tensor) -> str:
     return f"{PACKED.get(tensor.role, NAMES[tensor.role]).format(*tensor.index)}.{tensor.part}"
 
 
-def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table], file: int) -> Layout:
-    """Where everything goes.
-
-    Args:
-        stem: file name of the graph without `.onnx`.
-        entries: in the order of the forward pass.
-        tables: what follows them.
-        file: number of the file among those of the output.
-    """
+def layout_of(stem: str, entries: Iterable[Entry], tables: Sequence[Table]) -> Layout:
+    """Where `entries`, in the order of the forward pass, and then `tables` are stored, for the graph `stem`."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.tensor is not None:
             groups.setdefault(module_name(entry.tensor), []).append(entry)
-    modules = {name: Module(name, tuple(group)) for name, group in groups.items()}
+    modules = {}
+    for name, group in groups.items():
+        first = group[0]
+        columns = first.shape[1] if first.is_matrix else None
+        modules[name] = Module(name, tuple(group), first.format, sum(e.shape[0] for e in group), columns)
     arrays: dict[str, Array] = {}
-    places: dict[str, list[ByteRange]] = {}
+    ranges: list[ByteRange] = []
     end = 0
     for module in modules.values():
-        first = 0
+        part = 0
         for name, dtype, shape, width in _arrays(module):
             array = Array(name, dtype, shape, _aligned(end, width * module.rows), width * module.rows)
             end = array.offset + array.nbytes
             arrays[name] = array
-            upright = isinstance(module.format, ChannelFormat) and len(shape) == 2
-            for owner, place in _places(module, ByteRange(array.offset, width, first, file), upright=upright):
-                places.setdefault(owner, []).append(place)
-            first += width
+            ranges += _ranges(module, array, width, part)
+            part += width
     for table in tables:
         nbytes = table.shape[0] * table.shape[1] * SIZES[table.dtype]
         arrays[table.name] = Array(table.name, table.dtype, table.shape, _aligned(end, nbytes), nbytes)
         end = arrays[table.name].offset + nbytes
-    frozen = {name: tuple(found) for name, found in places.items()}
-    return Layout(stem, modules, arrays, tuple(tables), frozen)
+    return Layout(stem, modules, arrays, tuple(tables), tuple(ranges))
 
 
 def _aligned(end: int, nbytes: int) -> int:
@@ -193,11 +170,13 @@ def _arrays(module: Module) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
             yield f"{base}.{part.suffix}", part.dtype, (module.rows, part.columns), part.nbytes
 
 
-def _places(module: Module, whole: ByteRange, *, upright: bool) -> Iterator[tuple[str, ByteRange]]:
-    """Where the rows of each entry go, of an array that begins at the place `whole`; a vector is a single row."""
-    offset = whole.offset
+def _ranges(module: Module, array: Array, width: int, first: int) -> Iterator[ByteRange]:
+    """Where the rows of each entry go, of an array of `width` bytes per row; a vector is a single row."""
+    transposed = isinstance(module.format, ChannelFormat) and len(array.shape) == 2
+    offset = array.offset
     for entry in module.entries:
         rows = entry.shape[0]
-        width = whole.width if module.columns else whole.width * rows
-        yield entry.name, replace(whole, offset=offset, width=width, pitch=module.rows if upright else None)
-        offset += rows if upright else whole.width * rows
+        yield ByteRange(
+            entry.name, offset, width if module.columns else width * rows, first, module.rows if transposed else None
+        )
+        offset += rows if transposed else width * rows

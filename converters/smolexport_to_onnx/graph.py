@@ -26,19 +26,16 @@ from smolexport_to_onnx.container import DTYPES, GATE_UP, KEEP, QKV, Layout
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
 LAST = (1 << 63) - 1
-TOP, TINY = 127.0, 1e-30  # steps of activations either way; what stands for a largest magnitude of zero
+TOP, TINY = 127.0, 1e-30  # steps of activations either way; the smallest largest magnitude
 IR_VERSION, OPSET = 10, 21
 MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the graph's author may choose.
+    """Options of the graph: `dtype` of activations and caches, `logits` of all positions of a call or the last one.
 
-    Attributes:
-        dtype: float type of activations and caches.
-        accuracy_level: of MatMulNBits: 4 = activations are rounded to 8 bits per block, 0 = they are not.
-        logits: of all positions of a call, unless it asks for fewer, or of the last one.
+    At `accuracy_level` 4 MatMulNBits rounds activations to 8 bits per block, at 0 it does not.
     """
 
     dtype: Dtype
@@ -69,17 +66,16 @@ class Builder:
         made = outputs or (f"{name}/output_0",)
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
-        told = [make_attribute(key, value) for key, value in attributes.items()]
-        self.nodes.append(NodeProto(op_type=op, input=inputs, output=made, name=name, domain=domain, attribute=told))
+        named = [make_attribute(key, value) for key, value in attributes.items()]
+        self.nodes.append(NodeProto(op_type=op, input=inputs, output=made, name=name, domain=domain, attribute=named))
         return made[0]
 
-    def integers(self, *values: int, scalar: bool = False) -> str:
+    def integers(self, *values: int) -> str:
         """The name of a constant of int64."""
-        name = f"{'scalar' if scalar else 'list'}.{'.'.join(map(str, values))}"
-        return self.constant(name, "I64", np.array(values[0] if scalar else values, "<i8"))
+        return self.constant(f"list.{'.'.join(map(str, values))}", "I64", np.array(values, "<i8"))
 
     def constant(self, name: str, dtype: str, value: NDArray[Any]) -> str:
-        """The name of a constant that lies in the graph."""
+        """The name of a constant inside the graph."""
         content = value.tobytes()
         self.constants[name] = TensorProto(name=name, data_type=DTYPES[dtype], dims=value.shape, raw_data=content)
         return name
@@ -94,16 +90,14 @@ class Builder:
         return self.constant(f"byte.{value}", "U8", np.array(value, np.uint8))
 
     def every_row(self) -> str:
-        """The input that says how many last rows of logits to make; 0, which stands for all, where none is fed."""
+        """The input for the number of last rows of logits to compute; all, which is 0, if it is not fed."""
         return self.constant(KEEP, "I64", np.array(0, "<i8"))
 
     def linear(self, module: str, scope: str, x: str) -> str:
         """`x` [b, s, columns] times the transposed matrix of `module`, plus its bias; [b, s, rows]."""
         matrix = self.layout.modules[f"{module}.weight"]
         form = packing_of(matrix.format)
-        if (
-            form is None
-        ):  # transposed once, when a session begins: FusedMatMul, which spares that, is not on every device
+        if form is None:  # transposed once, when a session begins: not every device has FusedMatMul
             y = self.add("MatMul", scope, x, self.add("Transpose", scope, matrix.name, perm=(1, 0)))
         elif isinstance(form, ChannelFormat):
             y = self._integer_product(module, scope, x)
@@ -123,7 +117,7 @@ class Builder:
         if form is None:
             return self.add("Gather", scope, f"{module}.weight", ids, axis=0)
         if isinstance(form, ChannelFormat):
-            return self._upright_embedding(module, scope, ids)
+            return self._transposed_embedding(module, scope, ids)
         codes = self.add("Gather", scope, f"{module}.B", ids, axis=0)  # [b, s, blocks, bytes]
         if form.bits == 4:
             codes = self._nibbles(scope, codes)
@@ -148,8 +142,7 @@ class Builder:
         sums = self.add("Cast", scope, self.add("MatMulInteger", scope, codes, f"{module}.B", middle, middle), to=1)
         return self.add("Div", scope, self.add("Mul", scope, sums, f"{module}.scales"), steps)
 
-    def _upright_embedding(self, module: str, scope: str, ids: str) -> str:
-        """Columns of codes [h, v] at `ids` times their scales."""
+    def _transposed_embedding(self, module: str, scope: str, ids: str) -> str:
         codes = self.add("Transpose", scope, self.add("Gather", scope, f"{module}.B", ids, axis=1), perm=(1, 2, 0))
         centred = self.add("Sub", scope, self.add("Cast", scope, codes, to=1), self.number(MIDDLE))
         scales = self.add("Gather", f"{scope}/scales", f"{module}.scales", ids, axis=0)
@@ -211,7 +204,6 @@ def build(spec: ModelSpec, layout: Layout, settings: Settings, metadata: Mapping
 
 
 def _initializers(layout: Layout) -> Iterator[TensorProto]:
-    """The arrays in the file of external data."""
     location = layout.data.removeprefix("onnx/")
     for array in layout.arrays.values():
         place = {"location": location, "offset": array.offset, "length": array.nbytes}
@@ -225,30 +217,23 @@ def _pairs(strings: Mapping[str, object]) -> list[StringStringEntryProto]:
     return [StringStringEntryProto(key=key, value=str(value)) for key, value in strings.items()]
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Names of what attention is told: t - 1 of each sequence [b], t, and the first position of this call [1]."""
-
-    last: str
-    total: str
-    start: str = ""
-
-
-def _lengths(b: Builder, spec: ModelSpec) -> Lengths:
+def _lengths(b: Builder, spec: ModelSpec) -> tuple[str, str, str]:
+    """Names of inputs of attention: t - 1 of each sequence [b], t, and the first position of this call [1]."""
     scope = "/model/attn_mask"
     summed = b.add("ReduceSum", scope, "attention_mask", b.integers(1), keepdims=0)
     last = b.add("Cast", f"{scope}/last", b.add("Sub", scope, summed, b.integers(1)), to=6)
     shape = b.add("Shape", scope, "attention_mask", start=1, end=2)  # [t]
     total = b.add("Squeeze", scope, b.add("Cast", f"{scope}/total", shape, to=6), b.integers(0))
     if not rotated_apart(spec):
-        return Lengths(last, total)
+        return last, total, ""
     here = b.add("Shape", f"{scope}/here", "input_ids", start=1, end=2)
-    return Lengths(last, total, b.add("Sub", f"{scope}/start", shape, here))
+    return last, total, b.add("Sub", f"{scope}/start", shape, here)
 
 
-def _attention(b: Builder, a: Attention, epsilon: float, number: int, x: str, lengths: Lengths) -> str:
+def _attention(b: Builder, a: Attention, epsilon: float, number: int, x: str, lengths: tuple[str, str, str]) -> str:
     """Attention up to its output projection; `x` [b, s, h], the result [b, s, q d]."""
     scope = f"/model/layers.{number}/attn"
+    last, total, start = lengths
     packed = b.linear(QKV.format(number), f"{scope}/qkv_proj", x)
     query, key, value = packed, "", ""
     tables: tuple[str, ...] = ()
@@ -262,13 +247,13 @@ def _attention(b: Builder, a: Attention, epsilon: float, number: int, x: str, le
         tables = _tables(b, a.rope)
     if apart:
         query, key = (
-            b.add("RotaryEmbedding", f"{scope}/{part}_rotary", rows, lengths.start, *tables, domain=MICROSOFT)
+            b.add("RotaryEmbedding", f"{scope}/{part}_rotary", rows, start, *tables, domain=MICROSOFT)
             for part, rows in (("q", query), ("k", key))
         )
         tables = ()
     past = (f"past_key_values.{number}.key", f"past_key_values.{number}.value")
     return b.add(
-        "GroupQueryAttention", scope, query, key, value, *past, lengths.last, lengths.total, *tables,
+        "GroupQueryAttention", scope, query, key, value, *past, last, total, *tables,
         outputs=(f"{scope}/output_0", f"present.{number}.key", f"present.{number}.value"), domain=MICROSOFT,
         num_heads=a.num_attention_heads, kv_num_heads=a.num_key_value_heads,
         scale=float(a.head_dim**-0.5), do_rotary=int(bool(tables)), rotary_interleaved=0,
@@ -293,7 +278,6 @@ def _head_norm(b: Builder, scope: str, x: str, role: Role, number: int, a: Atten
 
 
 def _tables(b: Builder, rope: Rope) -> tuple[str, str]:
-    """Names of the cosines and sines of `rope`."""
     cos, sin = (table.name for table in b.layout.tables if table.rope == rope)
     return cos, sin
 
@@ -320,8 +304,9 @@ def _skip_norm(b: Builder, scope: str, hidden: str, added: str, norm: str, epsil
 
 
 def _kept(b: Builder, *parts: str) -> tuple[str, ...]:
-    """The rows of the last layer's `parts` [b, s, ...] whose logits are wanted: once keys and values are stored, only
-    they need the rest of the model.
+    """The rows of the last layer's `parts` [b, s, ...] whose logits are requested.
+
+    Once keys and values are stored, only they need the rest of the model.
     """
     scope = "/model/kept"
     start = b.integers(-1)
@@ -376,3 +361,37 @@ def _outputs(spec: ModelSpec, settings: Settings) -> tuple[ValueInfoProto, ...]:
         _port("logits", "F32", "batch_size", length, spec.vocab_size),
         *_caches(spec, settings.dtype, "present", "total_sequence_length"),
     )
+
+
+def serialize(message: Any) -> bytes:
+    """The bytes of a protobuf message: as its library writes it, but with all lists of integers packed.
+
+    The library leaves `dims` and `ints` unpacked and omits a shape without axes; all readers accept both.
+    """
+    fields: dict[Any, Any] = dict(message.ListFields())
+    if "dims" in message.DESCRIPTOR.fields_by_name:
+        fields = {message.DESCRIPTOR.fields_by_name["dims"]: message.dims, **fields}
+    parts = []
+    for key, value in fields.items():
+        if key.message_type is not None:
+            inner = map(serialize, value if hasattr(value, "append") else (value,))
+            parts += [_framed(key.number, content) for content in inner]
+        elif hasattr(value, "append") and key.type == key.TYPE_INT64:
+            parts.append(_framed(key.number, b"".join(map(_varint, value))))
+        else:
+            parts.append(type(message)(**{key.name: value}).SerializeToString())
+    return b"".join(parts)
+
+
+def _framed(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """`value` in groups of seven bits, the lowest first; a negative number as its 64-bit two's complement."""
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from smolexport.conversion.folder_files import TEMPLATE, TOKENIZER
-from smolexport.errors import CheckpointError, ConfigError, FileFormatError
+from smolexport.conversion.folder_files import TEMPLATE, TOKENIZER, as_format_errors
+from smolexport.errors import ConfigError, FileFormatError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import ModelSpec, Tensor
@@ -25,22 +25,15 @@ CONFIG, JS = "config.json", "transformers.js_config"
 
 
 def lint(folder: Path) -> list[str]:
-    """Everything about `folder` that some reader would refuse or misread; empty when it is fine, and for a bare graph.
+    """Everything about `folder` that some reader would refuse or misread; raises FileFormatError.
 
-    Checked: the graphs themselves, both configurations against them, every tensor against the shapes that config.json
-    asks for, the sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
-
-    Raises:
-        FileFormatError: a file is missing or too damaged to be read.
+    Checked: the graphs themselves, both configurations against them, every tensor against the shapes in config.json,
+    the sizes of inputs and outputs, arrays that overlap or cannot be mapped, the tokenizer's files.
     """
-    if folder.is_file():
+    if folder.is_file():  # a bare graph
         return []
-    try:
+    with as_format_errors(folder):
         return list(_findings(folder))
-    except CheckpointError as error:
-        raise FileFormatError(str(error)) from error
-    except RecursionError:
-        raise FileFormatError(f"{folder}: a configuration is nested too deeply") from None
 
 
 def _findings(folder: Path) -> Iterator[str]:
@@ -80,7 +73,7 @@ def _transformers_js(folder: Path, config: Mapping[str, Any], models: list[Model
     for model in models:
         name = model.path.name
         if model.path.parent != folder / "onnx":
-            yield f"{name}: lies outside the folder onnx, where Transformers.js looks"
+            yield f"{name}: is outside the folder onnx, where Transformers.js looks"
         if not isinstance(external, dict) or external.get(name) != 1:
             yield f"{CONFIG}: {JS}: use_external_data_format should hold {name}: 1"
         places = {array.path.name for array in model.arrays.values()}
@@ -88,9 +81,9 @@ def _transformers_js(folder: Path, config: Mapping[str, Any], models: list[Model
             yield f"{name}: has weights in {', '.join(map(show, sorted(places)))}; Transformers.js takes {name}_data"
         kinds = {dtype for port, (dtype, _) in _interface(model).items() if port.startswith("past_key_values.")}
         dtype = next((js for js, stem in STEMS.items() if stem == model.path.stem), None)
-        told = caches.get(dtype, "float32") if isinstance(caches, dict) else caches or "float32"
-        if kinds and told != ("float16" if kinds == {DTYPES["F16"]} else "float32"):
-            yield f"{CONFIG}: {JS}: kv_cache_dtype of {dtype} is {show(told)}, the caches of {name} are not"
+        stated = caches.get(dtype, "float32") if isinstance(caches, dict) else caches or "float32"
+        if kinds and stated != ("float16" if kinds == {DTYPES["F16"]} else "float32"):
+            yield f"{CONFIG}: {JS}: kv_cache_dtype of {dtype} is {show(stated)}, the caches of {name} are not"
 
 
 def _genai(folder: Path, generation: Mapping[str, Any], spec: ModelSpec, models: list[Model]) -> Iterator[str]:
@@ -109,9 +102,9 @@ def _genai(folder: Path, generation: Mapping[str, Any], spec: ModelSpec, models:
         "num_attention_heads": heads.num_attention_heads, "num_key_value_heads": heads.num_key_value_heads,
     }  # fmt: skip
     for key, value in (*due.items(), ("vocab_size", spec.vocab_size)):
-        told = model.get(key) if key == "vocab_size" else decoder.get(key)
-        if told != value:
-            yield f"{GENAI}: {key} is {show(told)}, {CONFIG} says {value}"
+        stated = model.get(key) if key == "vocab_size" else decoder.get(key)
+        if stated != value:
+            yield f"{GENAI}: {key} is {show(stated)}, {CONFIG} says {value}"
     positions = min((table.shape[0] for table in found.tables), default=None)
     length = model.get("context_length")
     if not isinstance(length, int) or (positions is not None and length > positions):
@@ -141,7 +134,6 @@ def _operators(model: Model) -> Iterator[str]:
 
 
 def _interface(model: Model) -> dict[str, tuple[int, list[int | str]]]:
-    """Element type and shape of every input and output."""
     ports = {}
     for port in (*model.proto.graph.input, *model.proto.graph.output):
         tensor = port.type.tensor_type

@@ -1,8 +1,8 @@
-"""The weights of an ONNX folder in the checkpoint's own terms.
+"""What an ONNX folder contains: a description, and weights in the checkpoint's own terms.
 
-Which bytes are a quantized matrix is read off the graph: MatMulNBits says it in its attributes, and a matrix that is
-only gathered from has blocks of 32: a byte a code, or two codes a byte.  Codes without an axis of blocks stand upright,
-[columns, rows], with one scale a row.  External data is only ever looked for beside the graph, under a plain name.
+Which bytes are a quantized matrix follows from the graph: MatMulNBits has it in its attributes, and a matrix that is
+only gathered from has blocks of 32: a byte per code, or two codes per byte.  Codes without an axis of blocks are
+transposed, [columns, rows], with one scale per row.  External data is only read beside the graph, under a plain name.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from smolexport.errors import CheckpointError, FileFormatError, UsageError
+from smolexport.conversion.folder_files import as_format_errors, is_own_folder
+from smolexport.conversion.inspect import FileInfo, StoredArray, StoredRows, common_format, tensor_rows
+from smolexport.conversion.source_model import NAME_KEY, SCHEME_KEY
+from smolexport.errors import FileFormatError, UsageError
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import NAMES, Role, Tensor
 from smolexport.protobuf import read_message
-from smolexport.quant import FORMATS, ChannelFormat, RowFormat
+from smolexport.quant import FORMATS, ChannelFormat
 from smolexport.quant.nbits import NBits, PortableNBits
 from smolexport.text import label, show
 from smolexport_to_onnx.container import DTYPES, GATE_UP, QKV
@@ -31,7 +31,9 @@ SIZES: Mapping[str, int] = {"F32": 4, "U8": 1, "I8": 1, "I32": 4, "I64": 8, "BOO
 MAX_GRAPH = 64 << 20  # a graph of this package is about 100 kB; beyond this there are weights inside
 MAX_AXES, MAX_NAME = 8, 500
 HALF_BLOCK = 16  # bytes of the smallest block at 4 bits
-GENAI, SCHEME_KEY = "genai_config.json", "smolexport.scheme"
+GENAI, POSITIONS_KEY = "genai_config.json", "smolexport.max_positions"
+GRAPHS = [f"onnx/{stem}.onnx" for stem in STEMS.values()]
+OURS = {"config.json", "README.md", GENAI, "onnx/", *GRAPHS, *(f"{graph}_data" for graph in GRAPHS)}
 FLOATS = ("F32", "F16", "BF16")
 ROLES: Mapping[str, Role] = {name: role for role, name in NAMES.items()}
 SPLITS: Mapping[str, tuple[Role, ...]] = {QKV: (Role.Q, Role.K, Role.V), GATE_UP: (Role.GATE, Role.UP)}
@@ -39,91 +41,11 @@ ROTATING = {"GroupQueryAttention": slice(7, 9), "RotaryEmbedding": slice(2, 4)} 
 
 
 @dataclass(frozen=True)
-class StoredArray:
-    """One array of external data: where it lies and what it is; `upright` if its columns are rows of a matrix."""
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-    upright: bool = False
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """Rows of a matrix, or elements of a vector, from number `first` on: the arrays and the format they make up."""
-
-    form: RowFormat
-    shape: tuple[int, ...]
-    parts: tuple[StoredArray, ...]
-    first: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return prod(self.shape[:-1]) * sum(part.nbytes for part in self.form.parts(self.shape[-1]))
-
-    def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows [start, stop) as [rows, columns], decoded; a vector is one row.
-
-        Raises:
-            FileFormatError: a file vanished or became shorter.
-        """
-        rows, columns = prod(self.shape[:-1]), self.shape[-1]
-        stop = rows if stop is None else stop
-        widths = [part.nbytes for part in self.form.parts(columns)]
-        data = np.empty((stop - start, sum(widths)), np.uint8)
-        at = 0
-        for part, width in zip(self.parts, widths, strict=True):
-            if part.upright:
-                data[:, at : at + width] = _read_upright(part, self.first + start, self.first + stop).T
-            else:
-                skip = self.first * (width if len(self.shape) == 2 else width // columns)
-                read = _read(part, skip + start * width, (stop - start) * width)
-                data[:, at : at + width] = read.reshape(-1, width)
-            at += width
-        return self.form.decode(data, columns)
-
-
-def _read(part: StoredArray, skip: int, count: int) -> NDArray[np.uint8]:
-    try:
-        raw = np.fromfile(part.path, np.uint8, count, offset=part.offset + skip)
-    except OSError as error:
-        raise FileFormatError(f"{part.path}: {error.strerror or error}") from error
-    if raw.size != count:
-        raise FileFormatError(f"{part.path}: ends inside the array {part.name}")
-    return raw
-
-
-def _read_upright(part: StoredArray, start: int, stop: int) -> NDArray[np.uint8]:
-    """Columns [start, stop) of an array of bytes, as they lie there."""
-    columns, pitch = part.shape
-    found = np.empty((columns, stop - start), np.uint8)
-    try:
-        with part.path.open("rb", buffering=0) as file:
-            for number, run in enumerate(found):
-                file.seek(part.offset + number * pitch + start)
-                if file.readinto(run.data) != run.size:
-                    raise FileFormatError(f"{part.path}: ends inside the array {part.name}")
-    except OSError as error:
-        raise FileFormatError(f"{part.path}: {error.strerror or error}") from error
-    return found
-
-
-@dataclass(frozen=True)
 class Model:
-    """A graph and the arrays beside it, of whatever architecture.
+    """A graph and the arrays beside it, of any architecture.
 
-    Attributes:
-        path: the graph's file.
-        proto: what it says, an onnx.ModelProto.
-        metadata: strings about it.
-        arrays: all that lie outside of it, by name.
-        stored: module name with its part -> the matrix or vector.
-        tables: rotary tables.
-        others: arrays that are neither.
+    `proto` is the onnx.ModelProto; `stored` maps module name and part to the matrix or vector; `tables` are rotary
+    tables; `others` are arrays that are neither.
     """
 
     path: Path
@@ -136,18 +58,14 @@ class Model:
 
 
 def graph_paths(folder: Path) -> list[Path]:
-    """The graphs in `folder`, in the order of preference; raises OSError.  What is not a regular file may never end."""
+    """The graphs in `folder`, in the order of preference; raises OSError.  Other than regular files may never end."""
     order = list(STEMS.values())
     found = [path for place in (folder / "onnx", folder) for path in place.glob("*.onnx") if path.is_file()]
     return sorted(found, key=lambda path: (path.stem not in order, order.index(path.stem) if path.stem in order else 0))
 
 
 def primary_graph(path: Path) -> Path:
-    """The graph that the folder `path` is read and run by: the one that genai_config.json names; a file itself.
-
-    Raises:
-        FileFormatError: there is none.
-    """
+    """The graph that genai_config.json in `path` names, else the first; a file itself.  Raises FileFormatError."""
     try:
         if path.is_file():
             return path
@@ -161,23 +79,72 @@ def primary_graph(path: Path) -> Path:
 
 
 def _named(folder: Path) -> object:
-    """What genai_config.json calls the decoder's file; None where there is no such file."""
+    """What genai_config.json calls the decoder's file; None if there is no such file."""
     if not (folder / GENAI).is_file():
         return None
-    try:
+    with as_format_errors(folder):
         model = read_json(folder / GENAI).get("model")
-    except CheckpointError as error:
-        raise FileFormatError(str(error)) from error
     decoder = model.get("decoder") if isinstance(model, dict) else None
     return decoder.get("filename") if isinstance(decoder, dict) else None
 
 
-def weights(path: Path) -> Mapping[Tensor, StoredRows]:
-    """The tensors of the folder `path`, or of one graph in it, in the terms of a checkpoint.
+def recognises(path: Path) -> bool:
+    """Whether `path` is a folder with a graph in it, or the graph itself.
 
-    Raises:
-        FileFormatError: damaged, or an array that is not part of a module known here.
+    A folder with safetensors is a checkpoint: many contain an ONNX file that somebody else made.
     """
+    try:
+        if path.is_file():
+            return path.suffix == ".onnx"
+        return path.is_dir() and bool(graph_paths(path)) and next(path.glob("*.safetensors"), None) is None
+    except OSError:
+        return False
+
+
+def replaceable(path: Path) -> bool:
+    """Whether `path` is a folder that smolexport made, and that holds nothing else."""
+    return is_own_folder(
+        path,
+        OURS.__contains__,
+        lambda folder: [metadata_of(read_graph(graph)) for graph in graph_paths(folder)],
+    )
+
+
+def describe(path: Path) -> FileInfo:
+    """Read the graph that `path` is run by, of any architecture; no tensor data.  Raises FileFormatError."""
+    model = read_model(primary_graph(path))
+    folder = path if path.is_dir() else path.parent.parent if path.parent.name == "onnx" else path.parent
+    config: Mapping[str, Any] = {}
+    if (folder / "config.json").is_file():
+        with as_format_errors(folder):
+            config = read_json(folder / "config.json")
+    # Anything may be beside a bare graph; its own files are those that hold its weights.
+    beside = {array.path for array in model.arrays.values()}
+    files = {file for file in path.rglob("*") if file.is_file()} if path.is_dir() else {path, *beside}
+    return FileInfo(
+        path=path,
+        format="onnx",
+        architecture=str(config.get("model_type", "?")),
+        name=model.metadata.get(NAME_KEY, folder.resolve().name),
+        scheme=_scheme(path, model),
+        bytes=sum(file.stat().st_size for file in files),
+        metadata={**model.metadata, **{f"config.{key}": value for key, value in config.items()}},
+        tensors=tensor_rows(model.stored, model.others),
+    )
+
+
+def _scheme(path: Path, model: Model) -> str:
+    """The recorded scheme, and those of the graphs beside it; of a foreign graph, the format of most weights."""
+    own = model.metadata.get(SCHEME_KEY)
+    if own not in SCHEMES:
+        return common_format(model.stored)
+    beside = [] if path.is_file() else [graph for graph in graph_paths(path) if graph != model.path]
+    others = (metadata_of(read_graph(graph)).get(SCHEME_KEY) for graph in beside)
+    return "+".join(name for name in (own, *others) if name and name in SCHEMES)
+
+
+def weights(path: Path) -> Mapping[Tensor, StoredRows]:
+    """The tensors of the folder `path`, or of one graph in it, in the terms of a checkpoint; raises FileFormatError."""
     model = read_model(primary_graph(path))
     for array in model.others:
         raise FileFormatError(
@@ -192,11 +159,7 @@ def weights(path: Path) -> Mapping[Tensor, StoredRows]:
 
 
 def read_graph(path: Path) -> Any:
-    """The onnx.ModelProto in the file `path`; no weight is read.
-
-    Raises:
-        FileFormatError: missing, damaged, or larger than a graph with its weights beside it ever is.
-    """
+    """The onnx.ModelProto in the file `path`; no weight is read.  Raises FileFormatError."""
     from onnx import ModelProto
 
     size = path.stat().st_size if path.is_file() else 0
@@ -218,18 +181,13 @@ def _text(value: str | bytes) -> str:
 
 
 def read_model(path: Path) -> Model:
-    """Read the graph `path`; of the weights only that they are there.
-
-    Raises:
-        FileFormatError: damaged, an array outside the file that holds it, or a quantized matrix whose arrays do not
-            fit together.
-    """
+    """Read the graph `path`; of the weights only that they exist.  Raises FileFormatError."""
     model = read_graph(path)
     graph, metadata = model.graph, metadata_of(model)
     arrays: dict[str, StoredArray] = {}
     for tensor in graph.initializer:
         if tensor.name in arrays:
-            raise FileFormatError(f"{path}: the array {label(tensor.name)} stands in it twice")
+            raise FileFormatError(f"{path}: the array {label(tensor.name)} is in it twice")
         array = _array(path, tensor)
         if array is not None:
             arrays[array.name] = array
@@ -258,7 +216,7 @@ def read_model(path: Path) -> Model:
 
 
 def _array(path: Path, tensor: Any) -> StoredArray | None:
-    """Where the onnx.TensorProto lies, None in the graph; raises FileFormatError when that is not beside the graph."""
+    """Where the onnx.TensorProto is stored, None in the graph; raises FileFormatError."""
     name, shape = tensor.name, tuple(tensor.dims[: MAX_AXES + 1])
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
         raise FileFormatError(f"{path}: is damaged or not an ONNX file (a constant without a readable name)")
@@ -271,9 +229,11 @@ def _array(path: Path, tensor: Any) -> StoredArray | None:
         place.get(key, "" if key == "location" else "0") for key in ("location", "offset", "length")
     )
     if not all(value.isascii() and value.isdecimal() and len(value) < 20 for value in (offset, length)):
-        raise FileFormatError(f"{path}: {label(name)} lies at the offset {show(offset, 40)}, length {show(length, 40)}")
+        raise FileFormatError(f"{path}: {label(name)} has the offset {show(offset, 40)}, length {show(length, 40)}")
     if not location or location in (".", "..") or any(c in location for c in "/\\:\0"):
-        raise FileFormatError(f"{path}: {label(name)} lies in {show(location)}, which is no file beside the graph")
+        raise FileFormatError(
+            f"{path}: {label(name)} is stored in {show(location)}, which is not a file beside the graph"
+        )
     beside, shown = path.parent / location, path.parent / label(location)
     dtype = DTYPE_NAMES.get(tensor.data_type, f"type {tensor.data_type}")
     nbytes = prod(shape) * SIZES[dtype] if dtype in SIZES else int(length)
@@ -291,7 +251,7 @@ def _array(path: Path, tensor: Any) -> StoredArray | None:
 
 
 def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Any) -> tuple[StoredArray, ...]:
-    """Codes, scales and zero points of the matrix whose codes are called `name`; empty when it is no such array."""
+    """Codes, scales and zero points of the matrix whose codes are named `name`; else empty."""
     if node is not None:
         names = (name, *(other for other in node.input[2:4] if other))
     elif name.endswith(".B"):
@@ -303,10 +263,10 @@ def _parts_of(name: str, arrays: Mapping[str, StoredArray], node: Any) -> tuple[
 
 
 def _packed(path: Path, parts: tuple[StoredArray, ...], node: Any, scheme: str) -> StoredRows:
-    """A quantized matrix; raises FileFormatError when its arrays do not make one up."""
+    """A quantized matrix; raises FileFormatError if its arrays do not form one."""
     codes, scales = parts[0], parts[1] if len(parts) > 1 else parts[0]
     if node is None and len(codes.shape) == 2:
-        return _upright(path, codes, parts[1:])
+        return _transposed(path, codes, parts[1:])
     bits, group, columns = _setting(codes, node)
     rows = codes.shape[0] if codes.shape else 0
     try:
@@ -320,22 +280,21 @@ def _packed(path: Path, parts: tuple[StoredArray, ...], node: Any, scheme: str) 
     if found != [(part.dtype, part.nbytes * rows) for part in due]:
         raise FileFormatError(
             f"{path}: the arrays of {codes.name} are {', '.join(f'{p.dtype} {list(p.shape)}' for p in parts)}, "
-            f"which make up no {form.name} of {rows} x {columns}"
+            f"which do not form {form.name} of {rows} x {columns}"
         )
     return StoredRows(_portable(form, scheme) or form, (rows, columns), parts)
 
 
-def _upright(path: Path, codes: StoredArray, others: tuple[StoredArray, ...]) -> StoredRows:
-    """A matrix with one scale a row."""
+def _transposed(path: Path, codes: StoredArray, others: tuple[StoredArray, ...]) -> StoredRows:
     columns, rows = codes.shape
     found = [(part.dtype, part.shape) for part in others]
     if codes.dtype != "U8" or not columns or not rows or found != [("F32", (rows,))]:
-        raise FileFormatError(f"{path}: the arrays of {codes.name} {list(codes.shape)} are no rows with a scale each")
-    return StoredRows(ChannelFormat(), (rows, columns), (replace(codes, upright=True), *others))
+        raise FileFormatError(f"{path}: the arrays of {codes.name} {list(codes.shape)} are not rows with a scale each")
+    return StoredRows(ChannelFormat(), (rows, columns), (replace(codes, transposed=True), *others))
 
 
 def _portable(form: NBits, scheme: str) -> PortableNBits | None:
-    """The format under the name that it has in a plan: what `scheme` stores as blocks of a lattice."""
+    """The format under the name that it has in a plan: what `scheme` stores in a canonical format."""
     own = SCHEMES.get(scheme)
     eight = own is not None and form.bits == 8
     if form.group != 32 or form.symmetric or not (eight or isinstance(own, Portable)):
@@ -346,8 +305,8 @@ def _portable(form: NBits, scheme: str) -> PortableNBits | None:
 def _setting(codes: StoredArray, node: Any) -> tuple[int, int, int]:
     """Bits, elements of a block, elements of a row."""
     if node is not None:
-        told = _integers(node)
-        return told.get("bits", 4), told.get("block_size", 0), told.get("K", 0)
+        given = _integers(node)
+        return given.get("bits", 4), given.get("block_size", 0), given.get("K", 0)
     if len(codes.shape) != 3:
         return 8, 0, 0
     _, blocks, nbytes = codes.shape
@@ -356,22 +315,20 @@ def _setting(codes: StoredArray, node: Any) -> tuple[int, int, int]:
 
 
 def _integers(node: Any) -> dict[str, int]:
-    """The attributes of an onnx.NodeProto that are one integer."""
     return {attribute.name: attribute.i for attribute in node.attribute if attribute.type == attribute.INT}
 
 
 def _heads(graph: Any) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Layer -> its numbers of query and key heads."""
     attention = (node for node in graph.node if node.op_type == "GroupQueryAttention")
     for layer, node in enumerate(attention):
-        told = _integers(node)
-        yield layer, (told.get("num_heads", 0), told.get("kv_num_heads", 0))
+        given = _integers(node)
+        yield layer, (given.get("num_heads", 0), given.get("kv_num_heads", 0))
 
 
 def _tensors(
     path: Path, name: str, stored: StoredRows, heads: Mapping[int, tuple[int, int]]
 ) -> Iterator[tuple[Tensor, StoredRows]]:
-    """The tensors that the module `name` holds; raises FileFormatError when it is none that is known."""
+    """The tensors that the module `name` holds; raises FileFormatError if it is unknown."""
     module, _, part = name.rpartition(".")
     words = module.split(".")
     layer = next((int(word) for word in words if word.isdecimal() and len(word) < 6), None)

@@ -146,7 +146,7 @@ class BitAllocator:
         """Bytes of the largest of the finished outputs, with the longest record in their metadata."""
         longest = replace(self._allocation(choice, 1.123456), predicted=1.123456)
         model = replace(self.model, bits=longest.bits, calibration=self.record(longest))
-        return max(module.size(self.planned(module, model)) for module in self.modules)
+        return max(self.planned(module, model).size for module in self.modules)
 
     def _within(self, size: int) -> Choice:
         low = knapsack.least(self.units)
@@ -229,7 +229,7 @@ class Costs:
         products, lookups = self._weights(tensor)
         rows, scale = sample(products + lookups)
         weights = self._checkpoint.stored[tensor].read_rows()[rows]
-        forms = {(e.canonical, e.via, e.encoder is None and e.importance is None): e for e in entries}
+        forms = {(e.canonical, e.rounded_through, e.encoder is None and e.importance is None): e for e in entries}
         found = 0.0
         for entry in forms.values():
             encoded = entry.encode(weights)

@@ -189,7 +189,7 @@ def facts(job: Job, *, tensors: bool = False) -> dict[str, object]:
                 "shape": list(e.shape),
                 "format": e.format.name,
                 "bytes": e.nbytes,
-                "wanted": e.wanted.name if e.wanted else None,
+                "wanted": e.requested.name if e.requested else None,
             }
             for e in plan.entries
         ]

@@ -78,7 +78,7 @@ def command(
     targets = [word.strip() for word in formats.split(",")] if formats is not None else None
     jobs = prepare_all(
         checkpoint, out, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
-        revision=revision, token=token, force=force if out.is_dir() and not dry_run else None, weights=not dry_run,
+        revision=revision, token=token, force=None if dry_run else force, weights=not dry_run,
         calibration=calibration_of(method, stats, steps, size, target_kld, measure=not dry_run),
     )  # fmt: skip
     if dry_run:

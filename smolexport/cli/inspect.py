@@ -13,7 +13,7 @@ from smolexport.text import label, one_line, printable, show
 
 if TYPE_CHECKING:
     from smolexport.conversion.converter import Converter
-    from smolexport.conversion.file_info import FileInfo
+    from smolexport.conversion.inspect import FileInfo
 
 MAX_DEPTH = 16  # of lists and objects in metadata; a config.json has three or four
 

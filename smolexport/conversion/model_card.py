@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smolexport.model.source_files import file_in
 
+if TYPE_CHECKING:  # the command line prints the version without loading numpy
+    from smolexport.conversion.source_model import SourceModel
+
 README = "README.md"
 CARRIED = ("license", "license_name", "license_link", "language")
-MAX_README = 1 << 20  # bytes that are looked at
-MAX_MATTER = 64 << 10  # bytes of YAML; what is longer holds tables of results, and takes seconds to parse
+UNREADABLE = "README.md: its head cannot be read; licence and language are not carried over"
+MAX_README = 1 << 20  # bytes that are read
+MAX_MATTER = 64 << 10  # bytes of YAML; a longer head holds tables of results, and takes seconds to parse
 MAX_TEXT, MAX_ITEMS = 200, 200
 PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9./_-]*")
-WORDS = frozenset("y n yes no on off true false null".split())  # plain, these are no strings to a YAML 1.1 reader
+WORDS = frozenset(
+    "y n yes no on off true false null".split()
+)  # unquoted, a YAML 1.1 reader does not read these as strings
 
 Value = str | list[str]
 
@@ -29,8 +36,28 @@ def installed_version() -> str:
         return "(uninstalled)"
 
 
+def card(
+    model: SourceModel, library: str, tags: Sequence[str], body: str, lines: Sequence[str], **facts: float | str
+) -> bytes:
+    """A README.md: what the hub shows, and the licence and language of the source's card.
+
+    `library` and `tags` are for the hub; `body` is a template with the fields `name`, `source`, `version`, `facts` (the
+    list of `lines`) and those given.
+    """
+    matter: dict[str, Value] = {"library_name": library, "pipeline_tag": "text-generation", "tags": list(tags)}
+    if model.origin:
+        matter["base_model"] = model.origin
+    matter |= front_matter(model.folder) or {}
+    name, items = inline(model.name), "".join(f"- {inline(line)}\n" for line in lines)
+    source = f"[{inline(model.origin)}](https://huggingface.co/{inline(model.origin)})" if model.origin else name
+    text = body.format(
+        name=name, source=source, version=installed_version(), facts=f"\n{items}" if items else "", **facts
+    )
+    return f"---\n{yaml_head(matter)}---\n\n{text}".encode("utf-8", "replace")
+
+
 def inline(text: str) -> str:
-    """`text` on one line, without anything that a terminal or a browser would act upon."""
+    """`text` on one line, without control characters and markup."""
     kept = "".join(c if c.isprintable() and c not in "<>`" else " " for c in text)
     return " ".join(kept.split())
 
@@ -52,9 +79,9 @@ def _scalar(text: str) -> str:
 
 
 def front_matter(folder: Path) -> dict[str, Value] | None:
-    """What is carried over from the head of the source's README.md, as texts; None when it cannot be read.
+    """What is carried over from the head of the source's README.md, as texts; None if it cannot be read.
 
-    The YAML is only taken apart: nothing is constructed, merged or expanded, so a hostile file stays small, and the
+    The YAML is only composed: no object is constructed, merged or expanded, so a hostile file stays small, and the
     language `no` stays Norwegian.  Raises CheckpointError for a link that leads out of the folder.
     """
     path = file_in(folder, README)
@@ -78,7 +105,7 @@ def front_matter(folder: Path) -> dict[str, Value] | None:
 
 
 def _matter(path: Path) -> str | None:
-    """The text between the first two lines of dashes; empty without, None when it is too long or no text."""
+    """The text between the first two lines of dashes; empty if there are none, None if it is too long or not text."""
     try:
         with path.open("rb") as file:
             head = file.read(MAX_README).decode("utf-8-sig", "ignore")

@@ -1,28 +1,28 @@
-"""The driver: what `smolexport.conversion.prepare` made ready is read, encoded and written in one pass."""
+"""The driver: reads, encodes and writes prepared jobs in one pass over their checkpoint."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from smolexport.conversion.encode import Encoded, encoded_chunks, thread_count
 from smolexport.conversion.plan import Plan
-from smolexport.conversion.prepare import Job, check_output, output_size, prepare, prepare_all
-from smolexport.conversion.writer import Sink
+from smolexport.conversion.prepare import ExportKeywords, Job, check_targets, prepare, prepare_all
+from smolexport.conversion.writer import Sink, open_output
 from smolexport.errors import UsageError
-from smolexport.files import atomic_file, check_parent, check_space, made_folder
+from smolexport.files import atomic_file, made_folder
 from smolexport.heap import give_back_heap
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.source_files import refuse_changes
-from smolexport.recipe import Recipe, sidecar_of
+from smolexport.recipe import sidecar_of
 
-WAITING = 2  # chunks an output may lag behind before encoding waits for it
+WAITING = 2  # chunks that an output may lag behind before encoding waits for it
 
 
 @dataclass(frozen=True)
@@ -49,33 +49,27 @@ def export(
     source: str | Path,
     out: str | Path | None = None,
     *,
-    quant: str | None = None,
-    name: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    strict: bool = False,
-    force: bool = False,
     threads: int | None = None,
-    ignore_config: Collection[str] = (),
-    revision: str | None = None,
-    token: str | None = None,
-    calibration: Recipe | None = None,
     progress: Callable[[int], None] | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> Export:
-    """Export `source` as `target`; see `prepare` for the arguments.
+    """Export a checkpoint as one format: `export("gguf", "owner/name", quant="q4_k_m")`.
 
     Args:
-        force: replace an existing output.
-        threads: encoding threads; None = the processors that may be used.
+        target: format name, e.g. `gguf`.
+        source: checkpoint folder, hub id, or `demo`.
+        out: target path; a folder gets the default name inside it; None = default name in the current folder.
+        threads: encoding threads; None = the available processors.
         progress: called with the bytes of each chunk written.
+        **keywords: `quant` (scheme name), `name` (what the file calls the model), `options` (of the format, by name),
+            `strict` (no fallback formats), `force` (replace an existing output), `ignore_config` (inert keys of
+            config.json), `revision`, `token` (of the hub), `calibration`; see `ExportRequest`.
 
     Raises:
-        SmolexportError: with one line that says what is wrong; nothing is left under the final name.
+        SmolexportError: one line that says what is wrong; nothing is left under the final name.
     """
-    job = prepare(
-        target, source, out, quant=quant, name=name, options=options, strict=strict, ignore_config=ignore_config,
-        revision=revision, token=token, force=force, calibration=calibration,
-    )  # fmt: skip
-    return write(job, force=force, threads=threads, progress=progress)
+    force = keywords["force"] = bool(keywords.get("force"))
+    return write(prepare(target, source, out, **keywords), force=force, threads=threads, progress=progress)
 
 
 def export_all(
@@ -83,31 +77,26 @@ def export_all(
     out: str | Path | None = None,
     *,
     targets: Collection[str] | None = None,
-    quant: str | None = None,
-    name: str | None = None,
-    strict: bool = False,
-    force: bool = False,
     threads: int | None = None,
-    ignore_config: Collection[str] = (),
-    revision: str | None = None,
-    token: str | None = None,
-    calibration: Recipe | None = None,
     progress: Callable[[int], None] | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> list[Export]:
-    """Export `source` to several formats in one pass over its weights; see `prepare_all` for the arguments.
+    """Export a checkpoint to several formats in one pass over its weights.
 
-    The folder `out` is made when it is missing.
+    Args:
+        source: as for `export`, like all that is not named here.
+        out: the folder that gets all outputs under their default names; created if missing.
+        targets: format names; None = every installed converter.
+        threads: encoding threads.
+        progress: called with the bytes of each chunk written.
+        **keywords: as for `export`; `quant` is a scheme that all formats have, default int4.
 
     Raises:
-        SmolexportError: with one line that says what is wrong.
+        SmolexportError: one line that says what is wrong.
     """
     folder = Path(out) if out else Path()
-    check_parent(folder)
-    jobs = prepare_all(
-        source, folder, targets=targets, quant=quant, name=name, strict=strict, ignore_config=ignore_config,
-        revision=revision, token=token, force=force if folder.is_dir() else None,
-        calibration=calibration,
-    )  # fmt: skip
+    force = keywords["force"] = bool(keywords.get("force"))
+    jobs = prepare_all(source, folder, targets=targets, **keywords)
     with made_folder(folder):
         return write_all(jobs, force=force, threads=threads, progress=progress)
 
@@ -127,18 +116,17 @@ def write_all(
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Export]:
-    """Write jobs of one checkpoint in one pass: each tensor is read once, and quantized once where a lattice is shared.
+    """Write jobs of one checkpoint in one pass: each tensor is read once, and quantized once for a canonical format.
 
     Args:
-        jobs: what `prepare_all` made.
-        force: replace existing outputs.
-        threads: encoding threads; None = the processors that may be used.
+        jobs: from one `prepare_all`.
+        force: replace existing outputs; targets that `prepare` did not check with it are checked here.
+        threads: encoding threads; None = the available processors.
         progress: called with the bytes of each chunk written.
 
     Raises:
-        OutputError, TensorError, CheckpointError: nothing appears, unless the very last step, the renaming of the
-            finished outputs, fails for one after another has its name.  CheckpointError also for a checkpoint that
-            changed since it was opened.
+        OutputError, TensorError, CheckpointError: nothing appears, unless renaming one of the finished outputs fails
+            after another has been renamed.  CheckpointError also if the checkpoint changed since it was opened.
         CalibrationError: a statistic is missing or damaged.
         UsageError: jobs without weights, or of different checkpoints.
     """
@@ -146,14 +134,13 @@ def write_all(
         return []
     checkpoint = _common_checkpoint(jobs)
     started = time.perf_counter()
-    for job in jobs:
-        check_output(job.converter, job.path, job.plan, checkpoint.folder, force)
-        check_space(job.path.parent, sum(output_size(j.plan) for j in jobs if j.path.parent == job.path.parent))
+    check_targets([job for job in jobs if job.force is not force], checkpoint.folder, force=force)
     jobs, quantizer = trained(jobs, threads=threads), jobs[0].quantizer
     source = (quantizer and quantizer.source) or checkpoint
-    give_back_heap()  # what reading the tokenizer left there, before the kernels need theirs
+    give_back_heap()  # what reading the tokenizer left, before the kernels need memory
     with ExitStack() as stack:
-        sinks = [stack.enter_context(job.converter.output(job.plan, job.path, force=force)) for job in jobs]
+        outputs = (open_output(job.plan, job.path, force=force, replaceable=job.replaceable) for job in jobs)
+        sinks = [stack.enter_context(output) for output in outputs]
         _put(sinks, encoded_chunks(source, [job.plan.entries for job in jobs], threads), progress)
         for sink in sinks:  # all of them, before the first one gets its name
             sink.flush()
@@ -174,14 +161,9 @@ def write_all(
 def trained(
     jobs: Sequence[Job], *, threads: int | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> list[Job]:
-    """Train the scales of jobs whose method is one that trains, e.g. `distil`; other jobs come back unchanged.
+    """Train the scales of jobs whose method trains, e.g. `distil`; other jobs are returned unchanged.
 
-    `write_all` does it too, unless it has been done.
-
-    Args:
-        jobs: what `prepare_all` made.
-        threads: encoding threads; None = the processors that may be used.
-        progress: called with 1 for each step of a training.
+    `write_all` does so too, unless it has been done.  `progress` is called with 1 for each training step.
 
     Raises:
         MissingDependencyError: the trainer's libraries are not installed.
@@ -199,17 +181,16 @@ def trained(
 
 
 def _common_checkpoint(jobs: Sequence[Job]) -> Checkpoint:
-    """That of all `jobs`; raises UsageError for jobs that cannot be written together."""
     checkpoint = jobs[0].checkpoint
     if checkpoint is None:
-        raise UsageError(f"{jobs[0].path}: was prepared with weights=False, only to look at the plan; prepare it again")
+        raise UsageError(f"{jobs[0].path}: was prepared with weights=False, for its plan only; prepare it again")
     if any(job.checkpoint is not checkpoint for job in jobs):
         raise UsageError(f"{jobs[0].path}: jobs that are written together must come from one prepare_all")
     return checkpoint
 
 
 def _put(sinks: Sequence[Sink], pieces: Iterable[Encoded], progress: Callable[[int], None] | None) -> None:
-    """Write `pieces`, each output on a thread of its own, since to write takes the system longer than to encode."""
+    """Write `pieces`, each output on a thread of its own, since writing can take longer than encoding."""
     waiting: deque[Future[None]] = deque()
     with ExitStack() as stack:
         writers = [stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write")) for _ in sinks]

@@ -1,12 +1,11 @@
-"""Plan, then write: every output tensor with its format and bytes, decided before a weight is read.
+"""Plan, then write: every output tensor and file, decided before a weight is read.
 
-A converter turns a `ModelSpec` and a scheme into a `Plan`; `render()` is what `--dry-run` prints.
+A converter turns a `SourceModel` and a scheme into a `Plan`; `render()` is what `--dry-run` prints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from smolexport.quant import RowFormat
 from smolexport.text import printable
 
 # Encoded rows by the format that their values were rounded through, their own, and the id of what shaped them.
-Made = dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]
+EncodedBy = dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -57,24 +56,24 @@ class Entry:
 
     Attributes:
         name: name in the output.
-        format: block format that it gets.
+        format: block format of the stored rows.
         shape: [out, in] or [n].
-        tensor: where it comes from; None for a generated tensor.
-        wanted: format that the scheme asked for when the shape did not allow it.
+        tensor: its source; None for a generated tensor.
+        requested: format that the scheme asks for if the shape does not allow it; else None.
         transform: reordering of rows on the way.
-        via: values are rounded to this format first; None = they are not.
+        rounded_through: format that values are rounded to first; None = none.
         values: content of a generated tensor.
-        importance: [columns] how much an error in each column matters to the format's search; None = its own choice.
-        encoder: encodes the rows in the format's place; None = the format does, by `importance`.
+        importance: [columns] weight of an error in each column for the format's search; None = the format's default.
+        encoder: encodes the rows in place of the format; None = the format does, by `importance`.
     """
 
     name: str
     format: RowFormat
     shape: tuple[int, ...]
     tensor: Tensor | None = None
-    wanted: RowFormat | None = None
+    requested: RowFormat | None = None
     transform: InterleaveHeads | None = None
-    via: RowFormat | None = None
+    rounded_through: RowFormat | None = None
     values: tuple[float, ...] = ()
     importance: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     encoder: RowEncoder | None = field(default=None, repr=False, compare=False)
@@ -84,28 +83,42 @@ class Entry:
         """The format that rows are encoded in; where formats share codes, `format.repack` rearranges its rows."""
         return self.format.lattice or self.format
 
-    def encode(self, rows: NDArray[Any], start: int = 0, made: Made | None = None) -> NDArray[np.uint8]:
+    def encode(self, rows: NDArray[Any], start: int = 0, known: EncodedBy | None = None) -> NDArray[np.uint8]:
         """Rows [n, columns] of the tensor, from row `start` on, in the canonical format: [n, row_bytes].
 
-        Rounds through `via` first.  `made` keeps results for other entries with the same rows.
+        Rounds through `rounded_through` first.  `known` keeps results for other entries with the same rows.
 
         Raises:
             CalibrationError: the encoder lacks a statistic.
         """
-        made = {} if made is None else made
-        if self.via is not None:
-            through = (None, self.via, id(None))
-            if through not in made:
-                made[through] = self.via.encode(rows)
-            rows = self.via.decode(made[through], rows.shape[1])
-        key = (self.via, self.canonical, id(self.encoder or self.importance))
-        if key not in made:
-            made[key] = (
+        known = {} if known is None else known
+        if self.rounded_through is not None:
+            through = (None, self.rounded_through, id(None))
+            if through not in known:
+                known[through] = self.rounded_through.encode(rows)
+            rows = self.rounded_through.decode(known[through], rows.shape[1])
+        key = (self.rounded_through, self.canonical, id(self.encoder or self.importance))
+        if key not in known:
+            known[key] = (
                 self.encoder.encode(self.canonical, rows, start)
                 if self.encoder
                 else self.canonical.encode(rows, self.importance)
             )
-        return made[key]
+        return known[key]
+
+    def store(self, rows: NDArray[Any], start: int = 0, known: EncodedBy | None = None) -> NDArray[np.uint8]:
+        """Like `encode`, as the output stores the rows: repacked and reordered."""
+        if self.canonical is self.format:
+            stored = self.encode(rows, start, known)
+        elif known is None and self.encoder is None and self.rounded_through is None:
+            stored = self.format.encode(rows, self.importance)  # encodes and repacks in one step
+        else:
+            stored = self.format.repack(self.encode(rows, start, known), rows.shape[1])
+        if self.transform is None:
+            return stored
+        if self.is_matrix:
+            return self.transform(stored)
+        return self.transform(stored.reshape(self.shape[0], -1)).reshape(1, -1)  # the elements of a vector
 
     @property
     def is_matrix(self) -> bool:
@@ -124,52 +137,67 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Companion:
-    """A small file beside the weights of an output that is a folder.
+class ByteRange:
+    """Where a part of the encoded rows of `entry` is stored: rows of `width` bytes from byte `offset` of a file on.
+
+    The part is the bytes [first, first + width) of each encoded row; formats that keep codes and scales apart have a
+    range for each.  With a `pitch` the part is transposed: byte j of row i is at offset + j * pitch + i.
+    """
+
+    entry: str
+    offset: int
+    width: int
+    first: int = 0
+    pitch: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file of the output.
 
     Attributes:
-        name: path inside the folder.
-        content: its bytes, or the file that is copied byte for byte.
+        name: path inside the output folder; empty if the output is this one file.
+        content: its bytes, or the file that is copied; the header of a file with encoded rows.
+        ranges: where encoded rows are stored; empty for a small file.
+        size: bytes, where they are not those of `content`.
+        tables: (offset, function that yields the bytes) of arrays that no entry holds.
     """
 
     name: str
     content: bytes | Path = field(repr=False)
+    ranges: tuple[ByteRange, ...] = field(default=(), repr=False)
+    size: int | None = None
+    tables: tuple[tuple[int, Callable[[], Iterator[NDArray[np.uint8]]]], ...] = field(default=(), repr=False)
 
     @property
     def nbytes(self) -> int:
-        """Its size; raises CheckpointError when the file vanished."""
-        if isinstance(self.content, bytes):
-            return len(self.content)
-        with self._readable(self.content):
-            return self.content.stat().st_size
+        """Its size."""
+        return len(self.read()) if self.size is None else self.size
 
     def read(self) -> bytes:
-        """Its content; raises CheckpointError when the file vanished."""
+        """Its content; raises CheckpointError if the copied file has vanished."""
         if isinstance(self.content, bytes):
             return self.content
-        with self._readable(self.content):
-            return self.content.read_bytes()
-
-    @contextmanager
-    def _readable(self, path: Path) -> Iterator[None]:
         try:
-            yield
+            return self.content.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}; it was there when the export began") from error
+            raise CheckpointError(
+                f"{self.content}: {error.strerror or error}; it existed when the export began"
+            ) from error
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a converter is about to write.
+    """Everything that a converter will write.
 
     Attributes:
-        target: format of the file, e.g. `gguf`.
+        target: format of the output, e.g. `gguf`.
         architecture: the target's name of the architecture.
         scheme: name of the quantization scheme.
         entries: tensors in file order.
         metadata: (key, kind, value) in file order, in the target's own vocabulary.
         notes: what a person should know before it is written.
-        companions: small files beside the weights.
+        files: all files, those with encoded rows first.
     """
 
     target: str
@@ -178,12 +206,17 @@ class Plan:
     entries: tuple[Entry, ...]
     metadata: tuple[tuple[str, str, Any], ...] = field(repr=False, default=())
     notes: tuple[str, ...] = ()
-    companions: tuple[Companion, ...] = field(repr=False, default=())
+    files: tuple[OutputFile, ...] = field(repr=False, default=())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, without metadata and padding."""
         return sum(e.nbytes for e in self.entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.nbytes for file in self.files)
 
     @property
     def weights(self) -> int:
@@ -197,8 +230,8 @@ class Plan:
 
     @property
     def fallbacks(self) -> tuple[Entry, ...]:
-        """Entries that could not get the format that the scheme asked for."""
-        return tuple(e for e in self.entries if e.wanted is not None)
+        """Entries whose shape does not allow the format that the scheme asks for."""
+        return tuple(e for e in self.entries if e.requested is not None)
 
     def shares(self) -> dict[str, tuple[int, int]]:
         """Per format name: (tensors, bytes), largest first."""
@@ -209,20 +242,20 @@ class Plan:
         return dict(sorted(rows.items(), key=lambda item: -item[1][1]))
 
     def fallback_lines(self) -> list[str]:
-        """One line per kind of fall-back: how many tensors, from what to what, and why."""
+        """One line per kind of fallback: how many tensors, which format in place of which, and why."""
         groups: dict[tuple[RowFormat, RowFormat, int], int] = {}
         for e in self.fallbacks:
-            if e.wanted is not None:
-                key = (e.wanted, e.format, e.shape[-1])
+            if e.requested is not None:
+                key = (e.requested, e.format, e.shape[-1])
                 groups[key] = groups.get(key, 0) + 1
         return [
-            f"{count} tensor{'s' * (count > 1)}: rows of {columns} are not a multiple of {_unmet(wanted, columns)}: "
-            f"{got.name} instead of {wanted.name}"
-            for (wanted, got, columns), count in groups.items()
+            f"{count} tensor{'s' * (count > 1)}: row length {columns} is not a multiple of "
+            f"{_unmet(requested, columns)}; using {got.name} instead of {requested.name}"
+            for (requested, got, columns), count in groups.items()
         ]
 
     def summary(self) -> str:
-        """The first lines of every export: size, bits per weight, share per format, fall-backs, notes."""
+        """The first lines of every export: size, bits per weight, share per format, fallbacks, notes."""
         lines = [
             f"{self.target} {self.scheme} ({self.architecture}): {len(self.entries)} tensors, "
             f"{self.weights:,} weights, {self.nbytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits per weight"
@@ -242,24 +275,20 @@ class Plan:
         lines += ["", "tensors"]
         wide, long = max(5, *(len(e.format.name) for e in self.entries)), max(28, *(len(e.name) for e in self.entries))
         for e in self.entries:
-            why = f"  (instead of {e.wanted.name})" if e.wanted else ""
+            why = f"  (instead of {e.requested.name})" if e.requested else ""
             shape = " x ".join(map(str, e.shape))
             lines.append(f"  {e.name:<{long}} {shape:>16}  {e.format.name:<{wide}} {e.nbytes:>12,} bytes{why}")
-        if self.companions:
-            lines += [
-                "",
-                "beside the weights",
-                *(f"  {printable(c.name):<40} {c.nbytes:>12,} bytes" for c in self.companions),
-            ]
+        if small := [file for file in self.files if not file.ranges]:
+            lines += ["", "small files", *(f"  {printable(f.name):<40} {f.nbytes:>12,} bytes" for f in small)]
         return "\n".join(lines)
 
 
-def _unmet(wanted: RowFormat, columns: int) -> int:
-    """The block that a row does not fill: the wanted format's, or 32 when it does not even fill that."""
-    smallest = min(32, wanted.block)
+def _unmet(requested: RowFormat, columns: int) -> int:
+    """The block length that a row is not a multiple of: the requested format's, or 32 if not even of that."""
+    smallest = min(32, requested.block)
     if columns % smallest:
         return smallest
-    return wanted.block if columns % wanted.block else 32
+    return requested.block if columns % requested.block else 32
 
 
 def _shown(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Portable weights: what every format stores alike, so that an `int4` or `int8` file is the same model everywhere.
 
-One lattice carries the matrices: blocks of 32 consecutive weights share a float16 scale and hold 4- or 8-bit integers
-around zero.  Each format has a layout that keeps exactly these integers and scales (GGUF: Q4_0 and Q8_0; MLX: affine
-with group 32, float16 scales and biases of -8 or -128 scales).  The choices that could differ are made here, once:
+All formats store the same codes: blocks of 32 consecutive weights share a float16 scale and hold 4- or 8-bit integers
+around zero (GGUF: Q4_0 and Q8_0; MLX: affine with group 32, float16 scales and biases of -8 or -128 scales).  What
+formats could choose differently is decided here, once:
 
 - the embedding and an untied head take 8 bits also in `int4`: a tied embedding is the output layer as well, the part
   of a small model that 4 bits hurt most;
@@ -14,9 +14,10 @@ well; 5 and 6 bits differ from format to format, GGUF's are named here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 
+from smolexport.conversion.converter import Choice
 from smolexport.errors import UsageError
 from smolexport.model.spec import Role, Tensor
 from smolexport.quant import FORMATS, RowFormat
@@ -43,8 +44,8 @@ class Storage(Enum):
     HALF = "f16"
 
     @property
-    def lattice(self) -> RowFormat:
-        """The format whose rounding this is."""
+    def canonical(self) -> RowFormat:
+        """The format that defines the rounding."""
         return FORMATS[self.value]
 
 
@@ -53,7 +54,7 @@ OF_BITS: Mapping[int, Storage] = {4: Storage.INT4, 5: Storage.INT5, 6: Storage.I
 
 
 def decided(bits: Bits | None) -> Bits:
-    """The bits of a model for `auto-bits`; raises UsageError where nobody decided."""
+    """The bits of a model for `auto-bits`; raises UsageError if there are none."""
     if bits is None:
         raise UsageError(
             f"-q {AUTO_BITS}: chooses bits tensor by tensor; give --size or --target-kld, and --stats STATS"
@@ -61,7 +62,7 @@ def decided(bits: Bits | None) -> Bits:
     return bits
 
 
-def wanted_of(tensor: Tensor, scheme: str, bits: Bits | None = None) -> Storage:
+def requested_of(tensor: Tensor, scheme: str, bits: Bits | None = None) -> Storage:
     """What `scheme`, of `SCHEMES` or `auto-bits` with `bits`, stores `tensor` as if its rows are whole blocks."""
     if not tensor.is_matrix:
         return Storage.HALF
@@ -71,6 +72,10 @@ def wanted_of(tensor: Tensor, scheme: str, bits: Bits | None = None) -> Storage:
 
 
 def storage_of(tensor: Tensor, scheme: str, bits: Bits | None = None) -> Storage:
-    """What `scheme` stores `tensor` as; arguments as for `wanted_of`."""
-    wanted = wanted_of(tensor, scheme, bits)
-    return wanted if tensor.shape[-1] % BLOCK == 0 else Storage.HALF
+    """What `scheme` stores `tensor` as; arguments as for `requested_of`."""
+    return requested_of(tensor, scheme, bits) if tensor.shape[-1] % BLOCK == 0 else Storage.HALF
+
+
+def choose(tensor: Tensor, scheme: str, bits: Bits | None, formats: Callable[[Storage], RowFormat]) -> Choice:
+    """The choice of `scheme` in a target that stores each kind of `Storage` in the format that `formats` names."""
+    return Choice(formats(storage_of(tensor, scheme, bits)), formats(requested_of(tensor, scheme, bits)))

@@ -6,10 +6,11 @@ before the first weight is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from smolexport.conversion.converter import Converter
 from smolexport.conversion.plan import Plan
@@ -17,28 +18,28 @@ from smolexport.conversion.portable import AUTO_BITS, decided
 from smolexport.conversion.source_model import SourceModel, claimed_dtype
 from smolexport.errors import CheckpointError, ConfigError, OutputError, UnsupportedError, UsageError
 from smolexport.files import check_parent, check_target, refuse_own_source
-from smolexport.model.checkpoint import (
-    Checkpoint,
-    claimed_quantization,
-    find_checkpoint,
-    open_checkpoint,
-    read_config,
-)
+from smolexport.model import checkpoint as checkpoints
+from smolexport.model.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from smolexport.model.spec import ModelSpec
 from smolexport.plugins import checked_options, converter, converters
 from smolexport.recipe import Quantizer, Recipe
 from smolexport.tokenizer import read_tokenizer
 
-# Without weights nothing vouches for vocab_size, and a list of that length is built.  Known models stay below 2^19.
+# Without weights nothing confirms vocab_size, and a list of that length is built.  Known models stay below 2^19.
 MAX_VOCABULARY = 1 << 22
 
 
 @dataclass(frozen=True)
 class Job:
-    """An export that is ready to be written: nothing has been, and nothing is known to stand against it.
+    """A planned export: every check has passed and nothing has been written.
 
-    `checkpoint` is None where `prepare` was told to leave the weights on the hub: a plan to look at, not to write.
-    `quantizer` is that of all jobs that were prepared together; None for plain rounding.
+    Attributes:
+        converter: of the format.
+        checkpoint: the weights; None if `prepare` left them on the hub: a plan to look at, not to write.
+        plan: what will be written.
+        path: the target.
+        quantizer: that of all jobs prepared together; None for plain rounding.
+        force: what the target was checked with; None = not checked yet.
     """
 
     converter: Converter
@@ -46,16 +47,20 @@ class Job:
     plan: Plan
     path: Path
     quantizer: Quantizer | None = None
+    force: bool | None = None
+
+    @property
+    def replaceable(self) -> Callable[[Path], bool] | None:
+        """For a folder: whether an existing one is an earlier output; None for a file."""
+        return self.converter.replaceable if self.converter.FOLDER else None
 
 
-@dataclass(frozen=True)
-class ExportRequest:
-    """What `prepare` and `prepare_all` are asked for alike; see there."""
+class ExportKeywords(TypedDict, total=False):
+    """The keywords that `prepare`, `prepare_all`, `export` and `export_all` share; see `ExportRequest`."""
 
-    source: str | Path
     quant: str | None
     name: str | None
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] | None
     strict: bool
     ignore_config: Collection[str]
     revision: str | None
@@ -65,46 +70,57 @@ class ExportRequest:
     calibration: Recipe | None
 
 
-def prepare(
-    target: str,
-    source: str | Path,
-    out: str | Path | None = None,
-    *,
-    quant: str | None = None,
-    name: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    strict: bool = False,
-    ignore_config: Collection[str] = (),
-    revision: str | None = None,
-    token: str | None = None,
-    force: bool | None = None,
-    weights: bool = True,
-    calibration: Recipe | None = None,
-) -> Job:
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export, and how.
+
+    Attributes:
+        source: checkpoint folder, hub id, or `demo`.
+        quant: scheme name; None = the format's default.  For several formats: a scheme that all of them have; None =
+            int4, or auto-bits under a budget.
+        name: what the file calls the model; None = the checkpoint's own name.
+        options: further options of the format, by the names in its converter's `OPTIONS`.
+        strict: refuse if a tensor cannot get the format that the scheme asks for.
+        ignore_config: keys of config.json that the caller declares inert.
+        revision: hub revision.
+        token: hub token.
+        force: replace an existing target; None = do not check the target yet, `write` does.
+        weights: False = leave the weights of a hub id there, unchecked; the job cannot be written.
+        calibration: how weights are quantized, e.g. a `smolexport.calibration.Calibration`; None = plain rounding.
+    """
+
+    source: str | Path
+    quant: str | None = None
+    name: str | None = None
+    options: Mapping[str, Any] | None = None
+    strict: bool = False
+    ignore_config: Collection[str] = ()
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    force: bool | None = None
+    weights: bool = True
+    calibration: Recipe | None = None
+
+    @property
+    def chooses_bits(self) -> bool:
+        """Whether the bits of each matrix are chosen under a budget."""
+        return self.calibration is not None and self.calibration.chooses_bits
+
+
+def prepare(target: str, source: str | Path, out: str | Path | None = None, **keywords: Unpack[ExportKeywords]) -> Job:
     """Read headers, check and plan; no weight is read and nothing is written.
 
     Args:
         target: format name, e.g. `gguf`.
         source: checkpoint folder, hub id, or `demo`.
         out: target path; a folder gets the default name inside it; None = default name in the current folder.
-        quant: scheme name; None = the format's default.
-        name: what the file calls the model; None = the checkpoint's own name.
-        options: further options of the format; its converter's `OPTIONS` names them.
-        strict: refuse when a tensor cannot get the format that the scheme asks for.
-        ignore_config: keys of config.json that the caller vouches for as inert.
-        revision: hub revision.
-        token: hub token.
-        force: an existing target may be replaced; None = leave it to `write` to look at the target.
-        weights: False = the weights of a hub id stay there, unchecked, and the job cannot be written.
-        calibration: how weights are quantized, e.g. a `smolexport.calibration.Calibration`; None = plain rounding.
+        **keywords: `quant`, `name`, `options`, `strict`, `ignore_config`, `revision`, `token`, `force`, `weights` and
+            `calibration`, as in `ExportRequest`.
 
     Raises:
-        SmolexportError: anything that stands against this export.
+        SmolexportError: the export is not possible.
     """
-    request = ExportRequest(
-        source, quant, name, options or {}, strict, ignore_config, revision, token, force, weights,
-        calibration,
-    )  # fmt: skip
+    request = ExportRequest(source=source, **keywords)
     [job] = _prepare([target], request, lambda default, module: _path(out, default, module))
     return job
 
@@ -114,34 +130,27 @@ def prepare_all(
     out: str | Path | None = None,
     *,
     targets: Collection[str] | None = None,
-    quant: str | None = None,
-    name: str | None = None,
-    strict: bool = False,
-    ignore_config: Collection[str] = (),
-    revision: str | None = None,
-    token: str | None = None,
-    force: bool | None = None,
-    weights: bool = True,
-    calibration: Recipe | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> list[Job]:
-    """Prepare an export to several formats, which `write_all` does in one pass over the checkpoint.
+    """Prepare an export of `source` to several formats, which `write_all` does in one pass over the checkpoint.
 
     Args:
-        source: as for `prepare`, like the arguments that are not named here.
+        source: as for `prepare`, like `keywords`.
         out: the folder that gets all outputs under their default names.
         targets: format names; None = every installed converter.
-        quant: a scheme that all of them have; None = int4, or auto-bits under a budget.
+        **keywords: see `ExportRequest`.
 
     Raises:
-        SmolexportError: anything that stands against one of the exports.
+        SmolexportError: one of the exports is not possible.
     """
     folder = Path(out) if out else Path()
-    if weights:
+    request = ExportRequest(source=source, **keywords)
+    if request.weights:
         check_parent(folder)
-    request = ExportRequest(
-        source, quant or (None if calibration and calibration.chooses_bits else "int4"), name, {}, strict,
-        ignore_config, revision, token, force, weights, calibration,
-    )  # fmt: skip
+    if not folder.is_dir():
+        request = replace(request, force=None)  # nothing there that could be replaced
+    if not (request.quant or request.chooses_bits):
+        request = replace(request, quant="int4")
     return _prepare(list(converters() if targets is None else targets), request, lambda default, _: folder / default)
 
 
@@ -151,13 +160,13 @@ def _prepare(targets: Sequence[str], request: ExportRequest, place: Callable[[st
     modules = [converter(target) for target in targets]
     schemes = _schemes(modules, request)
     for module in modules:
-        checked_options(module.plan, request.options, module.FORMAT, module.OPTIONS)
+        checked_options(module.plan, request.options or {}, module.FORMAT, module.OPTIONS)
     source = request.source
     folder = find_checkpoint(source, revision=request.revision, token=request.token, weights=False)
     remote = source != "demo" and folder != Path(source)
     checkpoint = None if remote else open_checkpoint(folder, ignore_config=request.ignore_config)
     model = _model(request, folder, checkpoint)
-    jobs = _jobs(zip(modules, schemes, strict=True), model, checkpoint, request, place)
+    jobs = _jobs(modules, schemes, model, checkpoint, request, place)
     if not (remote and request.weights):
         return jobs
     whole = find_checkpoint(source, revision=request.revision, token=request.token)
@@ -168,68 +177,63 @@ def _prepare(targets: Sequence[str], request: ExportRequest, place: Callable[[st
     model = replace(
         model, spec=checkpoint.spec, notes=checkpoint.notes, dtype=claimed_dtype(model.config) or checkpoint.dtype
     )
-    return _jobs(((job.converter, job.plan.scheme) for job in jobs), model, checkpoint, request, place)
+    return _jobs(modules, schemes, model, checkpoint, request, place)
 
 
 def _schemes(modules: Sequence[Converter], request: ExportRequest) -> list[str]:
-    """The scheme of each of `modules`; raises UsageError."""
-    budget = request.calibration is not None and request.calibration.chooses_bits
+    budget = request.chooses_bits
     schemes = [
         module.find_scheme(request.quant or (AUTO_BITS if budget else module.DEFAULT)).name for module in modules
     ]
     if budget and schemes != [AUTO_BITS] * len(modules):
-        raise UsageError(
-            f"--quant {request.quant}: under a budget the bits are chosen; leave it out, or take {AUTO_BITS}"
-        )
-    if not budget:
-        for name in schemes:
-            if AUTO_BITS in name.split("+"):
-                decided(None)
+        raise UsageError(f"--quant {request.quant}: a budget chooses the bits; omit it, or use {AUTO_BITS}")
+    if not budget and any(AUTO_BITS in name.split("+") for name in schemes):
+        decided(None)
     return schemes
 
 
 def _jobs(
-    wanted: Iterable[tuple[Converter, str]],
+    modules: Sequence[Converter],
+    schemes: Sequence[str],
     model: SourceModel,
     checkpoint: Checkpoint | None,
     request: ExportRequest,
     place: Callable[[str, Converter], Path],
 ) -> list[Job]:
-    """A job for each converter and scheme."""
-    wanted, recipe, quantizer, ending = list(wanted), request.calibration, None, ""
+    recipe, quantizer, ending = request.calibration, None, ""
     if recipe:
         if recipe.chooses_bits and checkpoint is None and not request.weights:
-            raise UsageError(f"{request.source}: a budget needs the weights here; download them and give their folder")
+            raise UsageError(f"{request.source}: a budget needs the weights; download them and give their folder")
         quantizer, model = recipe.open(
-            model, checkpoint, [module for module, _ in wanted], lambda module, m: _plan(module, m, AUTO_BITS, request)
+            model, checkpoint, modules, lambda module, chosen: _plan(module, chosen, AUTO_BITS, request)
         )
         ending = f"-{recipe.suffix}" if recipe.suffix else ""
     jobs = []
-    for module, scheme in wanted:
+    for module, scheme in zip(modules, schemes, strict=True):
         plan = _plan(module, model, scheme, request)
         path = place(f"{_file_name(model.name)}-{scheme}{ending}{module.SUFFIX}", module)
-        if request.force is not None:
-            check_output(module, path, plan, model.folder, request.force)
-        jobs.append(Job(module, checkpoint, quantizer.apply(plan) if quantizer else plan, path, quantizer))
+        plan = quantizer.apply(plan) if quantizer else plan
+        jobs.append(Job(module, checkpoint, plan, path, quantizer, request.force))
+    if request.force is not None:
+        check_targets(jobs, model.folder, force=request.force)
     return jobs
 
 
-def check_output(module: Converter, path: Path, plan: Plan, source: Path, force: bool) -> None:
-    """Refuse a target before the work; raises OutputError."""
-    try:
-        refuse_own_source(path, source, folder=module.FOLDER, ours=module.recognises)
-    except OSError as error:  # a name that no file can have
-        raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
-    check_target(path, output_size(plan), force=force, replaceable=module.replaceable if module.FOLDER else None)
-
-
-def output_size(plan: Plan) -> int:
-    """Bytes of what `plan` writes, without its container's own."""
-    return plan.nbytes + sum(companion.nbytes for companion in plan.companions)
+def check_targets(jobs: Sequence[Job], source: Path, *, force: bool) -> None:
+    """Refuse targets that exist without `force`, belong to the checkpoint in `source`, or do not fit on the disk."""
+    sizes: Counter[Path] = Counter()
+    for job in jobs:
+        sizes[job.path.parent] += job.plan.size
+    for job in jobs:
+        module, path = job.converter, job.path
+        try:
+            refuse_own_source(path, source, folder=module.FOLDER, ours=module.recognises)
+        except OSError as error:  # a name that no file can have
+            raise OutputError(f"{path}: {error.strerror or error}; give another name with -o") from error
+        check_target(path, sizes.pop(path.parent, 0), force=force, replaceable=job.replaceable)
 
 
 def _model(request: ExportRequest, folder: Path, checkpoint: Checkpoint | None) -> SourceModel:
-    """The small files, read; raises CheckpointError."""
     if checkpoint:
         config, spec = checkpoint.config, checkpoint.spec
     else:
@@ -249,17 +253,17 @@ def _model(request: ExportRequest, folder: Path, checkpoint: Checkpoint | None) 
 
 
 def _spec_alone(folder: Path, ignore_config: Collection[str]) -> tuple[Mapping[str, Any], ModelSpec]:
-    """config.json and the spec where no headers bear it out yet."""
-    config, spec = read_config(folder, ignore_config=ignore_config)
-    if claim := claimed_quantization(config):
+    """config.json and the spec, while no headers confirm it."""
+    config, spec = checkpoints.read_config(folder, ignore_config=ignore_config)
+    if claim := checkpoints.claimed_quantization(config):
         raise ConfigError(
-            f"{folder}: config.json: the weights are quantized already ({claim}); take the original, or, if they are "
-            f"plain all the same, pass --ignore-config {claim.partition(':')[0]}"
+            f"{folder}: config.json: the weights are quantized already ({claim}); use the original, or, if they are "
+            f"plain after all, pass --ignore-config {claim.partition(':')[0]}"
         )
     if spec.vocab_size > MAX_VOCABULARY:
         raise ConfigError(
-            f"{folder}: config.json: vocab_size {spec.vocab_size} is more than the {MAX_VOCABULARY} that are planned "
-            "without weights; if it is right, download the checkpoint and give its folder"
+            f"{folder}: config.json: vocab_size {spec.vocab_size} is more than the limit of {MAX_VOCABULARY} "
+            "without weights; if it is correct, download the checkpoint and give its folder"
         )
     return config, spec
 
@@ -269,7 +273,7 @@ def _plan(module: Converter, model: SourceModel, scheme: str, request: ExportReq
     reasons = module.check(model.spec)
     if reasons:
         raise UnsupportedError(f"{model.folder}: cannot be exported to {module.FORMAT}: {'; '.join(reasons)}")
-    plan = module.plan(model, scheme, **request.options)
+    plan = module.plan(model, scheme, **request.options or {})
     plan = replace(plan, notes=(*model.notes, *plan.notes))
     if request.strict and plan.fallbacks:
         raise UnsupportedError(
@@ -292,7 +296,6 @@ def _path(out: str | Path | None, default: str, module: Converter) -> Path:
 
 
 def _title(source: str | Path, folder: Path) -> str:
-    """The hub name, or the folder's own, without path."""
     title = folder.resolve().name if folder == Path(source) else str(source).rsplit("/", maxsplit=1)[-1]
     return title or "model"
 

@@ -1,4 +1,4 @@
-"""All of a checkpoint but its weights: what a converter plans from."""
+"""Everything in a checkpoint but its weights: what a converter plans from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smolexport.conversion.model_card import installed_version
 from smolexport.model.spec import ModelSpec, Tensor
 from smolexport.tokenizer import TokenizerSpec
 
-CALIBRATION_KEY = "smolexport.calibration"  # in the metadata of every format
+# In the metadata of every format.
+SCHEME_KEY, NAME_KEY, CALIBRATION_KEY = "smolexport.scheme", "smolexport.name", "smolexport.calibration"
 DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -22,13 +24,13 @@ class SourceModel:
         spec: sizes, layers, tensors.
         tokenizer: its tokenizer.
         name: what people call it.
-        folder: where the small files lie.
+        folder: folder of the small files.
         config: config.json as read.
         dtype: `F32`, `F16` or `BF16`: what config.json claims, else what most weights are.
         origin: hub id; None for a local folder.
-        calibration: what its weights are calibrated with, as JSON for the files' metadata; None = nothing.
+        calibration: how its weights are calibrated, as JSON for the files' metadata; None = they are not.
         bits: of each matrix, for the scheme `auto-bits`; None = not decided.
-        notes: what was taken where the folder leaves a choice, one line each.
+        notes: the choices made where the folder is ambiguous, one line each.
     """
 
     spec: ModelSpec
@@ -41,6 +43,13 @@ class SourceModel:
     calibration: str | None = None
     bits: Mapping[Tensor, int] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+
+
+def provenance(model: SourceModel, scheme: str, **more: str) -> dict[str, str]:
+    """What a file of MLX or ONNX records about itself; `more` goes between name and version."""
+    strings = {SCHEME_KEY: scheme, NAME_KEY: model.name.encode("utf-8", "replace").decode(), **more}
+    strings["smolexport.version"] = installed_version()
+    return {**strings, CALIBRATION_KEY: model.calibration} if model.calibration else strings
 
 
 def claimed_dtype(config: Mapping[str, Any]) -> str | None:

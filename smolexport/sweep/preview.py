@@ -50,6 +50,5 @@ def _row(task: Task, error: str) -> TaskRow:
         ).plan  # fmt: skip
     except SmolexportError as refused:
         return TaskRow(task, "failed", records.holding(task, found), str(refused))
-    size = plan.nbytes + sum(companion.nbytes for companion in plan.companions)
-    sizes = {"bytes": size, "bits_per_weight": round(plan.bits_per_weight, 4), "notes": plan.fallback_lines()}
+    sizes = {"bytes": plan.size, "bits_per_weight": round(plan.bits_per_weight, 4), "notes": plan.fallback_lines()}
     return TaskRow(task, "to do", replace(found, exported=sizes, compared=None, error=""))

@@ -78,7 +78,7 @@ def test_strict(tmp_path: Path) -> None:
     """Rows of 172 are no whole blocks of 32; nothing is written, the folder is not made."""
     folder = tiny_checkpoint(tmp_path, intermediate_size=172)
     refused = call("all", folder, "-o", tmp_path / "out", "--strict")
-    assert_refused(refused, "--strict: int4 does not fit", "rows of 172")
+    assert_refused(refused, "--strict: int4 does not fit", "row length 172")
     assert not (tmp_path / "out").exists()
     assert call("all", folder, "-o", tmp_path / "out").code == 0
 

@@ -94,7 +94,7 @@ def test_a_name_cannot_choose_the_folder(
 def test_strict(tiny: Path, tmp_path: Path) -> None:
     outcome = call("gguf", tiny, "-q", "q4_k", "--strict", "-o", tmp_path)
     assert_refused(
-        outcome, "--strict: q4_k_m does not fit", "rows of 64 are not a multiple of 256: q5_0 instead of q4_k"
+        outcome, "--strict: q4_k_m does not fit", "row length 64 is not a multiple of 256; using q5_0 instead of q4_k"
     )
     assert list(tmp_path.iterdir()) == []
     assert call("gguf", tiny, "-q", "q8_0", "--strict", "-o", tmp_path).code == 0

@@ -76,4 +76,4 @@ def test_a_pipe_is_not_waited_for(several: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("schemes", ["int4+", "+", "int4++f32", " +f32"])
 def test_nothing_beside_a_plus(schemes: str, tiny: Path) -> None:
     outcome = call("onnx", tiny, "-q", schemes, "--dry-run")
-    assert_refused(outcome, f"--quant {schemes}: each + should stand between two schemes")
+    assert_refused(outcome, f"--quant {schemes}: each + must be between two schemes")

@@ -50,8 +50,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "magic only": (b"GGUF", "is not a GGUF file"),
     "another magic": (file([], [], magic=b"GGML"), "is not a GGUF file"),
     "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(64), "version 50331648"),
-    "version 1": (file([], [], version=1), "GGUF version 1; only version 3 is read"),
-    "version 2": (file([], [], version=2), "GGUF version 2; only version 3 is read"),
+    "version 1": (file([], [], version=1), "GGUF version 1; only version 3 is supported"),
+    "version 2": (file([], [], version=2), "GGUF version 2; only version 3 is supported"),
     "2^64 keys": (file([], [], key_count=2**64 - 1), "18,446,744,073,709,551,615 keys, more than any model"),
     "2^63 tensors": (file([], [info()], tensor_count=2**63), "9,223,372,036,854,775,808 tensors, more than any model"),
     "key of 2^62 bytes": (file([struct.pack("<Q", 2**62)], []), "a key has a name of 4,611,686,018,427,387,904 bytes"),
@@ -61,15 +61,15 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "nested array": (file([key("k", ARRAY, struct.pack("<IQ", ARRAY, 1))], []), "metadata value type 9 is unknown"),
     "array of type 99": (file([key("k", ARRAY, struct.pack("<IQ", 99, 1))], []), "metadata value type 99 is unknown"),
     "value of type 13": (file([key("k", 13, bytes(8))], []), "metadata value type 13 is unknown"),
-    "key twice": (file([key("k", U32, bytes(4))] * 2, []), "the key k stands twice"),
-    "tensor twice": (file([], [info(), info()]), "the tensor t stands twice"),
+    "key twice": (file([key("k", U32, bytes(4))] * 2, []), "the key k appears twice"),
+    "tensor twice": (file([], [info(), info()]), "the tensor t appears twice"),
     "no dimensions": (file([], [info(dims=())]), "the tensor t has 0 dimensions"),
     "5 dimensions": (file([], [info(dims=(1,) * 5)]), "the tensor t has 5 dimensions"),
     "2^32 dimensions": (file([], [text("t") + b"\xff" * 4]), "has 4294967295 dimensions"),
     "huge dimensions": (file([], [info(dims=(2**63, 2**63))]), "the tensor t reaches beyond the end"),
     "dimension 0": (file([], [info(dims=(0,))]), "rows of 0"),
-    "odd rows": (file([], [info(dims=(33,), kind=8)]), "has rows of 33, no multiple of its block"),
-    "type 99": (file([], [info(kind=99)]), "tensor t has ggml type 99, which is not read; known: f32"),
+    "odd rows": (file([], [info(dims=(33,), kind=8)]), "has rows of 33, not a multiple of its block"),
+    "type 99": (file([], [info(kind=99)]), "tensor t has ggml type 99, which is not supported; known: f32"),
     "removed type 4": (file([], [info(kind=4)]), "tensor t has ggml type 4"),
     "offset overflow": (file([], [info(offset=2**64 - 32)]), "the tensor t reaches beyond the end"),
     "offset beyond": (file([], [info(offset=64)]), "the tensor t reaches beyond the end"),
@@ -227,7 +227,7 @@ def test_metadata_of_other_kinds_than_expected(tmp_path: Path) -> None:
         facts = json.loads(outcome.out)
         assert (facts["name"], facts["architecture"], facts["scheme"]) == ("x", "?", "?")
         assert set(facts["metadata"]) == {"general.name", "general.architecture", "smolexport.scheme", FILE_TYPE}
-        assert facts["findings"] == ["general.architecture is missing or no text; llama.cpp loads no such file"]
+        assert facts["findings"] == ["general.architecture is missing or not text; llama.cpp does not load such a file"]
         assert facts["fingerprint"] is None
         told = call("inspect", path)
         assert (told.code, told.out.splitlines()[0]) == (0, f"{path}: gguf ?, ?, 'x'")
@@ -245,16 +245,16 @@ LENGTHS: list[tuple[dict[str, object], int | str]] = [
     ({LENGTH: 4, ROPE: 2}, 4),
     ({ROPE: 2}, 2),
     ({HEADS: 2, WIDTH: 8}, 4),
-    ({LENGTH: 3}, "attention.key_length) is 3, no whole pairs"),
-    ({LENGTH: 3, ROPE: 2, HEADS: 2, WIDTH: 8}, "attention.key_length) is 3, no whole pairs"),
-    ({LENGTH: 0}, "attention.key_length) is 0, no whole pairs"),
-    ({LENGTH: [4, 4]}, "attention.key_length) is no whole number"),
-    ({ROPE: 5}, "rope.dimension_count) is 5, no whole pairs"),
-    ({HEADS: 2, WIDTH: 6}, "embedding_length / llama.attention.head_count) is 3, no whole pairs"),
-    ({HEADS: 3, WIDTH: 8}, "does not tell the length of a head"),
-    ({HEADS: 0, WIDTH: 8}, "does not tell the length of a head"),
-    ({HEADS: [2, 2], WIDTH: 8}, "does not tell the length of a head"),
-    ({}, "does not tell the length of a head"),
+    ({LENGTH: 3}, "attention.key_length) is 3, not a positive even number"),
+    ({LENGTH: 3, ROPE: 2, HEADS: 2, WIDTH: 8}, "attention.key_length) is 3, not a positive even number"),
+    ({LENGTH: 0}, "attention.key_length) is 0, not a positive even number"),
+    ({LENGTH: [4, 4]}, "attention.key_length) is not an integer"),
+    ({ROPE: 5}, "rope.dimension_count) is 5, not a positive even number"),
+    ({HEADS: 2, WIDTH: 6}, "embedding_length / llama.attention.head_count) is 3, not a positive even number"),
+    ({HEADS: 3, WIDTH: 8}, "has no head length"),
+    ({HEADS: 0, WIDTH: 8}, "has no head length"),
+    ({HEADS: [2, 2], WIDTH: 8}, "has no head length"),
+    ({}, "has no head length"),
 ]
 
 
@@ -289,11 +289,11 @@ def test_an_odd_head_where_no_row_moves(tmp_path: Path) -> None:
     ("keys", "said"),
     [
         ([], "general.architecture is missing"),
-        ([("general.architecture", "[u32]", [1])], "general.architecture is missing or no text"),
-        ([("general.architecture", "string", "gpt5")], "architecture 'gpt5' is not known; known: llama, smollm3"),
-        ([("general.architecture", "string", "qwen2")], "qwen2.block_count is missing or no whole number"),
-        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "bool", True)], "no whole number"),
-        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "[u32]", [1, 2])], "no whole number"),
+        ([("general.architecture", "[u32]", [1])], "general.architecture is missing or not text"),
+        ([("general.architecture", "string", "gpt5")], "unknown architecture 'gpt5'; known: llama, smollm3"),
+        ([("general.architecture", "string", "qwen2")], "qwen2.block_count is missing or not an integer"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "bool", True)], "not an integer"),
+        ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "[u32]", [1, 2])], "not an integer"),
         ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "i32", -1)], "block_count is -1"),
         ([("general.architecture", "string", "qwen2"), ("qwen2.block_count", "u32", 9999)], "block_count is 9999"),
     ],

@@ -29,6 +29,7 @@ from smolexport_to_gguf.imatrix import Imatrix, Statistic, write_imatrix
 from smolexport_to_gguf.schemes import SCHEMES
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
 from tests.converters.llama_quantize import oracle
+from tests.converters.old_imatrix import write_dat
 from tests.converters.test_gguf_bytes import blocks
 
 OWN = (*portable.SCHEMES, portable.AUTO_BITS)
@@ -91,7 +92,8 @@ def test_every_tensor_equals_llama_cpps(case: str, tmp_path: Path) -> None:
     if case == "qwen3":  # and passed over where it does not
         entries[EMBED] = Statistic(np.ones((1, 7), np.float32), np.array([1]))
     file = tmp_path / f"importance.{form}"
-    write_imatrix(Imatrix(entries, ("text.txt",), 3, 512), file, form=form)
+    write = write_dat if form == "dat" else write_imatrix
+    write(Imatrix(entries, ("text.txt",), 3, 512), file)
     wide = export("gguf", folder, tmp_path / "wide.gguf", quant="bf16" if dtype == "bf16" else "f32").path
     oracle(wide, tmp_path / "theirs.gguf", [s.file_type for s in QUANTIZED], divided(entries, form))
     for scheme in QUANTIZED:
@@ -133,10 +135,10 @@ def test_keys_and_notes(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
     ]
     assert "weighs the errors of 13 of 15 matrices" in outcome.err
     assert (
-        "without a fitting entry, quantized as without importance: token_embd.weight, blk.0.attn_q.weight\n"
+        "without a matching entry, quantized without importance: token_embd.weight, blk.0.attn_q.weight\n"
         in outcome.err
     )
-    assert r"entries for nothing in this model: 'blk.7.\x1battn_q.weight'" in outcome.err
+    assert r"entries that match nothing in this model: 'blk.7.\x1battn_q.weight'" in outcome.err
     assert call("gguf", folder, "-q", "q4_k", "-o", tmp_path / "without.gguf").code == 0
     ours, plain = read_gguf(tmp_path / "with.gguf"), read_gguf(tmp_path / "without.gguf")
     differ = {name for name in ours.tensors if blocks(ours, name) != blocks(plain, name)}
@@ -146,7 +148,7 @@ def test_keys_and_notes(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_shows_it(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
-    write_imatrix(Imatrix(statistics(spec), ("\x1b[2Jevil",)), tmp_path / "i.dat", form="dat")
+    write_dat(Imatrix(statistics(spec), ("\x1b[2Jevil",)), tmp_path / "i.dat")
     outcome = call("gguf", folder, "-q", "q2_k_s", "--imatrix", tmp_path / "i.dat", "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "quantize.imatrix.entries_count" in outcome.out
@@ -161,7 +163,7 @@ def test_a_format_that_weighs_nothing_says_so(quant: str, folder: Path, spec: Mo
     write_imatrix(Imatrix(statistics(spec)), tmp_path / "i.gguf")
     with_it = export("gguf", folder, tmp_path / "a", quant=quant, options={"imatrix": str(tmp_path / "i.gguf")})
     without = export("gguf", folder, tmp_path / "b", quant=quant)
-    assert f"{quant} weighs no errors: the importance matrix changes nothing" in with_it.plan.notes
+    assert f"{quant} does not weigh errors: the importance matrix has no effect" in with_it.plan.notes
     ours, plain = read_gguf(with_it.path), read_gguf(without.path)
     assert all(blocks(ours, name) == blocks(plain, name) for name in plain.tensors)
 

@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from smolexport.quant import FORMATS
 from smolexport_to_gguf import recognises
 from smolexport_to_gguf.container import header_bytes, padding, read_gguf
 from smolexport_to_gguf.imatrix import Imatrix, Statistic, read_imatrix, write_imatrix
+from tests.converters.old_imatrix import write_dat
 from tests.mutations import changed_bytes, read_or_refused
 
 MEMORY = 50 << 20
@@ -116,7 +117,7 @@ def test_there_and_back(imatrix: Imatrix) -> None:
             np.testing.assert_array_equal(back.entries[name].counts, statistic.counts)
         counted = {n: s for n, s in imatrix.entries.items() if s.counts.any()}
         if counted:
-            write_imatrix(imatrix, Path(folder) / "a.dat", form="dat")
+            write_dat(imatrix, Path(folder) / "a.dat")
             old = read_imatrix(Path(folder) / "a.dat")
             assert (old.datasets, old.chunks) == (imatrix.datasets[-1:], imatrix.chunks)
             assert list(old.entries) == sorted(counted)
@@ -183,33 +184,33 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "negative calls": (dat(entry(calls=-1)), f"{NAME} counts -1 calls"),
     "no values": (dat(entry(values=[])), f"{NAME} has 0 values"),
     "2^31 values": (dat(entry(columns=2**31 - 1)), "8,589,934,588 bytes are promised"),
-    "nan in dat": (dat(entry(values=[1, np.nan])), f"{NAME} has nan at [1], no sum of squares"),
-    "negative in dat": (dat(entry(values=[-1, 1])), f"{NAME} has -1.0 at [0], no sum of squares"),
-    "twice": (dat(entry(), entry()), f"{NAME} stands twice"),
+    "nan in dat": (dat(entry(values=[1, np.nan])), f"{NAME} has nan at [1], not a sum of squares"),
+    "negative in dat": (dat(entry(values=[-1, 1])), f"{NAME} has -1.0 at [0], not a sum of squares"),
+    "twice": (dat(entry(), entry()), f"{NAME} appears twice"),
     "negative chunks": (dat(entry(), tail=struct.pack("<ii", -3, 0)), "it counts -3 chunks"),
-    "negative text": (dat(entry(), tail=struct.pack("<ii", 2, -3)), "the name of the text has -3 bytes"),
+    "negative text": (dat(entry(), tail=struct.pack("<ii", 2, -3)), "the name of its text has -3 bytes"),
     "half a tail": (dat(entry(), tail=struct.pack("<ii", 2, 5) + b"a"), "5 bytes are promised where 1 are left"),
     "bytes behind the tail": (dat(entry(), tail=struct.pack("<iii", 2, 0, 0)), "4 bytes follow after its end"),
-    "a model": (gguf({}, [("general.type", "string", "model")]), "is a GGUF file of the type 'model'"),
+    "a model": (gguf({}, [("general.type", "string", "model")]), "is a GGUF file of type 'model'"),
     "any GGUF": (gguf(GOOD, []), "imatrix.datasets is missing or not [string]"),
     "no datasets": (without("imatrix.datasets"), "imatrix.datasets is missing"),
     "no chunk count": (without("imatrix.chunk_count"), "imatrix.chunk_count is missing"),
     "no chunk size": (without("imatrix.chunk_size"), "imatrix.chunk_size is missing"),
     "datasets of numbers": (
         gguf(GOOD, [("imatrix.datasets", "[u32]", [1]), *KEYS[2:]]), "imatrix.datasets is missing or not [string]"),
-    "no tensors": (gguf({}), "holds no tensor NAME.in_sum2"),
-    "sums alone": (gguf({"x.in_sum2": np.ones(3, "<f4")}), "x lacks its tensor x.counts"),
-    "counts alone": (gguf({"x.counts": np.ones(3, "<f4")}), "x lacks its tensor x.in_sum2"),
+    "no tensors": (gguf({}), "has no tensor NAME.in_sum2"),
+    "sums alone": (gguf({"x.in_sum2": np.ones(3, "<f4")}), "x has no tensor x.counts"),
+    "counts alone": (gguf({"x.counts": np.ones(3, "<f4")}), "x has no tensor x.in_sum2"),
     "f16 sums": (changed(sums=np.ones(4, "<f2")), f"the tensor {NAME}.in_sum2 is f16, not f32"),
     "f16 counts": (changed(counts=np.ones(1, "<f2")), f"the tensor {NAME}.counts is f16, not f32"),
     "counts that do not divide": (changed(counts=[1, 1, 1]), "has 4 numbers for 3 counts"),
     "more counts than sums": (changed(counts=[1] * 8), "has 4 numbers for 8 counts"),
-    "nan": (changed(sums=[0, np.nan, 1, 1]), f"{NAME} has nan at [1], no sum of squares"),
-    "infinity": (changed(sums=[0, 1, np.inf, 1]), f"{NAME} has inf at [2], no sum of squares"),
-    "negative": (changed(sums=[[0, 1], [1, -2]], counts=[1, 1]), f"{NAME} has -2.0 at [1, 1], no sum of squares"),
-    "nan count": (changed(counts=[np.nan]), f"the tensor {NAME}.counts has nan at [0], no count"),
-    "negative count": (changed(counts=[-1]), f"the tensor {NAME}.counts has -1.0 at [0], no count"),
-    "count of 1e30": (changed(counts=[1e30]), f"the tensor {NAME}.counts has 1.0000000150474662e+30 at [0], no count"),
+    "nan": (changed(sums=[0, np.nan, 1, 1]), f"{NAME} has nan at [1], not a sum of squares"),
+    "infinity": (changed(sums=[0, 1, np.inf, 1]), f"{NAME} has inf at [2], not a sum of squares"),
+    "negative": (changed(sums=[[0, 1], [1, -2]], counts=[1, 1]), f"{NAME} has -2.0 at [1, 1], not a sum of squares"),
+    "nan count": (changed(counts=[np.nan]), f"the tensor {NAME}.counts has nan at [0], not a count"),
+    "negative count": (changed(counts=[-1]), f"the tensor {NAME}.counts has -1.0 at [0], not a count"),
+    "count of 1e30": (changed(counts=[1e30]), "counts has 1.0000000150474662e+30 at [0], not a count"),
     "cut": (gguf(GOOD)[:-32], f"the tensor {NAME}.counts reaches beyond the end"),
 }  # fmt: skip
 
@@ -298,8 +299,7 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
         assert not recognises(path)
 
 
-@pytest.mark.parametrize("form", ["gguf", "dat"])
-def test_writing_refuses(form: Literal["gguf", "dat"], tmp_path: Path) -> None:
+def test_writing_refuses(tmp_path: Path) -> None:
     good, path = Statistic(np.ones((1, 2), np.float32), np.array([1])), tmp_path / "x"
     for name, statistic, said in (
         ("n" * 56, good, "is too long a name"),
@@ -307,10 +307,10 @@ def test_writing_refuses(form: Literal["gguf", "dat"], tmp_path: Path) -> None:
         ("n", Statistic(good.sums, np.array([-1])), "n counts"),
     ):
         with pytest.raises(UsageError, match=said):
-            write_imatrix(Imatrix({name: statistic}), path, form=form)
-    write_imatrix(Imatrix({"n": good}), path, form=form)
+            write_imatrix(Imatrix({name: statistic}), path)
+    write_imatrix(Imatrix({"n": good}), path)
     with pytest.raises(OutputError, match="exists already"):
-        write_imatrix(Imatrix({"n": good}), path, form=form)
-    write_imatrix(Imatrix({"n": good, "o": good}), path, form=form, force=True)
+        write_imatrix(Imatrix({"n": good}), path)
+    write_imatrix(Imatrix({"n": good, "o": good}), path, force=True)
     assert list(read_imatrix(path).entries) == ["n", "o"]
     assert list(tmp_path.iterdir()) == [path]

@@ -41,8 +41,8 @@ def test_stories260k_plan_says_what_does_not_fit(shared: Path, tmp_path: Path) -
     plan = prepare("gguf", shared / "stories260K" / "hf_bf16", tmp_path / "x.gguf", quant="q8_0").plan
     wide = [e for e in plan.entries if e.shape[-1] == 172]
     assert len(wide) == 5
-    assert {(e.format.name, e.wanted.name if e.wanted else "") for e in wide} == {("f16", "q8_0")}
-    assert "5 tensors: rows of 172 are not a multiple of 32: f16 instead of q8_0" in plan.summary()
+    assert {(e.format.name, e.requested.name if e.requested else "") for e in wide} == {("f16", "q8_0")}
+    assert "5 tensors: row length 172 is not a multiple of 32; using f16 instead of q8_0" in plan.summary()
 
 
 def test_135m_shape_with_the_real_tokenizer_runs(shared: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_plan_of_135m_recommends_what_fits() -> None:
     model = SourceModel(load_spec(PUBLISHED["SmolLM2-135M"]), tokenizer, "x", demo_checkpoint(), {})
     plan = gguf.plan(model, "q4_k")
     advice = next(line for line in plan.notes if "consider" in line)
-    assert "falls back for 181 of 211 matrices and comes to 6.17 bits per weight" in advice
+    assert "falls back for 181 of 211 matrices and has 6.17 bits per weight" in advice
     assert "q4_0 (5.35 bits)" in advice
     assert "q8_0 (8.51 bits)" in advice
 

@@ -8,6 +8,7 @@ whose mere presence changes some choices.  Not compared here: bytes; see
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,21 +57,23 @@ def test_every_scheme_chooses_what_llama_cpp_chooses(name: str, tmp_path: Path) 
         importance = {"some.weight": np.ones(1, np.float32)} if weighed else None
         theirs = oracle(tmp_path / "model.gguf", None, [s.file_type for s in QUANTIZED], importance)
         for scheme in QUANTIZED:
-            ours = {architectures.output_name(t): scheme.choose(t, spec, weighed)[0].name for t in spec.tensors()}
+            chosen = replace(scheme, weighed=weighed)
+            ours = {architectures.output_name(t): chosen.choose(t, spec).format.name for t in spec.tensors()}
             if rope_factors(spec):
                 ours["rope_freqs.weight"] = "f32"
             assert ours == {k: v.lower() for k, v in theirs[scheme.file_type].items()}, (scheme.name, weighed)
 
 
-def test_wanted_is_named_only_where_the_shape_stood_against_it() -> None:
+def test_the_requested_format_is_named_only_if_the_shape_does_not_allow_it() -> None:
     spec = load_spec(PUBLISHED["SmolLM2-135M"])
     for tensor in spec.tensors():
         for scheme in QUANTIZED:
-            form, wanted = scheme.choose(tensor, spec)
+            entry = scheme.choose(tensor, spec).entry(tensor.name, tensor)
+            form, requested = entry.format, entry.requested
             assert form.fits(tensor.shape[-1])
-            assert wanted is None or (not wanted.fits(tensor.shape[-1]) and wanted is not form)
+            assert requested is None or (not requested.fits(tensor.shape[-1]) and requested is not form)
             if scheme.base in ("q8_0", "q4_1", "q5_1") and tensor.shape[-1] % 256 == 0:
-                assert wanted is None
+                assert requested is None
 
 
 def test_names_are_llama_cpps_in_any_case() -> None:

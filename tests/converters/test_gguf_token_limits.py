@@ -17,8 +17,7 @@ from smolexport import plugins
 from smolexport.conversion.pipeline import export
 from smolexport.errors import UnsupportedError
 from smolexport.tokenizer import FileTokenizer, TokenizerSpec, open_tokenizer, read_tokenizer
-from smolexport_to_gguf.differences import vocabulary_notes
-from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata
+from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
 from tests.cases_for_tests import made_case
 from tests.tokenizers_for_tests import BYTE_LEVEL, save, train_byte_level
 from tests.vocab_only import LlamaVocab, opened
@@ -93,7 +92,7 @@ def test_nul_in_words_and_merges(plain: dict[str, Any], tmp_path: Path) -> None:
     document["model"]["vocab"] |= {"\0": 304, " ": 305, "a ": 306}
     document["model"]["merges"] += [["a", "\0"], ["a", " "], ["a ", "\0"], ["a ", "b c"]]
     with both(tmp_path, document) as (ours, llama, notes):
-        merges = {entry.key: entry.value for entry in vocabulary_metadata(ours.spec)}["tokenizer.ggml.merges"]
+        merges = {key: value for key, _, value in vocabulary_metadata(ours.spec)}["tokenizer.ggml.merges"]
         assert len(merges) == len(document["model"]["merges"]) - 4  # type: ignore[arg-type]
         for text in ("a\0", "a \0", "a b c", "b c"):
             assert ids(ours, llama, text) == (llama.encode(text),) * 2
@@ -101,9 +100,9 @@ def test_nul_in_words_and_merges(plain: dict[str, Any], tmp_path: Path) -> None:
 
 
 STRIPS: list[tuple[str, str, list[str]]] = [
-    ("lstrip", "the space before <m> stays a token of its own: llama.cpp knows no lstrip", ["a <m>", "<m> b"]),
-    ("rstrip", "the space behind <m> stays in the text: llama.cpp knows no rstrip", ["<m> b", "a <m>"]),
-    ("single_word", "llama.cpp finds <m> within words too: it knows no single_word", ["a<m>b", "a <m> b"]),
+    ("lstrip", "the space before <m> stays a token of its own: llama.cpp does not support lstrip", ["a <m>", "<m> b"]),
+    ("rstrip", "the space after <m> stays in the text: llama.cpp does not support rstrip", ["<m> b", "a <m>"]),
+    ("single_word", "llama.cpp finds <m> within words too: it does not support single_word", ["a<m>b", "a <m> b"]),
 ]
 
 
@@ -164,7 +163,7 @@ def test_tokens_that_are_not_normalized_come_first(
 def test_ordinary_tokens_with_special_texts(plain: dict[str, Any], tmp_path: Path) -> None:
     texts = ("</s>", "<PRE>", "<|channel|>", "[e~[", "▁<SUF>")
     with both(tmp_path, plain, listed=texts) as (ours, llama, notes):
-        assert f"llama.cpp takes {' '.join(texts)} for a special token wherever text has it; here it is ordinary " in (
+        assert f"llama.cpp treats {' '.join(texts)} as special wherever text has it; here it is ordinary " in (
             " ".join(notes)
         )
         for index, text in enumerate(texts, FIRST):
@@ -176,7 +175,7 @@ def test_of_a_group_of_texts_one_is_taken(plain: dict[str, Any], tmp_path: Path)
     texts = ("<PRE>", "<fim_prefix>", "[PAD]", "<PAD>")
     with both(tmp_path, plain, listed=texts) as (ours, llama, notes):
         assert notes == [
-            f"llama.cpp takes one of {group} for a control token, whatever it is here"
+            f"llama.cpp treats one of {group} as a control token, whatever it is here"
             for group in ("<PAD> [PAD]", "<PRE> <fim_prefix>")
         ]
         found = [llama.encode(text) == [index] for index, text in enumerate(texts, FIRST)]
@@ -190,7 +189,7 @@ def test_what_is_printed_and_what_is_not(plain: dict[str, Any], tmp_path: Path) 
     added = [("<|x|>", {}), ("<PRE>", {}), ("[e~[", {}), ("<y>", {}), ("<|start|>", {"special": True})]
     with both(tmp_path, plain, added) as (ours, llama, notes):
         assert notes == [
-            "llama.cpp takes <|x|> <PRE> [e~[ for control tokens, which it does not print",
+            "llama.cpp treats <|x|> <PRE> [e~[ as control tokens, which it does not print",
             "llama.cpp prints <|start|>",
         ]
         shown = [llama.piece(token, special=False) for token in range(FIRST, FIRST + len(added))]
@@ -214,7 +213,7 @@ def test_ends_that_are_none_beside_others(texts: tuple[str, ...], plain: dict[st
         lost = [text for index, text in enumerate(texts, FIRST) if llama.encode(text) != [index]]
         printed = [text for text in shown if text not in lost]
         assert notes == [
-            *(f"llama.cpp takes {text} for ordinary text beside <|tool_response>" for text in lost),
+            *(f"llama.cpp treats {text} as ordinary text beside <|tool_response>" for text in lost),
             *(f"llama.cpp prints {text}" for text in printed),
         ]
 

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from smolexport.tokenizer import FileTokenizer, Normalizer, TokenizerSpec, open_tokenizer, read_tokenizer
-from smolexport_to_gguf.differences import vocabulary_notes
-from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata
+from smolexport_to_gguf.vocabulary import check_vocabulary, vocabulary_metadata, vocabulary_notes
 from tests.tokenizers_for_tests import (
     BYTE_LEVEL,
     REAL,
@@ -128,7 +127,7 @@ def llama3_with_a_token_that_no_merge_builds(ignore_merges: bool) -> dict[str, A
 def test_whole_words_or_merges_in_the_llama3_pattern(ignore_merges: bool, pre: str, tmp_path: Path) -> None:
     save(tmp_path, llama3_with_a_token_that_no_merge_builds(ignore_merges), tokenizer_config=CHATML)
     with both(tmp_path, 1000) as (ours, llama):
-        assert {entry.key: entry.value for entry in vocabulary_metadata(ours.spec)}["tokenizer.ggml.pre"] == pre
+        assert {key: value for key, _, value in vocabulary_metadata(ours.spec)}["tokenizer.ggml.pre"] == pre
         taken = ours.spec.tokens.index("Ġzyzzyva") in ours.encode("a zyzzyva b")
         assert taken is ignore_merges
         assert_equal(ours, llama, TORTURE | {"rare": "a zyzzyva b zyzzyva"})
@@ -147,7 +146,7 @@ def test_qwen_differs_only_where_the_notes_say(real: tuple[FileTokenizer, LlamaV
     ours, llama = real
     notes = " ".join(vocabulary_notes(ours.spec))
     assert "NFC" in notes
-    assert "</s> for a special token" in notes
+    assert "</s> as special" in notes
     decomposed = "e\u0301"
     assert ours.encode(decomposed) == ours.encode("é") == llama.encode("é") != llama.encode(decomposed)
     assert llama.encode("<s>x</s>")[-1] == ours.spec.tokens.index("</s>") != ours.encode("<s>x</s>")[-1]
@@ -204,7 +203,7 @@ def test_metadata_has_each_key_once_and_flags_always(tmp_path: Path) -> None:
     config = {"eos_token": "<|endoftext|>", "chat_template": templates}
     spec = read_tokenizer(save(tmp_path, document, tokenizer_config=config), 1000)
     entries = vocabulary_metadata(spec)
-    table = {entry.key: (entry.kind, entry.value) for entry in entries}
+    table = {key: (kind, value) for key, kind, value in entries}
     assert len(table) == len(entries)
     assert table["tokenizer.ggml.model"] == ("string", "gpt2")
     assert table["tokenizer.ggml.pre"] == ("string", "smollm")
@@ -215,7 +214,7 @@ def test_metadata_has_each_key_once_and_flags_always(tmp_path: Path) -> None:
     assert table["tokenizer.chat_template"] == ("string", templates[0]["template"])
     assert table["tokenizer.chat_templates"] == ("[string]", ["tool_use"])
     assert table["tokenizer.chat_template.tool_use"] == ("string", "{# tools #}")
-    kinds = dict(zip(spec.tokens, table["tokenizer.ggml.token_type"][1], strict=True))  # type: ignore[arg-type]
+    kinds = dict(zip(spec.tokens, table["tokenizer.ggml.token_type"][1], strict=True))
     assert (kinds["<|im_end|>"], kinds["a"], kinds["[PAD999]"]) == (3, 1, 5)
 
 

@@ -16,12 +16,13 @@ import pytest
 
 import smolexport
 import smolexport_on_mlx
+from smolexport.conversion.inspect import StoredArray
 from smolexport.conversion.prepare import prepare
 from smolexport.errors import FileFormatError, SessionError
 from smolexport.model.arch import architectures
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_mlx import lint
-from smolexport_to_mlx.container import StoredArray, read_arrays
+from smolexport_to_mlx.container import read_arrays
 from smolexport_to_mlx.reading import read_folder
 from tests.mlx_for_tests import mlx_lm
 

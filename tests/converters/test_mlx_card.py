@@ -13,7 +13,7 @@ import pytest
 from smolexport.conversion.model_card import front_matter
 from smolexport.errors import CheckpointError
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
-from smolexport_to_mlx.card import card
+from smolexport_to_mlx.folder import card
 from tests.children import python
 from tests.converters.mlx_models import open_model
 

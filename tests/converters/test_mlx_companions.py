@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from smolexport.conversion.plan import Companion
+from smolexport.conversion.plan import OutputFile
 from smolexport.conversion.source_model import SourceModel
 from smolexport.errors import CheckpointError, TokenizerError
 from smolexport.testing.checkpoints import CHAT_TEMPLATE, write_checkpoint, write_tokenizer
-from smolexport_to_mlx.companions import companions, notes
-from smolexport_to_mlx.config import compose
+from smolexport_to_mlx.folder import compose, copied
 from tests.converters.mlx_models import open_model
 from tests.mlx_for_tests import mlx_lm, needs_mlx
 from tests.tokenizers_for_tests import characters_document, real_folder
@@ -49,7 +48,15 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}, indent=2), encoding="utf-8")
 
 
-def content_of(files: tuple[Companion, ...]) -> dict[str, bytes]:
+def companions(model: SourceModel) -> tuple[OutputFile, ...]:
+    return tuple(copied(model)[0].values())
+
+
+def notes(model: SourceModel) -> list[str]:
+    return list(copied(model)[1])
+
+
+def content_of(files: tuple[OutputFile, ...]) -> dict[str, bytes]:
     return {f.name: f.content.read_bytes() if isinstance(f.content, Path) else f.content for f in files}
 
 

@@ -71,15 +71,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bits that are text": (
         lambda f: configure(f, quantization={"bits": "4", "group_size": 32}), "mode 'affine' with '4' bits"),
     "seven bits": (lambda f: configure(f, quantization={"bits": 7, "group_size": 32}), "bits is 7"),
-    "another group": (lambda f: configure(f, quantization={"bits": 4, "group_size": 64}), "affine4-g64 asks for"),
+    "another group": (lambda f: configure(f, quantization={"bits": 4, "group_size": 64}), "affine4-g64 needs"),
     "an unknown mode": (
         lambda f: configure(f, quantization={"bits": 4, "group_size": 32, "mode": "magic"}), "mode 'magic'"),
     "nvfp4 over affine scales": (
-        lambda f: configure(f, quantization={"bits": 4, "group_size": 16, "mode": "nvfp4"}), "nvfp4 asks for"),
+        lambda f: configure(f, quantization={"bits": 4, "group_size": 16, "mode": "nvfp4"}), "nvfp4 needs"),
     "weights as float8": (
-        lambda f: rewrite(f / "model.safetensors", lambda h: h[f"{UP}.weight"].update(dtype="I32")), "asks for U32"),
+        lambda f: rewrite(f / "model.safetensors", lambda h: h[f"{UP}.weight"].update(dtype="I32")), "needs U32"),
     "the same array in two files": (
-        lambda f: shutil.copy(f / "model.safetensors", f / "model-2.safetensors"), "stands in"),
+        lambda f: shutil.copy(f / "model.safetensors", f / "model-2.safetensors"), "safetensors too"),
 }  # fmt: skip
 
 
@@ -198,8 +198,8 @@ def test_a_group_that_does_not_divide_falls_back_aloud_or_is_refused(tmp_path: P
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     source = write_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer, intermediate_size=172)
     outcome = call("mlx", source, "-q", "q4_g128", "-o", tmp_path / "x")
-    assert "rows of 64 are not a multiple of 128: affine4-g64 instead of affine4-g128" in outcome.err
-    assert "rows of 172 are not a multiple of 32: bf16 instead of affine4-g128" in outcome.err
+    assert "row length 64 is not a multiple of 128; using affine4-g64 instead of affine4-g128" in outcome.err
+    assert "row length 172 is not a multiple of 32; using bf16 instead of affine4-g128" in outcome.err
     table = json.loads((tmp_path / "x" / "config.json").read_text())["quantization"]
     assert table["group_size"] == 128
     assert table[UP] == {"group_size": 64, "bits": 4, "mode": "affine"}
@@ -208,7 +208,7 @@ def test_a_group_that_does_not_divide_falls_back_aloud_or_is_refused(tmp_path: P
 
     assert lint(tmp_path / "x") == []
     refused = call("mlx", source, "-q", "q4_g128", "-o", tmp_path / "y", "--strict")
-    assert_refused(refused, "--strict: q4_g128 does not fit", "rows of 172")
+    assert_refused(refused, "--strict: q4_g128 does not fit", "row length 172")
 
 
 def test_too_little_space(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

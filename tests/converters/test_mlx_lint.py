@@ -13,7 +13,7 @@ import pytest
 
 from smolexport.errors import FileFormatError
 from smolexport.quant.formats import SIZES as BYTES
-from smolexport_to_mlx.config import compose, quantization_object
+from smolexport_to_mlx.folder import compose, quantization_object
 from smolexport_to_mlx.lint import MODES, lint
 from tests.converters.mlx_models import FAMILIES, tiny_model
 from tests.damage import join, split
@@ -128,7 +128,7 @@ def test_what_mlx_lm_writes_itself_is_not_good_enough_for_swift(tmp_path: Path) 
     utils.save_config(config, folder / "config.json")
     found = "\n".join(lint(folder))
     assert "rope_theta is None at top level and 10000.0 in rope_parameters" in found
-    assert f"{DOWN} stays float in a quantized folder without being named" in found
+    assert f"{DOWN} is float in a quantized folder without being named" in found
     assert "head_dim is None" in found
     assert "q_proj" not in found
 
@@ -198,26 +198,26 @@ FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "tool name": (quantization(lambda q: q.update(tool="smolexport")), "'tool', which is not a module"),
     "unknown module": (quantization(lambda q: q.update({"model.layers.9.x": UP})), "which is not a module"),
     "null in a layer": (quantization(lambda q: q[DOWN].update(bits=None)), f"{DOWN}: bits is None"),
-    "foreign in a layer": (quantization(lambda q: q[DOWN].update(sym=True)), f"{DOWN}: the key 'sym' is foreign"),
+    "foreign in a layer": (quantization(lambda q: q[DOWN].update(sym=True)), f"{DOWN}: the key 'sym' is unknown"),
     "true for a layer": (quantization(lambda q: q.update({Q: True})), f"quantization of {Q} is True"),
     "unknown mode": (quantization(lambda q: q.update(mode="int")), "mode is 'int'; known: affine"),
     "mode is a list": (quantization(lambda q: q.update(mode=[1])), "mode is [1]"),
     "one bit": (quantization(lambda q: q.update(bits=1)), "mode affine has no 1 bits with groups of 32"),
-    "group of 48": (quantization(lambda q: q.update(group_size=48)), "no whole groups of 48"),
-    "wrong bits": (quantization(lambda q: q.update({Q: UP})), f"{Q}: 8 bits ask for a weight of U32 [64, 16]"),
+    "group of 48": (quantization(lambda q: q.update(group_size=48)), "not a multiple of 48"),
+    "wrong bits": (quantization(lambda q: q.update({Q: UP})), f"{Q}: 8 bits need a weight of U32 [64, 16]"),
     "wrong group": (
         quantization(lambda q: q.update({Q: {**Q4, "group_size": 64}})),
-        f"{Q}: groups of 64 ask for scales of BF16/F16/F32 [64, 1], there are F16 [64, 2]",
+        f"{Q}: groups of 64 need scales of BF16/F16/F32 [64, 1], there are F16 [64, 2]",
     ),
     "wrong mode": (quantization(lambda q: q.update({Q: {**Q4, "mode": "mxfp4"}})), f"{Q}: mode mxfp4 has no biases"),
-    "unnamed departure": (quantization(lambda q: q.pop(DOWN)), f"{DOWN}: 4 bits ask for a weight of U32 [64, 20]"),
-    "unnamed float": (quantization(lambda q: q.pop("model.embed_tokens")), "embed_tokens stays float"),
+    "unnamed departure": (quantization(lambda q: q.pop(DOWN)), f"{DOWN}: 4 bits need a weight of U32 [64, 20]"),
+    "unnamed float": (quantization(lambda q: q.pop("model.embed_tokens")), "embed_tokens is float"),
     "float by its entry": (quantization(lambda q: q.update({Q: False})), f"{Q}: has scales although"),
     "silently skipped": (
         tensors(lambda t: (t.pop(f"{Q}.scales"), t.pop(f"{Q}.biases"), t.update({f"{Q}.weight": ("F16", (64, 64))}))),
-        f"{Q} stays float",
+        f"{Q} is float",
     ),
-    "no biases": (tensors(lambda t: t.pop(f"{Q}.biases")), f"{Q}: mode affine has biases, there are none"),
+    "no biases": (tensors(lambda t: t.pop(f"{Q}.biases")), f"{Q}: mode affine needs biases, there are none"),
     "no scales": (tensors(lambda t: t.pop(f"{Q}.scales")), f"tensor {Q}.weight is U32 [64, 8] with scales or biases"),
     "bytes as weight": (tensors(lambda t: t.update({f"{Q}.weight": ("U8", (64, 32))})), "there is U8 [64, 32]"),
     "two float dtypes": (tensors(lambda t: t.update({"model.norm.weight": ("F32", (64,))})), "are of 2 dtypes"),
@@ -236,12 +236,12 @@ FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no index": (lambda folder: (folder / INDEX).unlink(), f"{INDEX} is missing"),
     "index without map": (index(lambda i: i.pop("weight_map")), "should hold the objects weight_map and metadata"),
     "index lacks one": (index(lambda i: i["weight_map"].pop(f"{Q}.scales")), f"'{Q}.scales': None in the index"),
-    "index has one more": (index(lambda i: i["weight_map"].update(x=SINGLE)), "in truth nowhere"),
+    "index has one more": (index(lambda i: i["weight_map"].update(x=SINGLE)), "actually nowhere"),
     "index lies": (index(lambda i: i["weight_map"].update({f"{Q}.scales": [1]})), "[1] in the index"),
     "total size": (index(lambda i: i["metadata"].update(total_size=1)), "total_size is 1, the tensors have"),
-    "stray file": (lambda f: save(f / "model-old.safetensors", {"x": ("F16", (1,))}), "tensors are elsewhere"),
-    "twice": (lambda f: save(f / "model2.safetensors", {"model.norm.weight": ("F16", (64,))}), "stands in model.safe"),
-    "not for mlx": (lambda f: save(f / "model-b.safetensors", {}, {"format": "pt"}), "holds 'pt'"),
+    "stray file": (lambda f: save(f / "model-old.safetensors", {"x": ("F16", (1,))}), "tensors are not where"),
+    "twice": (lambda f: save(f / "model2.safetensors", {"model.norm.weight": ("F16", (64,))}), "is in model.safe"),
+    "not for mlx": (lambda f: save(f / "model-b.safetensors", {}, {"format": "pt"}), "has 'pt'"),
 }  # fmt: skip
 
 
@@ -302,7 +302,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         lint(tmp_path / "absent")
     folder = sound(tmp_path / "q")
     (folder / "model-x.safetensors").mkdir()
-    with pytest.raises(FileFormatError, match=r"model-x.safetensors: is damaged or no safetensors file"):
+    with pytest.raises(FileFormatError, match=r"model-x.safetensors: is damaged or not a safetensors file"):
         lint(folder)
     (folder / "model-x.safetensors").rmdir()
     (folder / SINGLE).unlink()

@@ -17,6 +17,7 @@ from smolexport.conversion.prepare import prepare
 from smolexport.errors import OutputError
 from smolexport_to_mlx.container import read_header
 from tests.cli.commands import assert_refused, call, tiny_checkpoint
+from tests.converters.mlx_models import open_model
 from tests.converters.test_mlx_hostile import rewrite
 from tests.mlx_for_tests import mlx_lm
 
@@ -127,8 +128,7 @@ def test_every_file_of_an_export_may_be_replaced(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_makes_a_folder_that_is_read(name: str, tiny: Path, tmp_path: Path) -> None:
     """Half a surrogate pair is in no file: readers in C++ and Swift take no such JSON."""
     job = prepare("mlx", tiny, tmp_path / "x", quant="q4_g32")
-    metadata = tuple((k, kind, name if k == "header.smolexport.name" else v) for k, kind, v in job.plan.metadata)
-    write(replace(job, plan=replace(job.plan, metadata=metadata)))
+    write(replace(job, plan=smolexport_to_mlx.plan(replace(open_model(tiny), name=name), "q4_g32")))
     header = (tmp_path / "x" / "model.safetensors").read_bytes()
     header = header[8 : 8 + int.from_bytes(header[:8], "little")]
     assert b"\\ud" not in header

@@ -63,4 +63,4 @@ def test_padding_on_the_left_is_taken_for_text_and_the_card_says_so(folder: Path
     errors = [relative(r, play(graph, [*p, t])[-1]) for r, p, t in zip(rows, PROMPTS, NEXT, strict=True)]
     assert errors[0] < 1e-5  # the longest one is not padded
     assert min(errors[1:]) > 0.1
-    assert "padded on the left, which this graph's attention takes for text" in (folder / "README.md").read_text()
+    assert "padded on the left, which this graph's attention treats as text" in (folder / "README.md").read_text()

@@ -136,11 +136,11 @@ def test_a_file_that_ends_early(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[str, tuple[int, ...], int | None, str]] = {
-    "codes of no rows": ("B", (60, 0), 0, "are no rows with a scale each"),
-    "fewer codes than scales": ("B", (60, 60), 3600, "are no rows with a scale each"),
-    "rows lying down": ("B", (323, 60), None, "are no rows with a scale each"),
+    "codes of no rows": ("B", (60, 0), 0, "are not rows with a scale each"),
+    "fewer codes than scales": ("B", (60, 60), 3600, "are not rows with a scale each"),
+    "rows lying down": ("B", (323, 60), None, "are not rows with a scale each"),
     "codes without axes": ("B", (323 * 60,), None, "in blocks of 0"),
-    "scales with two axes": ("scales", (1, 323), None, "are no rows with a scale each"),
+    "scales with two axes": ("scales", (1, 323), None, "are not rows with a scale each"),
     "more codes than the file has": ("B", (1 << 40, 323), 0, "ends inside the array model.embed_tokens.B"),
 }
 

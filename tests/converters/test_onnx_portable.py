@@ -15,7 +15,7 @@ from smolexport.conversion.pipeline import export_all
 from smolexport.model.arch import architectures
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from smolexport_to_onnx import lint, replaceable
-from smolexport_to_onnx.packed import serialize
+from smolexport_to_onnx.graph import serialize
 from smolexport_to_onnx.reading import read_graph, read_model
 from tests.onnx_for_tests import onnxruntime, play, session
 
@@ -40,7 +40,7 @@ def test_one_model_in_every_format(model_type: str, tied: bool, scheme: str, tok
     assert len({smolexport.fingerprint(export.path) for export in done}) == 1
     [ours] = [export for export in done if export.plan.target == "onnx"]
     assert {entry.format.name for entry in ours.plan.fallbacks} == {"f32"}
-    assert any("rows of 176 are not a multiple of 32" in line for line in ours.plan.fallback_lines())
+    assert any("row length 176 is not a multiple of 32" in line for line in ours.plan.fallback_lines())
 
 
 def test_half_precision_holds_the_same_weights(tokenizer: Path, tmp_path: Path) -> None:

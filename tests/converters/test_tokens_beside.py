@@ -122,4 +122,4 @@ def test_files_are_copied_where_nothing_was_merged(kind: str, demo: Path, tmp_pa
     path, notes = exported(kind, folder, tmp_path)
     for name in ("tokenizer.json", "added_tokens.json"):
         assert (path / name).read_bytes() == (folder / name).read_bytes()
-    assert not [note for note in notes if "written anew" in note]
+    assert not [note for note in notes if "rewritten" in note]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from smolexport.conversion.pipeline import write
-from smolexport.conversion.prepare import prepare
+from smolexport.conversion.pipeline import export, write
+from smolexport.conversion.prepare import ExportKeywords, ExportRequest, prepare
 from smolexport.errors import OutputError
 from smolexport.files import atomic_file, check_target, leftovers
 from tests.cli.commands import LIMITED, START, assert_refused, call, environment, tiny_checkpoint
@@ -246,6 +246,38 @@ def test_prepare_looks_at_the_target_when_told(tiny: Path, tmp_path: Path) -> No
     assert path.read_bytes() == b"precious"
     write(job, force=True)
     assert path.read_bytes()[:4] == b"GGUF"
+
+
+def test_keywords_are_those_of_a_request(tiny: Path) -> None:
+    request, keywords = set(ExportRequest.__dataclass_fields__), set(ExportKeywords.__annotations__)
+    assert request - {"source"} == keywords
+    with pytest.raises(TypeError, match="quantization"):
+        export("gguf", tiny, quantization="q8_0")  # type: ignore[call-arg]
+
+
+def test_a_target_is_checked_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `prepare` if it is given `force`, else by `write`; again only if that is given another one."""
+    from smolexport.conversion import prepare as module
+
+    checked: list[tuple[Path, int, bool]] = []
+
+    def check(path: Path, nbytes: int, *, force: bool, replaceable: object) -> None:
+        checked.append((path, nbytes, force))
+
+    monkeypatch.setattr(module, "check_target", check)
+    job = prepare("gguf", tiny, tmp_path / "a.gguf", quant="f16", force=False)
+    done = write(job)
+    assert checked == [(done.path, done.bytes, False)]
+    checked.clear()
+    write(prepare("gguf", tiny, tmp_path / "b.gguf", quant="f16"))
+    assert len(checked) == 1
+    checked.clear()
+    write(job, force=True)
+    assert checked == [(done.path, done.bytes, True)]
+    checked.clear()
+    jobs = module.prepare_all(tiny, tmp_path, targets=["gguf", "mlx"], force=False)
+    sizes = [job.plan.size for job in jobs]
+    assert [(nbytes, force) for _, nbytes, force in checked] == [(sum(sizes), False), (0, False)]  # one disk, once
 
 
 def remain(folder: Path, name: str, minutes: float) -> Path:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.conversion.writer import ByteRange, Sink
-from smolexport.errors import OutputError
+from smolexport.conversion.plan import ByteRange, Entry, OutputFile, Plan
+from smolexport.conversion.writer import Sink, open_output
+from smolexport.errors import CheckpointError, OutputError
 from smolexport.files import atomic_folder, check_parent, check_target, leftovers, made_folder, refuse_own_source
+from smolexport.quant import FORMATS
 
 
 def names(folder: Path) -> list[str]:
@@ -197,11 +199,47 @@ def test_a_folder_for_outputs_goes_again_when_they_fail(tmp_path: Path) -> None:
         made_folder(tmp_path / "out2" / "x").__enter__()
 
 
+def planned(copied: Path) -> Plan:
+    """Two files with rows of one entry, one of them with a table behind its padding; a made and a copied file."""
+    files = (
+        OutputFile("a", b"HEAD", (ByteRange("w", 6, 4),), 24, ((16, lambda: iter([np.arange(8, dtype=np.uint8)])),)),
+        OutputFile("inner/b", b"", (ByteRange("w", 0, 4, first=4),), 8),
+        OutputFile("made.json", b"{}\n"),
+        OutputFile("inner/copied", copied, size=5),
+    )
+    return Plan("x", "y", "z", (Entry("w", FORMATS["f32"], (2, 2)),), files=files)
+
+
+def test_a_plan_becomes_its_files(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"12345")
+    plan, rows = planned(tmp_path / "source"), np.arange(16, dtype=np.uint8).reshape(2, 8)
+    with open_output(plan, tmp_path / "out", replaceable=lambda _: True) as sink:
+        sink.put("w", 1, rows[1:])
+        sink.put("w", 0, rows[:1])
+        assert not (tmp_path / "out").exists()
+    written = {p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in sink.paths}
+    assert written == {
+        "a": b"HEAD\0\0" + rows[:, :4].tobytes() + bytes(2) + bytes(range(8)), "inner/b": rows[:, 4:].tobytes(),
+        "made.json": b"{}\n", "inner/copied": b"12345",
+    }  # fmt: skip
+    assert plan.size == sum(map(len, written.values()))
+
+
+def test_a_copied_file_that_vanished(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"source: No such file .*; it existed when the export began"),
+        open_output(planned(tmp_path / "source"), tmp_path / "out", replaceable=lambda _: True),
+    ):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_rows_arrive_in_any_order_and_parts_go_to_their_places(tmp_path: Path) -> None:
     rows = np.arange(5 * 6, dtype=np.uint8).reshape(5, 6)
     paths = [tmp_path / "a", tmp_path / "b"]
     with paths[0].open("wb") as a, paths[1].open("wb") as b:
-        sink = Sink(paths, [a, b], {"w": [ByteRange(3, 4), ByteRange(1, 2, first=4, file=1)]})
+        ranges = (ByteRange("w", 3, 4),), (ByteRange("w", 1, 2, first=4),)
+        sink = Sink(paths, [a, b], [OutputFile(name, b"", found) for name, found in zip("ab", ranges, strict=True)])
         sink.put("w", 3, rows[3:])
         sink.put("w", 0, rows[:3])
     assert paths[0].read_bytes() == bytes(3) + rows[:, :4].tobytes()
@@ -210,17 +248,17 @@ def test_rows_arrive_in_any_order_and_parts_go_to_their_places(tmp_path: Path) -
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
 @pytest.mark.parametrize("held", [1, 400, 1 << 20])
-def test_rows_that_stand_upright(held: int, order: tuple[int, ...], tmp_path: Path, monkeypatch: Any) -> None:
+def test_transposed_rows(held: int, order: tuple[int, ...], tmp_path: Path, monkeypatch: Any) -> None:
     """Two tensors side by side in one array, their chunks in turns and in any order, however few rows are held."""
-    monkeypatch.setattr("smolexport.conversion.writer.HELD", held)
-    monkeypatch.setattr("smolexport.conversion.writer.SLAB", 3)
+    monkeypatch.setattr("smolexport.conversion.writer.BUFFERED", held)
+    monkeypatch.setattr("smolexport.conversion.writer.COLUMNS_AT_ONCE", 3)
     first, second = (np.random.default_rng(s).integers(0, 256, (n, 11), np.uint8) for s, n in ((1, 8), (2, 12)))
     with (tmp_path / "x").open("wb") as file:
-        places = {
-            "first": [ByteRange(5, 7, pitch=20), ByteRange(200, 4, first=7)],
-            "second": [ByteRange(5 + 8, 7, pitch=20), ByteRange(200 + 8 * 4, 4, first=7)],
-        }
-        sink = Sink([tmp_path / "x"], [file], places)
+        ranges = (
+            ByteRange("first", 5, 7, pitch=20), ByteRange("first", 200, 4, first=7),
+            ByteRange("second", 5 + 8, 7, pitch=20), ByteRange("second", 200 + 8 * 4, 4, first=7),
+        )  # fmt: skip
+        sink = Sink([tmp_path / "x"], [file], [OutputFile("x", b"", ranges)])
         for number in order:
             sink.put("first", 2 * number, first[2 * number : 2 * number + 2])
             sink.put("second", 3 * number, second[3 * number : 3 * number + 3])
@@ -233,10 +271,10 @@ def test_rows_that_stand_upright(held: int, order: tuple[int, ...], tmp_path: Pa
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb", buffering=0) as full:
-        sink = Sink([tmp_path / "x"], [full], {"w": [ByteRange(0, 4)]})
+        sink = Sink([tmp_path / "x"], [full], [OutputFile("x", b"", (ByteRange("w", 0, 4),))])
         with pytest.raises(OutputError, match=r"x: No space left on device; nothing was written"):
             sink.put("w", 0, np.zeros((1, 4), np.uint8))
-        upright = Sink([tmp_path / "x"], [full], {"w": [ByteRange(0, 4, pitch=1)]})
-        upright.put("w", 0, np.zeros((1, 4), np.uint8))
+        transposed = Sink([tmp_path / "x"], [full], [OutputFile("x", b"", (ByteRange("w", 0, 4, pitch=1),))])
+        transposed.put("w", 0, np.zeros((1, 4), np.uint8))
         with pytest.raises(OutputError, match=r"x: No space left on device; nothing was written"):
-            upright.flush()
+            transposed.flush()

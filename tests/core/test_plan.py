@@ -39,8 +39,8 @@ def test_fallbacks_are_counted_by_kind() -> None:
     plan = plan_of("smollm2-135m-q4_k_m")
     lines = plan.fallback_lines()
     assert sum(int(line.split()[0]) for line in lines) == len(plan.fallbacks) > 0
-    assert any("rows of 576 are not a multiple of 256: q5_0 instead of q4_k" in line for line in lines)
-    assert all(e.wanted is not e.format for e in plan.fallbacks)
+    assert any("row length 576 is not a multiple of 256; using q5_0 instead of q4_k" in line for line in lines)
+    assert all(e.requested is not e.format for e in plan.fallbacks)
     assert any("consider q4_0" in note for note in plan.notes)
     assert "note: " + lines[0] in plan.summary().splitlines()
 

@@ -28,15 +28,15 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     site.mkdir()
     (site / "smolexport_to_nothing.py").write_text(
         dedent("""
-        from contextlib import contextmanager
-        from smolexport.conversion.writer import Sink
-        from smolexport_to_gguf import SCHEMES, check, plan, find_scheme
+        from dataclasses import replace
+        import smolexport_to_gguf
+        from smolexport.conversion.plan import ByteRange, OutputFile
+        from smolexport_to_gguf import SCHEMES, check, find_scheme
         FORMAT, SUFFIX, FOLDER, DEFAULT, OPTIONS = "nothing", ".nothing", False, "f16", {}
-        @contextmanager
-        def output(plan, path, *, force=False):
-            with path.open("wb") as file:
-                file.write(b"NOTHING")
-                yield Sink([path], [file], {e.name: () for e in plan.entries})
+        def plan(model, scheme):
+            plan = smolexport_to_gguf.plan(model, scheme)
+            nothing = tuple(ByteRange(entry.name, 7, 0) for entry in plan.entries)
+            return replace(plan, files=(OutputFile("", b"NOTHING", nothing, 7),))
         def recognises(path):
             return path.is_file() and path.read_bytes()[:7] == b"NOTHING"
         def describe(path):

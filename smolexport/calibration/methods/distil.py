@@ -48,7 +48,7 @@ class Distil(Gptq):
         outcomes, results = [], []
         for entries in outputs:
             solved = [entry for entry in entries if has_scales(entry)]
-            key = frozenset((e.tensor, e.via, e.canonical) for e in solved)
+            key = frozenset((e.tensor, e.rounded_through, e.canonical) for e in solved)
             if solved and key not in known:
                 student = Student(entries, source, threads)
                 outcome = trainer().distil(
