@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
@@ -23,7 +24,8 @@ from smolexport.cleanup import Provisional
 from smolexport.errors import OutputError
 
 SUFFIX, ASIDE = ".partial", ".replaced"
-STILL_WRITING = 300.0  # seconds without a write after which a hidden file is taken for abandoned
+STILL_WRITING = 300.0  # seconds without a write after which a hidden file counts as abandoned
+LOCK_STEP = 0.05  # seconds between two attempts
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -209,6 +211,45 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     with Provisional(lambda: shutil.rmtree(folder, ignore_errors=True), folder):
         folder.mkdir(mode=0o700)
         yield folder
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float | None = None, refusal: str = "is in use") -> Iterator[int | None]:
+    """Hold the lock on the file `path`, which is made and stays; yields its descriptor.
+
+    The system releases it when the holder ends, however it does, and every child that inherits the descriptor.  Where
+    the system has no such locks nothing is held, and None yielded.
+
+    Args:
+        path: the file.
+        patience: seconds to wait for another holder; None = no limit.
+        refusal: what to say of `path` after that.
+
+    Raises:
+        OutputError: another process holds it, or the file cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield None
+        return
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}") from error
+    with file:
+        end = math.inf if patience is None else time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise OutputError(f"{path}: {refusal}") from None
+                time.sleep(LOCK_STEP)
+            except OSError:  # a file system without locks
+                break
+        yield file.fileno()
 
 
 def leftovers(path: Path) -> list[str]:

@@ -229,7 +229,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from smolexport.files import atomic_file
-from smolexport.sweep import task, worker
+from smolexport.sweep import local, task
 def attempt(_):
     with atomic_file(Path(sys.argv[1])):
         try:
@@ -238,8 +238,8 @@ def attempt(_):
         finally:
             print("now", flush=True)
             time.sleep(60)
-task.attempt, worker.Task, worker.SweepConfig = attempt, lambda **_: None, lambda **_: None
-worker.main()
+task.attempt, local.Task, local.SweepConfig = attempt, lambda **_: None, lambda **_: None
+local.main()
 """
 
 

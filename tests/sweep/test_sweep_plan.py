@@ -9,7 +9,7 @@ import pytest
 
 from smolexport import plugins
 from smolexport.errors import MissingDependencyError, UsageError
-from smolexport.sweep.engine import share
+from smolexport.sweep.driver import share
 from smolexport.sweep.plan import SweepConfig, SweepSource, check_runtimes, find_sources, pairs, tasks_of
 from tests.cli.commands import tiny_checkpoint
 

@@ -14,8 +14,8 @@ from smolexport.conversion import pipeline
 from smolexport.conversion.pipeline import export
 from smolexport.sweep import record as records
 from smolexport.sweep.plan import SweepConfig, Task
+from smolexport.sweep.record import Hashes, signature
 from smolexport.sweep.task import attempt
-from smolexport.sweep.task_hash import Hashes, signature
 
 TEXT = "It was the best of times, it was the worst of times. " * 20
 
