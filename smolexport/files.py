@@ -1,4 +1,4 @@
-"""Files on disk: only regular ones are read, and outputs appear whole or not at all.
+"""Files on disk: only regular files are read, and outputs appear whole or not at all.
 
 An output is written to a hidden file or folder beside its target, flushed to disk, then renamed.
 """
@@ -29,13 +29,9 @@ LOCK_STEP = 0.05  # seconds between two attempts
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open `path` for reading, if it is a regular file: reading a pipe would wait for ever.
-
-    Raises:
-        OSError: also for a pipe or a device, which is never opened.
-    """
+    """Open a regular file for reading; raises OSError, also for a pipe or device, which might block forever."""
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system itself refuses to open a folder
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system refuses to open a folder
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return path.open("rb")
 
@@ -48,18 +44,18 @@ def check_target(
     replaceable: Callable[[Path], bool] | None = None,
     option: str = "-o",
 ) -> None:
-    """Refuse, before any work, a target that exists, has no folder, or does not fit on the disk.
+    """Refuse, before any work, a target that exists, whose folder does not, or that does not fit on the disk.
 
     Args:
         path: the file or folder to be written.
         nbytes: its size.
-        force: an existing output may be replaced.
-        replaceable: for a folder, whether an existing one is an earlier output, which alone `force` may replace;
+        force: replace an existing output.
+        replaceable: for a folder, whether an existing one is an earlier output, the only kind that `force` replaces;
             None = the target is a file.
-        option: the option that names the target, for the refusals.
+        option: the option that names the target, for messages.
 
     Raises:
-        OutputError: says which of these, and what to do.
+        OutputError: any of these.
     """
     try:
         if replaceable is None:
@@ -98,7 +94,7 @@ def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) 
 
 
 def check_space(folder: Path, nbytes: int, *, option: str = "-o") -> None:
-    """Refuse a folder that is missing, cannot be written to, or has not `nbytes` left; raises OutputError."""
+    """Refuse a folder that is missing, cannot be written to, or has less than `nbytes` free; raises OutputError."""
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder; create it, or give another place with {option}")
     if not os.access(folder, os.W_OK):
@@ -109,7 +105,7 @@ def check_space(folder: Path, nbytes: int, *, option: str = "-o") -> None:
 
 
 def check_parent(folder: Path) -> None:
-    """Refuse a folder for outputs that `made_folder` could not make; raises OutputError."""
+    """Refuse a folder for outputs that `made_folder` could not create; raises OutputError."""
     try:
         if not folder.is_dir():
             if os.path.lexists(folder):
@@ -121,7 +117,7 @@ def check_parent(folder: Path) -> None:
 
 
 def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[[Path], bool]) -> None:
-    """Refuse to replace what is read from, or what one stands in, however much force is asked for.
+    """Refuse, even with --force, to replace the checkpoint or the working folder.
 
     Args:
         path: the target.
@@ -130,7 +126,7 @@ def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[
         ours: whether an existing file is an output of the same format.
 
     Raises:
-        OutputError: the target is or holds the checkpoint or the working folder, or is a file of the checkpoint.
+        OutputError: the target is or contains one of these folders, or is a file of the checkpoint.
     """
     target = path.resolve()
     for what, place in (("the checkpoint", source.resolve()), ("the working folder", Path.cwd())):
@@ -142,10 +138,10 @@ def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that appears as `path` when the block ends without an error, and never otherwise.
+    """A binary file that appears as `path` if the block ends without an error.
 
     Raises:
-        OutputError: the disk is full or the folder cannot be written to; also when `path` appeared meanwhile.
+        OutputError: the disk is full, the folder cannot be written to, or `path` has appeared meanwhile.
     """
     partial = _hidden(path)
     with Provisional(lambda: partial.unlink(missing_ok=True), partial):
@@ -161,15 +157,15 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """A folder to fill, which appears as `path` when the block ends without an error, and never otherwise.
+    """A folder to fill, which appears as `path` if the block ends without an error.
 
     Args:
         path: the target.
-        replaceable: whether what stands there is an earlier output, which is then set aside, and removed once the
-            new one is in its place; None = nothing is replaced.
+        replaceable: whether an existing folder is an earlier output, to be set aside and removed once the new one is in
+            place; None = nothing is replaced.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written to; also when `path` appeared meanwhile.
+        OutputError: the disk is full, the parent cannot be written to, or `path` has appeared meanwhile.
     """
     partial = _hidden(path)
     aside = partial.with_suffix(ASIDE)
@@ -187,15 +183,15 @@ def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool] | None = No
 
 @contextlib.contextmanager
 def made_folder(path: Path) -> Iterator[None]:
-    """Make the folder `path` for outputs, unless it is there, and remove it again when the block ends in an error.
+    """Create the folder `path` for outputs if it is missing, and remove it again if the block ends in an error.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be created.
     """
     if path.is_dir():
         yield
         return
-    with Provisional(path.rmdir, keep=True) as made:  # rmdir fails where something else has been put there
+    with Provisional(path.rmdir, keep=True) as made:  # rmdir fails if something else has been put there
         try:
             path.mkdir()
         except OSError as error:
@@ -206,7 +202,7 @@ def made_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """A folder for the time of the block, in `parent` or where temporary files go; its name begins with `prefix`."""
+    """A folder for the block, in `parent` or the system's temporary folder; its name starts with `prefix`."""
     folder = (parent or Path(tempfile.gettempdir())) / f"{prefix}{secrets.token_hex(8)}"
     with Provisional(lambda: shutil.rmtree(folder, ignore_errors=True), folder):
         folder.mkdir(mode=0o700)
@@ -253,13 +249,13 @@ def locked(path: Path, patience: float | None = None, refusal: str = "is in use"
 
 
 def leftovers(path: Path) -> list[str]:
-    """A line for each thing that earlier exports to `path` left beside it when they were killed minutes ago."""
-    # The middle is made up: without this, `x` would claim what belongs to `x.gguf`.
+    """A line for each file or folder that earlier exports to `path`, killed minutes ago, left beside it."""
+    # The random part has a fixed form: otherwise `x` would claim what belongs to `x.gguf`.
     name = re.compile(re.escape(_prefix(path)) + f"[a-z0-9_]{{8}}({re.escape(SUFFIX)}|{re.escape(ASIDE)})")
     now, found = time.time(), []
     with contextlib.suppress(OSError):
         for file in sorted(path.parent.iterdir()):
-            with contextlib.suppress(OSError):  # it may vanish while we look
+            with contextlib.suppress(OSError):  # it may vanish meanwhile
                 if name.fullmatch(file.name) and now - _last_write(file) > STILL_WRITING:
                     found.append(_leftover(file))
     return found
@@ -272,7 +268,7 @@ def _leftover(file: Path) -> str:
 
 
 def _last_write(path: Path) -> float:
-    """Of a file, or of anything in a folder; seconds since the epoch."""
+    """Time of the last write to a file, or to anything in a folder; seconds since the epoch."""
     return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
 
 
@@ -281,17 +277,17 @@ def _prefix(path: Path) -> str:
 
 
 def _hidden(path: Path) -> Path:
-    """A name beside `path` that nothing has.
+    """An unused name beside `path`.
 
-    Chosen here rather than by tempfile, which makes a thing before it names it: a signal between the two leaves it.
+    Not from tempfile, which creates a file before its name is known here: a signal between the two would leave it.
     """
     return path.parent / f"{_prefix(path)}{secrets.token_hex(4)}{SUFFIX}"
 
 
 def _link(partial: Path, path: Path) -> bool:
-    """Give `partial` its final name unless that is taken; False where the file system has no hard links.
+    """Give `partial` its final name unless that is taken; False if the file system has no hard links.
 
-    A link fails when the name exists, in one step: of two exports to one name exactly one succeeds.
+    A link fails if the name exists, in one step: of two exports to one name exactly one succeeds.
     """
     try:
         path.hardlink_to(partial)
@@ -317,12 +313,12 @@ def _publish_folder(partial: Path, path: Path, aside: Path, replaceable: Callabl
     _flush(partial)
     if taken:
         path.rename(aside)
-    partial.rename(path)  # fails, in one step, where a folder with something in it stands
+    partial.rename(path)  # fails, in one step, if a folder that is not empty is in the way
     _flush(path.parent)
 
 
 def _settle(path: Path, partial: Path, aside: Path) -> None:
-    """Leave the new folder or else the earlier one as `path`, and nothing beside it."""
+    """Leave the new folder, or else the earlier one, as `path`, and nothing beside it."""
     if os.path.lexists(aside) and not os.path.lexists(path):
         aside.rename(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -330,7 +326,7 @@ def _settle(path: Path, partial: Path, aside: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk, as far as the system can: not every one can flush a folder."""
+    """fsync a file or folder; skipped where the system cannot sync folders."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
