@@ -137,11 +137,7 @@ def _facts(found: Statistics) -> dict[str, object]:
         "checkpoint": m.checkpoint,
         "method": m.method,
         "sources": [{"name": s.name, "sha256": s.sha256, "tokens": s.tokens} for s in m.sources],
-        "tokens": m.tokens,
-        "windows": m.windows,
-        "window": m.window,
-        "seed": m.seed,
-        "layers": m.layers,
+        **{key: getattr(m, key) for key in ("tokens", "windows", "window", "seed", "layers")},
         "versions": dict(m.versions),
         "bytes": sum(path.stat().st_size for path in found.folder.iterdir()),
     }

@@ -74,12 +74,7 @@ def _fingerprint(module: Converter, found: FileInfo, threads: int | None) -> str
 def _as_json(d: FileInfo, tensors: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "path": str(d.path),
-        "format": d.format,
-        "architecture": d.architecture,
-        "name": d.name,
-        "scheme": d.scheme,
-        "bytes": d.bytes,
-        "weights": d.weights,
+        **{key: getattr(d, key) for key in ("format", "architecture", "name", "scheme", "bytes", "weights")},
         "bits_per_weight": round(d.bits_per_weight, 4),
         "formats": _shares(d),
         "metadata": {k: _plain(v) for k, v in d.metadata.items()},

@@ -87,7 +87,7 @@ def command(
     requested, skipped = plan.pairs(formats, schemes)
     words = (demo_text() if text is None else options.read_words(text)) if compare else None
     if not dry_run:
-        _check_libraries(engine, {name for name, _ in requested} if compare else set())
+        plan.check_libraries({name for name, _ in requested} if compare else (), ray=engine == "ray")
     sources = plan.find_sources(checkpoints, revision=revision, token=token, weights=not dry_run)
     config = plan.SweepConfig(out=str(out.resolve()), text=words, **rest)
     tasks = plan.tasks_of(sources, requested, config)
@@ -100,18 +100,6 @@ def command(
         table.render_table(rows, console())
     if any(row.state == "failed" for row in rows):
         raise click.exceptions.Exit(SOME_FAILED)
-
-
-def _check_libraries(engine: str, formats: set[str]) -> None:
-    """Refuse before any work what cannot run here; the machines of a cluster check their own libraries."""
-    if engine == "ray":
-        from smolexport.sweep.cluster import check_ray
-
-        check_ray()
-    elif formats:
-        from smolexport.sweep.plan import check_runtimes
-
-        check_runtimes(formats)
 
 
 def _sweep(

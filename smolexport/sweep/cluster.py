@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 import signal
@@ -16,12 +15,11 @@ from typing import Any
 
 from smolexport.errors import MissingDependencyError, SessionError, UsageError
 from smolexport.sweep.driver import GRACE, share
-from smolexport.sweep.plan import Task
+from smolexport.sweep.plan import RAY, Task
 from smolexport.sweep.record import TaskRecord, empty
 from smolexport.sweep.task import attempt
 from smolexport.text import first_line
 
-INSTALL = "pip install 'smolexport[ray]'"
 STEP = 0.05  # seconds between two polls
 PATIENCE = 10.0  # seconds for a machine to answer
 # A cluster of our own sends no usage statistics and obeys nobody else; Ray would keep the token in the home folder.
@@ -54,7 +52,7 @@ class Cluster:
         try:
             import ray
         except ImportError as error:
-            raise MissingDependencyError(f"--engine ray: needs ray ({error}): {INSTALL}") from error
+            raise MissingDependencyError(f"--engine ray: needs ray ({error}): {RAY}") from error
         self._ray: Any = ray
         with ExitStack() as stack:
             stack.enter_context(redirect_stdout(sys.stderr))  # Ray's remarks about dead workers go there
@@ -114,12 +112,6 @@ class Cluster:
                 if self._running:
                     _, left = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=GRACE)
                     self._running = {one: self._running[one] for one in left}
-
-
-def check_ray() -> None:
-    """Refuse before any work if Ray is not installed; raises MissingDependencyError."""
-    if importlib.util.find_spec("ray") is None:
-        raise MissingDependencyError(f"--engine ray: needs ray: {INSTALL}")
 
 
 def _check_answer(address: str) -> None:

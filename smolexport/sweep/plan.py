@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,78 +12,48 @@ from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CheckpointError, MissingDependencyError, UsageError
 from smolexport.model.checkpoint import find_checkpoint
 
+RAY = "pip install 'smolexport[ray]'"
 STATE, TABLE = ".sweep", "sweep.json"  # beside the outputs
 
 
 @dataclass(frozen=True)
 class SweepSource:
-    """A checkpoint of the sweep.
+    """A checkpoint of the sweep."""
 
-    Attributes:
-        given: as given on the command line.
-        name: of its outputs; unique in the sweep.
-        folder: None if it was not found.
-        error: why not.
-    """
-
-    given: str
-    name: str
-    folder: Path | None
-    error: str = ""
+    given: str  # on the command line
+    name: str  # of its outputs, unique in the sweep
+    folder: Path | None  # None if it was not found
+    error: str = ""  # why not
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What all tasks of a sweep share.
+    """What all tasks of a sweep share."""
 
-    Attributes:
-        out: folder of the outputs.
-        text: the text to score; None = outputs are not compared.
-        window: tokens per window.
-        max_windows: score at most this many.
-        ignore_config: keys of config.json to treat as inert.
-        force: replace whatever has the name of an output.
-        version: of smolexport.
-        mark: in the name of a file in `out` that shows a worker that it sees the same folder.
-    """
-
-    out: str
-    text: str | None = None
-    window: int = 512
+    out: str  # folder of the outputs
+    text: str | None = None  # to score; None = outputs are not compared
+    window: int = 512  # tokens
     max_windows: int | None = None
-    ignore_config: Sequence[str] = ()
-    force: bool = False
+    ignore_config: Sequence[str] = ()  # keys of config.json to treat as inert
+    force: bool = False  # redo everything, and replace whatever has the name of an output
     version: str = field(default_factory=installed_version)
-    mark: str = ""
+    mark: str = ""  # in the name of a file in `out` that shows a worker that it sees the same folder
 
 
 @dataclass(frozen=True)
 class Task:
-    """One output.  Plain values only, so that it can be sent to another process or machine.
+    """One output.  Plain values only, so that it can be sent to another process or machine."""
 
-    Attributes:
-        source: the checkpoint as given.
-        name: of the checkpoint's outputs.
-        folder: of the checkpoint; empty if it was not found.
-        format: e.g. `gguf`.
-        scheme: the format's own name of it.
-        config: what all tasks share.
-        fingerprint: of the checkpoint's files.
-        seen: their signature when the fingerprint was taken.
-        threads: to use.
-        origin: the checkpoint, as the output's owner: a hub id, or the folder's full path.
-    """
-
-    source: str
-    name: str
-    folder: str
+    source: str  # the checkpoint as given
+    name: str  # of the checkpoint's outputs
+    folder: str  # of the checkpoint; empty if it was not found
     format: str
-    scheme: str
+    scheme: str  # the format's own name of it
     config: SweepConfig
-    fingerprint: str = ""
-    seen: str = ""
+    fingerprint: str = ""  # of the checkpoint's files
+    seen: str = ""  # their signature when the fingerprint was taken
     threads: int = 1
-    origin: str = ""
+    origin: str = ""  # the checkpoint as the output's owner: a hub id, or the folder's full path
 
     @property
     def title(self) -> str:
@@ -98,16 +69,10 @@ class Task:
 def find_sources(
     checkpoints: Sequence[str], *, revision: str | None = None, token: str | None = None, weights: bool = True
 ) -> list[SweepSource]:
-    """Find every checkpoint; one that cannot be found is a source with an error.
+    """Find every checkpoint (folder, hub id or `demo`); one that cannot be found is a source with an error.
 
-    Args:
-        checkpoints: folders, hub ids, or `demo`.
-        revision: hub revision.
-        token: hub token.
-        weights: False = do not download the weights of a hub id.
-
-    Raises:
-        UsageError: no checkpoint, an empty name, or the same one twice.
+    Without `weights` those of a hub id are not downloaded.  Raises UsageError for no checkpoint, an empty name, or the
+    same checkpoint twice.
     """
     if not checkpoints:
         raise UsageError("no checkpoint to export: name at least one")
@@ -214,9 +179,16 @@ def tasks_of(sources: Sequence[SweepSource], requested: Sequence[tuple[str, str]
     ]
 
 
-def check_runtimes(formats: Collection[str]) -> None:
-    """Refuse a comparison if a library for it is missing here; raises MissingDependencyError."""
-    kinds = ["checkpoint", *(plugins.converter(name).FORMAT for name in formats)]
+def check_libraries(formats: Collection[str], *, ray: bool) -> None:
+    """Refuse before any work what lacks a library: Ray, or else one to compare `formats` on this machine.
+
+    The machines of a cluster check their own libraries.  Raises MissingDependencyError.
+    """
+    if ray:
+        if importlib.util.find_spec("ray") is None:
+            raise MissingDependencyError(f"--engine ray: needs ray: {RAY}")
+        return
+    kinds = ["checkpoint", *(plugins.converter(name).FORMAT for name in formats)] if formats else []
     lines = [line for line in dict.fromkeys(map(_missing, kinds)) if line]
     if lines:
         raise MissingDependencyError(f"{'; '.join(lines)}; or pass --no-compare")

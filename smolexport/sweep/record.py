@@ -46,27 +46,17 @@ RECORD: Shape = {
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The record of a task.
+    """The record of a task."""
 
-    Attributes:
-        source: the checkpoint: a hub id, or the folder's full path.
-        format: of the output.
-        scheme: of the output.
-        target: the output, relative to the sweep's folder; what has this name belongs to the sweep.  Empty before the
-            plan.
-        exported: `inputs`, all that the output depends on; `files` by name, each with `bytes` and `sha256`; `bytes`,
-            `weights`, `bits_per_weight`, `notes`, `seconds`.  None before the export.
-        compared: `inputs`; figures as `compare --json` names them; `seconds`.  None before the comparison.
-        error: why the last attempt failed; empty if it did not.
-    """
-
-    source: str
+    source: str  # the checkpoint: a hub id, or the folder's full path
     format: str
     scheme: str
-    target: str = ""
+    target: str = ""  # the output, relative to the sweep's folder; what has this name belongs to the sweep
+    # `inputs`, all that the output depends on; `files` by name, each with `bytes` and `sha256`; `bytes`, `weights`,
+    # `bits_per_weight`, `notes`, `seconds`
     exported: Facts | None = None
-    compared: Facts | None = None
-    error: str = ""
+    compared: Facts | None = None  # `inputs`; figures as `compare --json` names them; `notes`, `seconds`
+    error: str = ""  # why the last attempt failed
 
 
 def path_of(task: Task) -> Path:

@@ -22,14 +22,7 @@ FIGURES = ("top1_agreement", "top1_agreement_error", "perplexity_ratio", "perple
 
 @dataclass(frozen=True)
 class TaskRow:
-    """The outcome of a task.
-
-    Attributes:
-        task: the task.
-        state: `new`, `kept` from an earlier sweep, or `failed`; before a sweep, `to do`.
-        record: what is known of it.
-        error: why it failed.
-    """
+    """The outcome of a task; before a sweep, `to do`."""
 
     task: Task
     state: Literal["new", "kept", "failed", "to do"]

@@ -10,7 +10,7 @@ import pytest
 from smolexport import plugins
 from smolexport.errors import MissingDependencyError, UsageError
 from smolexport.sweep.driver import share
-from smolexport.sweep.plan import SweepConfig, SweepSource, check_runtimes, find_sources, pairs, tasks_of
+from smolexport.sweep.plan import SweepConfig, SweepSource, check_libraries, find_sources, pairs, tasks_of
 from tests.cli.commands import tiny_checkpoint
 
 
@@ -128,8 +128,8 @@ def test_processors_are_shared(cores: list[int], jobs: int | None, shares: tuple
 def test_a_comparison_needs_its_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "missing", lambda name: "needs x: pip install x" if name == "torch" else None)
     with pytest.raises(MissingDependencyError, match=r"the runtime .* needs x: pip install x; or pass --no-compare"):
-        check_runtimes(["gguf"])
+        check_libraries(["gguf"], ray=False)
     monkeypatch.setattr(plugins, "missing", lambda name: None if name in ("torch", "onnxruntime_genai") else "needs y")
-    check_runtimes(["onnx"])  # the second player of the format is there
+    check_libraries(["onnx"], ray=False)  # the second player of the format is there
     with pytest.raises(MissingDependencyError, match=r"llama\.cpp needs y"):
-        check_runtimes(["onnx", "gguf"])
+        check_libraries(["onnx", "gguf"], ray=False)
