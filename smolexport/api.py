@@ -110,12 +110,7 @@ def inspect(path: str | Path) -> FileInfo:
 def read_back(path: str | Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
     """The decoded weights of an exported file, with the checkpoint's names, shapes and order of rows, one at a time.
 
-    Args:
-        path: exported file or folder.
-        spec: the model that it should hold, e.g. that of `open_checkpoint`.
-
-    Raises:
-        FileFormatError: damaged, of no known format, or the tensors are not those of `spec`.
+    Raises FileFormatError, also if the tensors are not those of `spec`, e.g. `open_checkpoint(folder).spec`.
     """
     from smolexport.model import weights
     from smolexport.plugins import converter_for
@@ -124,10 +119,7 @@ def read_back(path: str | Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArr
 
 
 def fingerprint(path: str | Path, *, threads: int = 1) -> str:
-    """The weights fingerprint of an exported file: equal for two files exactly when all decoded weights are.
-
-    Raises FileFormatError.
-    """
+    """The weights fingerprint, equal for two files exactly when all decoded weights are; raises FileFormatError."""
     from smolexport.model import weights
     from smolexport.plugins import converter_for
 

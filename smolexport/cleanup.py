@@ -27,10 +27,8 @@ class Provisional:
     def __init__(self, undo: Callable[[], object], *paths: Path, keep: bool = False) -> None:
         """Register it.
 
-        Args:
-            undo: may be called at any time, even before anything is made, and repeatedly.
-            paths: what does not exist once all is undone.
-            keep: undo it only if the block ends in an error.
+        `undo` may be called at any time, even before anything is made, and repeatedly; afterwards none of the `paths`
+        exists.  With `keep` it is called only if the block ends in an error.
         """
         self.paths, self._undo, self._keep = paths, undo, keep
         _provisional[id(self)] = self

@@ -25,6 +25,10 @@ from smolexport.errors import OutputError
 
 SUFFIX, ASIDE = ".partial", ".replaced"
 STILL_WRITING = 300.0  # seconds without a write after which a hidden file counts as abandoned
+LEFT = {
+    ASIDE: "is an earlier output that an export had set aside when it was killed; rename or delete it",
+    SUFFIX: "is left from an export that was killed; it can be deleted",
+}
 LOCK_STEP = 0.05  # seconds between two attempts
 
 
@@ -50,8 +54,7 @@ def check_target(
         path: the file or folder to be written.
         nbytes: its size.
         force: replace an existing output.
-        replaceable: for a folder, whether an existing one is an earlier output, the only kind that `force` replaces;
-            None = the target is a file.
+        replaceable: whether an existing folder is an earlier output, which `force` replaces; None = a file is written.
         option: the option that names the target, for messages.
 
     Raises:
@@ -117,16 +120,10 @@ def check_parent(folder: Path) -> None:
 
 
 def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[[Path], bool]) -> None:
-    """Refuse, even with --force, to replace the checkpoint or the working folder.
+    """Refuse, even with --force, to replace the checkpoint in `source`, a file of it, or the working folder.
 
-    Args:
-        path: the target.
-        source: the checkpoint's folder.
-        folder: whether the target is a folder.
-        ours: whether an existing file is an output of the same format.
-
-    Raises:
-        OutputError: the target is or contains one of these folders, or is a file of the checkpoint.
+    `folder`: whether the target `path` is a folder; `ours`: whether a file is an output of the same format, which may
+    be replaced in the checkpoint's folder, too.  Raises OutputError.
     """
     target = path.resolve()
     for what, place in (("the checkpoint", source.resolve()), ("the working folder", Path.cwd())):
@@ -140,8 +137,7 @@ def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[
 def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """A binary file that appears as `path` if the block ends without an error.
 
-    Raises:
-        OutputError: the disk is full, the folder cannot be written to, or `path` has appeared meanwhile.
+    Raises OutputError if the disk is full, the folder cannot be written to, or `path` has appeared meanwhile.
     """
     partial = _hidden(path)
     with Provisional(lambda: partial.unlink(missing_ok=True), partial):
@@ -159,13 +155,8 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """A folder to fill, which appears as `path` if the block ends without an error.
 
-    Args:
-        path: the target.
-        replaceable: whether an existing folder is an earlier output, to be set aside and removed once the new one is in
-            place; None = nothing is replaced.
-
-    Raises:
-        OutputError: the disk is full, the parent cannot be written to, or `path` has appeared meanwhile.
+    An existing folder that is `replaceable`, an earlier output, is set aside and removed once the new one is in place;
+    None: nothing is replaced.  Raises OutputError as `atomic_file` does.
     """
     partial = _hidden(path)
     aside = partial.with_suffix(ASIDE)
@@ -183,11 +174,7 @@ def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool] | None = No
 
 @contextlib.contextmanager
 def made_folder(path: Path) -> Iterator[None]:
-    """Create the folder `path` for outputs if it is missing, and remove it again if the block ends in an error.
-
-    Raises:
-        OutputError: it cannot be created.
-    """
+    """Create the folder `path` if missing, and remove it again if the block ends in an error; raises OutputError."""
     if path.is_dir():
         yield
         return
@@ -211,18 +198,11 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, patience: float | None = None, refusal: str = "is in use") -> Iterator[int | None]:
-    """Hold the lock on the file `path`, which is made and stays; yields its descriptor.
+    """Hold the lock on the file `path`, created if missing; yields its descriptor.
 
-    The system releases it when the holder ends, however it does, and every child that inherits the descriptor.  Where
-    the system has no such locks nothing is held, and None yielded.
-
-    Args:
-        path: the file.
-        patience: seconds to wait for another holder; None = no limit.
-        refusal: what to say of `path` after that.
-
-    Raises:
-        OutputError: another process holds it, or the file cannot be made.
+    The system releases the lock once the holder and every child that inherited the descriptor have ended.  On a system
+    without such locks nothing is held, and None is yielded.  Raises OutputError with `refusal` if another process still
+    holds it after `patience` seconds (None: no limit).
     """
     try:
         import fcntl
@@ -252,24 +232,16 @@ def leftovers(path: Path) -> list[str]:
     """A line for each file or folder that earlier exports to `path`, killed minutes ago, left beside it."""
     # The random part has a fixed form: otherwise `x` would claim what belongs to `x.gguf`.
     name = re.compile(re.escape(_prefix(path)) + f"[a-z0-9_]{{8}}({re.escape(SUFFIX)}|{re.escape(ASIDE)})")
-    now, found = time.time(), []
+    found = []
     with contextlib.suppress(OSError):
         for file in sorted(path.parent.iterdir()):
             with contextlib.suppress(OSError):  # it may vanish meanwhile
-                if name.fullmatch(file.name) and now - _last_write(file) > STILL_WRITING:
-                    found.append(_leftover(file))
+                if not name.fullmatch(file.name):
+                    continue
+                written = max(p.stat().st_mtime for p in (file, *file.rglob("*")))
+                if time.time() - written > STILL_WRITING:
+                    found.append(f"{file} {LEFT[file.suffix]}")
     return found
-
-
-def _leftover(file: Path) -> str:
-    if file.suffix == ASIDE:
-        return f"{file} is an earlier output that an export had set aside when it was killed; rename or delete it"
-    return f"{file} is left from an export that was killed; it can be deleted"
-
-
-def _last_write(path: Path) -> float:
-    """Time of the last write to a file, or to anything in a folder; seconds since the epoch."""
-    return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
 
 
 def _prefix(path: Path) -> str:

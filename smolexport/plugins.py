@@ -45,11 +45,8 @@ def _names(prefix: str) -> list[str]:
 
 @lru_cache(ENTRIES)
 def _adapters(entry: Path, _changed: int) -> frozenset[str]:
-    """Names of the converters and runtimes in an entry of the import path.
-
-    pkgutil would look into every folder of a site-packages, hundreds of them, whatever their names.
-    """
-    if entry.is_dir():
+    """Names of the converters and runtimes in an entry of the import path."""
+    if entry.is_dir():  # pkgutil would look into all folders of a site-packages, hundreds of them
         with os.scandir(entry) as files:
             names = [_module(file) for file in files if file.name.startswith((TO, ON))]
     else:  # a zip file, or whatever another importer handles
@@ -98,12 +95,7 @@ def missing(name: str) -> str | None:
 
 
 def runtime(name: str) -> Runtime:
-    """The runtime `name`, ready to open files.
-
-    Raises:
-        UsageError: there is none.
-        MissingDependencyError: a library that it needs is not installed.
-    """
+    """The runtime `name`, ready to open files; raises UsageError, MissingDependencyError."""
     line = missing(name)
     if line is not None:
         raise MissingDependencyError(f"the runtime {adapter(name).NAME} {line}")
@@ -118,11 +110,7 @@ def _first(names: Sequence[str], otherwise: SmolexportError) -> Runtime:
 
 
 def converter_for(path: Path) -> Converter:
-    """The converter of the format of `path`.
-
-    Raises:
-        FileFormatError: no such file, a checkpoint, or an unknown format.
-    """
+    """The converter of the format of `path`; raises FileFormatError, also for a checkpoint."""
     if not path.exists():
         raise FileFormatError(f"{path}: no such {'folder' if _ends_like(path, folder=True) else 'file'}")
     module = _recognised(path)
@@ -143,12 +131,10 @@ def _recognised(path: Path) -> Converter | None:
 
 
 def runtime_for(path: Path, name: str | None = None) -> Runtime:
-    """The runtime for `path`, a checkpoint folder or an exported file.
+    """The runtime called `name` (see `find_runtime`) for `path`, a checkpoint folder or an exported file.
 
-    Args:
-        path: what to run.
-        name: of the runtime, that of its package or its own; None = the first that reads the format and whose libraries
-            are installed.  A package whose name extends another's comes after it.
+    None: the first that reads the format and whose libraries are installed; a package whose name extends another's
+    comes after it.
 
     Raises:
         FileFormatError: an unknown format.
@@ -168,33 +154,21 @@ def runtime_for(path: Path, name: str | None = None) -> Runtime:
 
 
 def checkpoint_runtime(function: str = "open") -> Runtime:
-    """The reference: the first runtime of checkpoints that has `function` and whose libraries are installed.
-
-    Raises:
-        MissingDependencyError: there is none.
-    """
+    """The reference: the first installed runtime of checkpoints with `function`; raises MissingDependencyError."""
     able = [name for name in runtimes() if adapter(name).READS == "checkpoint" and hasattr(adapter(name), function)]
     hint = f"no installed runtime of checkpoints has {function}: pip install smolexport[torch]"
     return _first(able, MissingDependencyError(hint))
 
 
 def trainer() -> Trainer:
-    """The module that the first runtime with a `TRAINER` names, of those whose libraries are installed.
-
-    Raises:
-        MissingDependencyError: there is none.
-    """
+    """The `TRAINER` of the first installed runtime that has one; raises MissingDependencyError."""
     able = [name for name in runtimes() if hasattr(adapter(name), "TRAINER")]
     hint = "no installed runtime has a trainer: pip install smolexport[torch]"
     return cast("Trainer", import_module(_first(able, MissingDependencyError(hint)).TRAINER))  # type: ignore[attr-defined]
 
 
 def find_runtime(name: str) -> str:
-    """The runtime called `name`, in any case: the name of its package or its own.  Returns the former.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The package name of the runtime that `name` means: that name or its own, in any case; raises UsageError."""
     word = name.lower().replace("-", "_")
     for known in runtimes():
         if word in (known, adapter(known).NAME.lower().replace("-", "_")):
@@ -214,17 +188,10 @@ def _ends_like(path: Path, *, folder: bool) -> bool:
 
 
 def locate(model: str | Path, runtime: str | None = None) -> tuple[Path, Runtime]:
-    """The exported file or checkpoint folder that `model` stands for, and its runtime.
+    """The exported file or checkpoint folder that `model` (file, folder, hub id or `demo`) means, and its runtime.
 
-    Args:
-        model: exported file, checkpoint folder, hub id, or `demo`.
-        runtime: see `runtime_for`.
-
-    Raises:
-        FileFormatError: no such file, or an unknown format.
-        CheckpointError: neither a folder nor a model on the hub or in the cache.
-        UsageError: `demo`, if a checkpoint folder of that name exists; a runtime that does not run it.
-        MissingDependencyError: the runtime for this format is not installed.
+    Raises the errors of `runtime_for`; CheckpointError for neither a folder nor a model on the hub or in the cache;
+    UsageError for `demo` if a checkpoint folder of that name exists.
     """
     from smolexport.model.checkpoint import find_checkpoint
 
@@ -252,16 +219,10 @@ def _names_file(model: str) -> bool:
 def checked_options(
     function: Callable[..., Any], options: Mapping[str, Any], owner: str, known: Collection[str] | None = None
 ) -> Mapping[str, Any]:
-    """`options`, checked as further keyword arguments of `function`.
+    """`options`, checked as keyword arguments of `function`, a runtime's `open` or a converter's `plan`.
 
-    Args:
-        function: a runtime's `open` or a converter's `plan`.
-        options: names and values.
-        owner: of the options, for messages.
-        known: names of the options; None = see `known_options`.
-
-    Raises:
-        UsageError: an unknown option, or a value of the wrong type.
+    Their names are `known`, or by default `known_options`; messages name the `owner`.  Raises UsageError for another
+    name or a value of the wrong type.
     """
     annotated = _annotations(function)
     kinds_of = annotated if known is None else {name: annotated.get(name, [""]) for name in known}

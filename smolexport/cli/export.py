@@ -113,18 +113,14 @@ def _run(
     force: bool,
     threads: int | None,
     json: bool,
-    method: str,
-    stats: Path | None,
-    steps: int | None,
-    size: int | None,
-    target_kld: float | None,
     **request: Any,
 ) -> None:
     """Plan, and write unless that is all; `folder`: of several outputs, None for a single one."""
     from smolexport.files import made_folder
     from smolexport.heap import share_heap
 
-    calibration = options.calibration_of(method, stats, steps, size, target_kld, measure=not dry_run)
+    chosen = (request.pop(name) for name in options.CALIBRATION)
+    calibration = options.calibration_of(*chosen, measure=not dry_run)
     jobs = plan(force=None if dry_run else force, weights=not dry_run, calibration=calibration, **request)
     rows = [_facts(job, tensors=dry_run) for job in jobs]
     if dry_run:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from smolexport.cli import options
 from smolexport.cli.streams import print_json, say
 from smolexport.text import prose
-
-if TYPE_CHECKING:
-    from smolexport.run.generate import Generation
 
 
 @click.command("generate", short_help="Continue a text with a file or a checkpoint.")
@@ -62,7 +59,10 @@ def command(
                 if not json:
                     click.echo(_shown(event.text), nl=False)
             elif json:
-                print_json(_as_json(event, words))
+                speed = {key: getattr(event.timing, key) for key in ("ttft_ms", "prefill_tok_s", "decode_tok_s")}
+                stop_reason = event.stop_reason.value
+                facts = {"prompt": words, "text": event.text, "tokens": list(event.tokens), "stop_reason": stop_reason}
+                print_json({**facts, "speed": speed})
             else:
                 click.echo(_shown(event.tail))
                 t = event.timing
@@ -76,14 +76,3 @@ def command(
 def _shown(text: str) -> str:
     """`text` for stdout: unchanged for a file or pipe, without control characters for a terminal."""
     return prose(text) if sys.stdout.isatty() else text
-
-
-def _as_json(done: Generation, prompt: str) -> dict[str, object]:
-    t = done.timing
-    return {
-        "prompt": prompt,
-        "text": done.text,
-        "tokens": list(done.tokens),
-        "stop_reason": done.stop_reason.value,
-        "speed": {"ttft_ms": t.ttft_ms, "prefill_tok_s": t.prefill_tok_s, "decode_tok_s": t.decode_tok_s},
-    }

@@ -66,11 +66,7 @@ def byte_size(word: str) -> int:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words as keyword arguments: numbers, true and false, otherwise text.
-
-    Raises:
-        UsageError: another form, or one key with two values.
-    """
+    """`KEY=VALUE` words as keyword arguments: numbers, true and false, otherwise text; raises UsageError."""
     given: dict[str, str] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -161,6 +157,9 @@ def calibration(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--max-kld", hidden=True, expose_value=False, callback=_renamed),
     )(command)  # fmt: skip
+
+
+CALIBRATION = ("method", "stats", "steps", "size", "target_kld")
 
 
 def calibration_of(

@@ -31,15 +31,9 @@ class Cluster:
     """A `SweepEngine` on a Ray cluster."""
 
     def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
-        """Connect.
+        """Connect to the cluster at `address` or else RAY_ADDRESS, or start one on this machine for this process.
 
-        Args:
-            jobs: tasks at a time.
-            address: of a running cluster; None = that of RAY_ADDRESS, else a new one on this machine for this process.
-
-        Raises:
-            MissingDependencyError: Ray is not installed.
-            UsageError: no cluster answers.
+        Raises MissingDependencyError without Ray, UsageError if no cluster answers.
         """
         given = address or os.environ.get("RAY_ADDRESS")
         if given is None:

@@ -29,15 +29,10 @@ USUAL_THREADS = 4  # per task, unless the number of jobs is given
 
 
 class SweepEngine(Protocol):
-    """Where tasks run, each in a fresh process: this machine or a Ray cluster.  Retries are the driver's.
+    """Where tasks run, each in a fresh process: this machine or a Ray cluster.  Retries are the driver's."""
 
-    Attributes:
-        jobs: tasks at a time.
-        threads: of each task.
-    """
-
-    jobs: int
-    threads: int
+    jobs: int  # tasks at a time
+    threads: int  # of each task
 
     def start(self, task: Task) -> None:
         """Start `task`; at most `jobs` are under way.  Raises SessionError."""
@@ -81,17 +76,9 @@ def sweep(
     engine: Callable[[int | None], SweepEngine],
     progress: SweepProgress,
 ) -> list[TaskRow]:
-    """Run all tasks that are not done; writes sweep.json in `out`.
+    """Run all tasks that are not done, and write sweep.json in `out`; returns a row for each task, in their order.
 
-    Args:
-        sources: the checkpoints.
-        tasks: what `tasks_of` made of them.
-        out: folder of the outputs.
-        engine: opens the engine, if any task has to run; takes the descriptor of a lock for its processes to hold.
-        progress: follows each step.
-
-    Returns:
-        A row for each task, in their order.
+    `engine` is opened only if a task has to run, with the descriptor of a lock for its processes to hold.
 
     Raises:
         OutputError: the folder cannot be written to, or another sweep runs in it.
@@ -127,11 +114,7 @@ def sweep(
 
 @contextmanager
 def _opened(out: Path) -> Iterator[tuple[str, int | None]]:
-    """Work in the folder `out`, made if missing; yields its mark and the lock's descriptor.
-
-    Raises:
-        OutputError: it cannot be made or written to, or another sweep runs in it.
-    """
+    """Work in the folder `out`, created if missing; yields its mark and the lock's descriptor.  Raises OutputError."""
     check_parent(out)
     state = out / STATE
     if os.path.lexists(out / TABLE) and not state.is_dir():

@@ -127,12 +127,8 @@ def _of_hub(source: SweepSource) -> bool:
 def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Every requested (format, scheme), and a line for each scheme that a format does not have.
 
-    Args:
-        formats: format names; None = every installed converter.
-        quants: schemes, for all formats that have them, or `FORMAT:SCHEME` for one.
-
-    Raises:
-        UsageError: an unknown format, or a scheme that no format has.
+    `formats`: None = every installed converter; `quants`: schemes for all formats that have them, or `FORMAT:SCHEME`
+    for one.  Raises UsageError for an unknown format, or a scheme that no format has.
     """
     names = plugins.converters() if formats is None else list(formats)
     if not names or len(set(names)) < len(names):
@@ -159,10 +155,9 @@ def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tu
 
 
 def tasks_of(sources: Sequence[SweepSource], requested: Sequence[tuple[str, str]], config: SweepConfig) -> list[Task]:
-    """A task for each checkpoint and each of the `requested` (format, scheme).
+    """A task for each checkpoint and each `requested` (format, scheme).
 
-    Raises:
-        UsageError: the outputs of a checkpoint would go into a checkpoint, or into a name that the sweep itself uses.
+    Raises UsageError if outputs would go into a checkpoint, or under a name that the sweep itself uses.
     """
     for source in sources:
         target = Path(config.out) / source.name

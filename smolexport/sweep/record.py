@@ -194,11 +194,7 @@ class Hashes:
         self._known: dict[str, list[Any]] = {name: value for name, value in entries if _is_entry(value)}
 
     def fingerprint(self, folder: Path) -> str:
-        """One hash for names and contents of all files of the checkpoint in `folder`.
-
-        Raises:
-            CheckpointError: a file cannot be read.
-        """
+        """One hash for names and contents of all files of the checkpoint in `folder`; raises CheckpointError."""
         total, paths = hashlib.sha256(), files_of(folder)
         try:
             with ThreadPoolExecutor(4, thread_name_prefix="hash") as pool:

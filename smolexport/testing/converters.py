@@ -1,4 +1,4 @@
-"""What every converter must do, as tests to subclass.
+"""What every converter must do: tests to subclass.
 
     class TestMyFormat(ConverterTests):
         converter: ClassVar[Converter] = smolexport_to_mine
@@ -28,7 +28,7 @@ from smolexport.conversion.prepare import Job
 from smolexport.errors import OutputError, TensorError, UsageError
 from smolexport.model.arch import architectures
 from smolexport.model.checkpoint import Checkpoint, open_checkpoint
-from smolexport.model.spec import ModelSpec, Role, Tensor
+from smolexport.model.spec import Role, Tensor
 from smolexport.model.weights import fingerprint, read_back
 from smolexport.testing.checkpoints import model_of, write_checkpoint, write_tokenizer
 
@@ -58,26 +58,29 @@ class ConverterTests:
         return open_checkpoint(folder)
 
     def planned(self, checkpoint: Checkpoint, scheme: str) -> Plan:
-        """The plan of `checkpoint` in `scheme`; skips an architecture that the format refuses."""
+        """The plan of `checkpoint` in `scheme`; skips the test if the format refuses the architecture."""
         reasons = self.converter.check(checkpoint.spec)
         if reasons:
             pytest.skip(f"{self.converter.FORMAT}: {reasons[0]}")
         return self.converter.plan(model_of(checkpoint), scheme)
 
     def write(self, plan: Plan, checkpoint: Checkpoint, path: Path, **options: Any) -> list[Path]:
-        """Write a plan as the driver does; returns the files."""
+        """Write a plan as an export does; returns the files."""
         return list(write(Job(self.converter, checkpoint, plan, path), **options).files)
 
-    def read_back(self, path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
-        """Every tensor of `path`, decoded."""
-        return read_back(self.converter.weights(path), path, spec)
+    def decoded(
+        self, path: Path, checkpoint: Checkpoint
+    ) -> Iterator[tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]]:
+        """Every tensor of `path`, its decoded values and those of the checkpoint."""
+        for tensor, values in read_back(self.converter.weights(path), path, checkpoint.spec):
+            yield tensor, values, checkpoint.stored[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
 
     def target(self, tmp_path: Path) -> Path:
-        """Where the output goes."""
+        """The path of the output."""
         return tmp_path / f"out{self.converter.SUFFIX}"
 
     def test_default_is_a_scheme(self) -> None:
-        """The default and every listed scheme are found by their names; others are refused."""
+        """The default and every listed scheme are found by name; others are refused."""
         assert self.converter.find_scheme(self.converter.DEFAULT).name in self.converter.SCHEMES
         for name, scheme in self.converter.SCHEMES.items():
             assert self.converter.find_scheme(name).name == name
@@ -86,7 +89,7 @@ class ConverterTests:
             self.converter.find_scheme("no such scheme")
 
     def test_plan_names_every_tensor_once_and_writes_nothing(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        """All tensors of the spec are planned under distinct names, in formats that fit."""
+        """The plan has all tensors of the spec, under distinct names, in formats that fit."""
         before = sorted(tmp_path.rglob("*"))
         plan = self.planned(checkpoint, self.converter.DEFAULT)
         assert {e.tensor for e in plan.entries if e.tensor} == set(checkpoint.spec.tensors())
@@ -99,15 +102,15 @@ class ConverterTests:
         """Reading back inverts every renaming, reordering and cast."""
         plan = self.planned(checkpoint, self.exact)
         self.write(plan, checkpoint, self.target(tmp_path), threads=2)
-        back = dict(self.read_back(self.target(tmp_path), checkpoint.spec))
-        assert set(back) == set(checkpoint.spec.tensors())
-        for tensor, values in back.items():
-            original = checkpoint.stored[tensor].read_rows().astype(np.float32)
-            np.testing.assert_array_equal(values, original.reshape(tensor.shape))
+        seen = set()
+        for tensor, values, original in self.decoded(self.target(tmp_path), checkpoint):
+            np.testing.assert_array_equal(values, original)
+            seen.add(tensor)
+        assert seen == set(checkpoint.spec.tensors())
         assert fingerprint(self.converter.weights(self.target(tmp_path))) == fingerprint(checkpoint.stored)
 
     def test_rows_are_read_in_any_pieces(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        """Any stretch of rows of any tensor is the same stretch of the whole."""
+        """Any range of rows of any tensor equals the same range of the whole."""
         plan = self.planned(checkpoint, self.converter.DEFAULT)
         self.write(plan, checkpoint, self.target(tmp_path))
         for tensor, stored in self.converter.weights(self.target(tmp_path)).items():
@@ -118,18 +121,18 @@ class ConverterTests:
                     np.testing.assert_array_equal(stored.read_rows(start, stop), whole[start:stop])
 
     def test_portable_schemes_are_kept(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        """A format that offers `int4` or `int8` holds exactly the weights that `conversion.portable` defines."""
+        """A file in `int4` or `int8` holds exactly the weights that `conversion.portable` defines."""
         for scheme in portable.SCHEMES.keys() & self.converter.SCHEMES.keys():
             plan = self.planned(checkpoint, scheme)
             self.write(plan, checkpoint, self.target(tmp_path), force=True)
-            for tensor, values in self.read_back(self.target(tmp_path), checkpoint.spec):
+            for tensor, values, _ in self.decoded(self.target(tmp_path), checkpoint):
                 lattice = portable.storage_of(tensor, scheme).lattice
                 rows = checkpoint.stored[tensor].read_rows()
                 defined = lattice.decode(lattice.encode(rows), rows.shape[1]).reshape(tensor.shape)
                 np.testing.assert_array_equal(values, defined)
 
     def test_bits_are_chosen_matrix_by_matrix(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        """A format that offers `auto-bits` gives each matrix the decided bits, and knows how much it will write."""
+        """In `auto-bits` each matrix gets its chosen bits, and the size of the output is known beforehand."""
         if portable.AUTO_BITS not in self.converter.SCHEMES:
             pytest.skip(f"{self.converter.FORMAT} offers no {portable.AUTO_BITS}")
         bit_choices = bit_choices_of([self.converter], checkpoint.spec)
@@ -142,8 +145,7 @@ class ConverterTests:
         assert self.converter.lint(self.target(tmp_path)) == []
         limits = {4: 0.12, 5: 0.06, 6: 0.03, 8: 0.006}
         assert set(bits) == {t for t in checkpoint.spec.tensors() if t.is_matrix}
-        for tensor, values in self.read_back(self.target(tmp_path), checkpoint.spec):
-            original = checkpoint.stored[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
+        for tensor, values, original in self.decoded(self.target(tmp_path), checkpoint):
             error = float(np.linalg.norm(values - original) / np.linalg.norm(original))
             assert error <= limits[bits.get(tensor, 8)], tensor
             assert tensor not in bits or error > limits[bits[tensor]] / 4, tensor
@@ -155,8 +157,7 @@ class ConverterTests:
         for scheme, error in self.coarse.items():
             plan = self.planned(checkpoint, scheme)
             self.write(plan, checkpoint, self.target(tmp_path), force=True)
-            for tensor, values in self.read_back(self.target(tmp_path), checkpoint.spec):
-                original = checkpoint.stored[tensor].read_rows().astype(np.float32).reshape(tensor.shape)
+            for tensor, values, original in self.decoded(self.target(tmp_path), checkpoint):
                 assert np.linalg.norm(values - original) <= error * np.linalg.norm(original), (scheme, tensor)
 
     def test_threads_do_not_change_the_output(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ class ConverterTests:
         assert sum(seen) == plan.nbytes
 
     def test_output_describes_itself(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        """The output is recognised, and its description agrees with the plan."""
+        """The output is recognised, and `describe` agrees with the plan."""
         plan = self.planned(checkpoint, self.converter.DEFAULT)
         path = self.target(tmp_path)
         assert not self.converter.recognises(path)
