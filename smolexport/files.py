@@ -256,22 +256,17 @@ def _hidden(path: Path) -> Path:
     return path.parent / f"{_prefix(path)}{secrets.token_hex(4)}{SUFFIX}"
 
 
-def _link(partial: Path, path: Path) -> bool:
-    """Give `partial` its final name unless that is taken; False if the file system has no hard links.
-
-    A link fails if the name exists, in one step: of two exports to one name exactly one succeeds.
-    """
-    try:
-        path.hardlink_to(partial)
-    except OSError:
-        if os.path.lexists(path):
-            raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it") from None
-        return False
-    return True
-
-
 def _publish(partial: Path, path: Path, force: bool) -> None:
-    if force or not _link(partial, path):
+    """Give `partial` its final name; without `force` only if that is free."""
+    linked = False
+    if not force:
+        try:
+            path.hardlink_to(partial)  # fails if the name exists, in one step: of two exports exactly one succeeds
+            linked = True
+        except OSError:  # or the file system has no hard links
+            if os.path.lexists(path):
+                raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it") from None
+    if not linked:
         partial.replace(path)
     _flush(path.parent)
 

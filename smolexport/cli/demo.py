@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,18 +84,16 @@ def _playable(files: list[Path]) -> tuple[list[Path], list[str]]:
     """The files whose runtime is installed, none without the reference; and how to install the others."""
     from smolexport import plugins
 
-    found, lacking, reference = [], [], True
-    try:
-        plugins.checkpoint_runtime()
-    except MissingDependencyError as error:
-        lacking, reference = [str(error)], False
-    for path in files:
+    def lacking(find: Callable[..., object], *path: Path) -> str | None:
         try:
-            plugins.runtime_for(path)
-            found.append(path)
+            find(*path)
         except MissingDependencyError as error:
-            lacking.append(str(error))
-    return found if reference else [], list(dict.fromkeys(lacking))
+            return str(error)
+        return None
+
+    reference, lines = lacking(plugins.checkpoint_runtime), [lacking(plugins.runtime_for, path) for path in files]
+    found = [path for path, line in zip(files, lines, strict=True) if line is None and reference is None]
+    return found, list(dict.fromkeys(line for line in (reference, *lines) if line))
 
 
 def _play(files: list[Path], marks: dict[str, str], lacking: list[str], threads: int | None, json: bool) -> list[str]:

@@ -43,9 +43,10 @@ def _facts(only: str | None) -> dict[str, Any]:
     from smolexport.model.arch import architectures
 
     names = plugins.converters() if only is None else [only]
-    formats = {}
+    formats, settings = {}, {}
     for name in names:
         module = plugins.converter(name)
+        settings[name] = dict(module.OPTIONS)
         marks = {"default": module.find_scheme(module.DEFAULT).name}
         with suppress(UsageError):  # not every format has a 4-bit scheme
             marks["best4"] = module.find_scheme("best4").name
@@ -53,7 +54,6 @@ def _facts(only: str | None) -> dict[str, Any]:
             s.name: s.about + "".join(f" ({word})" for word, scheme in marks.items() if scheme == s.name)
             for s in module.SCHEMES.values()
         }
-    settings = {name: dict(plugins.converter(name).OPTIONS) for name in names}
     facts: dict[str, Any] = {"formats": formats, "options": settings}
     if only is None:
         facts["architectures"] = architectures()

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,21 @@ def write_checkpoint(
         for file in (tokenizer / name for name in TOKENIZER_FILES):
             if file.exists():
                 shutil.copy(file, folder / file.name)
-        overrides.setdefault("vocab_size", _vocabulary(tokenizer / "tokenizer.json"))
+        content = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+        ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content.get("added_tokens", ()))]
+        overrides.setdefault("vocab_size", max(ids) + 1)
     config = tiny_config(model_type, dtype=dtype, old_style=old_style, **overrides)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     tensors = list(random_tensors(load_spec(config), seed=seed, dtype=dtype))
-    if shards == 1:
-        write_safetensors(folder / "model.safetensors", dict(tensors))
-    else:
-        _write_shards(folder, tensors, shards)
+    places: dict[str, str] = {}
+    for number in range(shards):
+        part = dict(tensors[number * len(tensors) // shards : (number + 1) * len(tensors) // shards])
+        name = "model.safetensors" if shards == 1 else f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        write_safetensors(folder / name, part)
+        places |= dict.fromkeys(part, name)
+    if shards > 1:
+        index = {"metadata": {"total_size": sum(a.nbytes for _, a in tensors)}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
 
 
@@ -174,24 +181,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in tensors.values():
             file.write(np.ascontiguousarray(array).tobytes())
-
-
-def _write_shards(folder: Path, tensors: Sequence[tuple[str, NDArray[Any]]], shards: int) -> None:
-    places: dict[str, str] = {}
-    for number in range(shards):
-        part = dict(tensors[number * len(tensors) // shards : (number + 1) * len(tensors) // shards])
-        name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        write_safetensors(folder / name, part)
-        places |= dict.fromkeys(part, name)
-    index = {"metadata": {"total_size": sum(a.nbytes for _, a in tensors)}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-
-def _vocabulary(file: Path) -> int:
-    """The number of ids that a tokenizer.json uses, by its largest one."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    ids = [*content["model"]["vocab"].values(), *(t["id"] for t in content.get("added_tokens", ()))]
-    return int(max(ids)) + 1
 
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
