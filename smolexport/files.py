@@ -87,11 +87,13 @@ def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) 
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():
-        raise OutputError(f"{path}: is not a folder, and one is to be written; give another name with -o")
+        raise OutputError(f"{path}: is not a folder, and the output is one; give another name with -o")
     if not any(path.iterdir()):
         return
     if not replaceable(path):
-        raise OutputError(f"{path}: is a folder with other things in it, never replaced; give another name with -o")
+        raise OutputError(
+            f"{path}: is a folder but not an earlier output, so it is never replaced; give another name with -o"
+        )
     if not force:
         raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
 
@@ -128,7 +130,7 @@ def refuse_own_source(path: Path, source: Path, *, folder: bool, ours: Callable[
     target = path.resolve()
     for what, place in (("the checkpoint", source.resolve()), ("the working folder", Path.cwd())):
         if folder and (place == target or target in place.parents):
-            raise OutputError(f"{path}: is or holds {what}, which is never replaced; give another name with -o")
+            raise OutputError(f"{path}: is or contains {what}, which is never replaced; give another name with -o")
     if not folder and target.parent == source.resolve() and target.exists() and not ours(target):
         raise OutputError(f"{path}: is a file of the checkpoint itself, never replaced; give another name with -o")
 

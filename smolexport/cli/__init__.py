@@ -82,7 +82,7 @@ def _interrupted() -> str:
     if not left:
         return "interrupted; nothing was left half-written"
     more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-    return f"interrupted; cannot be removed, do it yourself: {', '.join(left[:NAMED])}{more}"
+    return f"interrupted; remove what could not be removed: {', '.join(left[:NAMED])}{more}"
 
 
 def _leave() -> NoReturn:

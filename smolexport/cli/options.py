@@ -71,7 +71,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"--set {setting}: should have the form KEY=VALUE")
+            raise UsageError(f"--set {setting}: must have the form KEY=VALUE")
         first = given.setdefault(key, value)
         if first != value:
             raise UsageError(f"--set {key}: is given twice, as {first} and as {value}")
@@ -102,7 +102,7 @@ def together(*options: Decorator) -> Decorator:
 def _renamed(context: click.Context, option: click.Parameter, value: str | None) -> None:
     """Refuse the former name of --target-kld."""
     if value is not None:
-        raise click.BadParameter("is the name of a threshold of compare; say --target-kld.", context, option)
+        raise click.BadParameter("is a threshold of compare; use --target-kld.", context, option)
 
 
 checkpoint = click.argument("checkpoint", help="Checkpoint folder, hub id (owner/name), or the word demo.")
@@ -171,7 +171,7 @@ def calibration_of(
     from smolexport.calibration.trainer import DistilSettings
 
     if steps is not None and method != "distil":
-        raise UsageError(f"--steps {steps}: are those of a training, and {method} has none; give --method distil")
+        raise UsageError(f"--steps {steps}: applies only to training, and {method} has none; give --method distil")
     training = DistilSettings() if steps is None else DistilSettings(steps=steps)
     budget = Budget(size, target_kld, measure=measure, say=say) if size is not None or target_kld is not None else None
     return Calibration(method, stats, training=training, budget=budget)

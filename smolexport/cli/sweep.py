@@ -83,7 +83,7 @@ def command(
     from smolexport.sweep import driver, plan, table
 
     if address is not None and engine != "ray":
-        raise UsageError(f"--address {address}: is that of a Ray cluster; add --engine ray")
+        raise UsageError(f"--address {address}: applies only to a Ray cluster; add --engine ray")
     requested, skipped = plan.pairs(formats, schemes)
     words = (demo_text() if text is None else options.read_words(text)) if compare else None
     if not dry_run:

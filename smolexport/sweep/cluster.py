@@ -86,7 +86,7 @@ class Cluster:
                 time.sleep(STEP)  # here rather than in Ray, which turns a signal's exception into a SystemError
                 ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=0)
         except errors.RayError as error:
-            raise SessionError(f"the Ray cluster does not answer any more: {first_line(error)}") from error
+            raise SessionError(f"the Ray cluster no longer answers: {first_line(error)}") from error
         except SystemError as error:
             raise error.__cause__ or error from None
         task = self._running.pop(ready[0])

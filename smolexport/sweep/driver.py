@@ -128,7 +128,7 @@ def _opened(out: Path) -> Iterator[tuple[str, int | None]]:
     check_space(state, 0)
     # the processes of a sweep that was killed hold the lock until they have ended
     with (
-        locked(state / "lock", GRACE + 5, "is held: another sweep works in this folder; wait for it") as lock,
+        locked(state / "lock", GRACE + 5, "is locked: another sweep runs in this folder; wait for it") as lock,
         Provisional(lambda: _tidy(state)),
     ):
         _tidy(state)
@@ -221,7 +221,7 @@ def _ended(tasks: Sequence[Task], engine: SweepEngine, progress: SweepProgress) 
             progress.again(task, found, attempts[task] + 1)
             waiting.append(task)
         else:
-            reason = f"{task.title}: {found}, {ATTEMPTS} times; if memory is short, take fewer --jobs"
+            reason = f"{task.title}: {found}, {ATTEMPTS} times; if memory is short, use fewer --jobs"
             yield _failed(task, records.read_record(task), reason)
 
 

@@ -106,7 +106,7 @@ def _outcome(one: _Running) -> TaskRecord | str:
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
         return f"its process was ended by {name}"
-    last = errors.strip().splitlines()[-1:] or ["without a word"]
+    last = errors.strip().splitlines()[-1:] or ["no output on stderr"]
     return f"its process ended with code {code}: {printable(last[0], 300)}"
 
 

@@ -139,7 +139,7 @@ def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tu
     for word in quants:
         one, colon, scheme = word.partition(":")
         if colon and one not in modules:
-            raise UsageError(f"--quant {word}: the format '{one}' is none of those asked for: {', '.join(modules)}")
+            raise UsageError(f"--quant {word}: the format '{one}' is not one of those requested: {', '.join(modules)}")
         lacking: dict[str, UsageError] = {}
         for name in [one] if colon else names:
             try:
@@ -150,7 +150,7 @@ def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tu
             refusal = next(iter(lacking.values()))
             many = f"--quant {word}: none of {', '.join(lacking)} has such a scheme; `smolexport list` names them"
             raise refusal if len(lacking) == 1 else UsageError(many)
-        lines += [f"{name} has no scheme {word}: left out" for name in lacking]
+        lines += [f"{name} has no scheme {word}: skipped" for name in lacking]
     return sorted(found, key=lambda pair: names.index(pair[0])), lines
 
 
@@ -163,7 +163,7 @@ def tasks_of(sources: Sequence[SweepSource], requested: Sequence[tuple[str, str]
         target = Path(config.out) / source.name
         inside = source.folder in (target.resolve(), target.parent.resolve())
         if source.name in (STATE, TABLE, "..") or (source.folder and inside):
-            raise UsageError(f"{target}: is not a place for the outputs of {source.given}; give another folder with -o")
+            raise UsageError(f"{target}: cannot hold the outputs of {source.given}; give another folder with -o")
     return [
         Task(
             source.given, source.name, folder, form, scheme, config, origin=source.given if _of_hub(source) else folder

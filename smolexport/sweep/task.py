@@ -45,7 +45,7 @@ def attempt(task: Task) -> TaskRecord:
     except SmolexportError as error:
         line = str(error)
     except MemoryError:
-        line = f"{task.folder}: out of memory; take fewer --jobs"
+        line = f"{task.folder}: out of memory; use fewer --jobs"
     except OSError as error:
         line = f"{error.filename or task.folder}: {error.strerror or error}"
     except Exception as error:  # of a library, unforeseen: it ends this task, not the sweep
@@ -65,11 +65,11 @@ def _mark(task: Task) -> Path:
 def _check_place(task: Task) -> None:
     """Refuse a machine that does not see what the driver sees, or has another version of smolexport."""
     host, here = socket.gethostname(), installed_version()
-    shared = "it must lie on storage that all machines share"
+    shared = "it must be on storage that all machines share"
     if not _mark(task).exists():
         raise OutputError(f"{task.config.out}: is not the same folder on {host}; {shared}")
     if not Path(task.folder).is_dir():
-        raise CheckpointError(f"{task.folder}: is not there on {host}; {shared}")
+        raise CheckpointError(f"{task.folder}: does not exist on {host}; {shared}")
     if task.config.version != here:
         raise UsageError(f"smolexport is {here} on {host} and {task.config.version} where the sweep was started")
 
@@ -131,7 +131,7 @@ def _check_ours(task: Task, found: TaskRecord, target: Path) -> None:
         raise OutputError(f"{place}: exists already, not made by a sweep; remove it or pass --force")
     if found.source != task.origin:
         way = "name both in one sweep, give another folder with -o, or pass --force"
-        raise OutputError(f"{place}: is made of {found.source}; {way}")
+        raise OutputError(f"{place}: was made from {found.source}; {way}")
 
 
 def _check_unchanged(task: Task) -> None:

@@ -64,7 +64,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     lab = config.stash.get(_LAB, None)
     if lab is None:
         return None
-    gate = lab.gate or f"none (no {_GATE} here): only finite logits are asked for"
+    gate = lab.gate or f"none (no {_GATE} here): only finite logits are required"
     return f"smolexport: {len(lab.files)} files against {lab.checkpoint}, gate: {gate}"
 
 

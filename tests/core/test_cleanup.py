@@ -147,7 +147,7 @@ def test_what_cannot_be_undone_is_named_until_it_can(tmp_path: Path) -> None:
         (tmp_path / "a" / "b").touch()
     assert undo_all() == [tmp_path / "a", tmp_path / "a" / "b"]
     said = cli._interrupted()
-    assert said == f"interrupted; cannot be removed, do it yourself: {tmp_path / 'a'}, {tmp_path / 'a' / 'b'}"
+    assert said == f"interrupted; remove what could not be removed: {tmp_path / 'a'}, {tmp_path / 'a' / 'b'}"
     busy = False
     assert cli._interrupted() == "interrupted; nothing was left half-written"
     assert names(tmp_path) == []
@@ -273,7 +273,7 @@ Path.unlink = refuse
     code, err = ended(SLOW.replace("SLOW", "0") + stuck, *argv, signals=1)
     [left] = [path for path in tmp_path.iterdir() if "out.gguf" in path.name]
     assert code == 130
-    assert err.splitlines()[-1] == f"smolexport: interrupted; cannot be removed, do it yourself: {left}"
+    assert err.splitlines()[-1] == f"smolexport: interrupted; remove what could not be removed: {left}"
 
 
 def storm(runs: int, place: Path, *words: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -201,7 +201,7 @@ def test_one_sweep_at_a_time_in_a_folder(
         writer(tmp_path / "out")
         monkeypatch.setattr(driver, "GRACE", -5)  # no patience
         refused = call("sweep", small, "--formats", "gguf", "-o", tmp_path / "out", *QUICK)
-        assert_refused(refused, f"{tmp_path}/out/.sweep/lock: is held: another sweep works in this folder")
+        assert_refused(refused, f"{tmp_path}/out/.sweep/lock: is locked: another sweep runs in this folder")
 
 
 class Deadly:
@@ -273,7 +273,7 @@ def test_what_a_process_cannot_tell(small: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     engine = Local(1)
     engine.start(task)
-    assert engine.wait() == (task, "its process ended with code 1: without a word")
+    assert engine.wait() == (task, "its process ended with code 1: no output on stderr")
     monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
     with pytest.raises(SessionError, match="nothing: a process cannot be started: No such file"):
         engine.start(task)
