@@ -61,15 +61,12 @@ def first_line(error: BaseException) -> str:
 
 
 def _escaped(text: str, kept: str) -> str:
-    return text if text.isprintable() else "".join(c if c in kept or _is_seen(c) else _escape(c) for c in text)
-
-
-def _is_seen(character: str) -> bool:
-    return character.isprintable() or category(character) == "Zs"  # the spaces of French and Japanese
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    if text.isprintable():
+        return text
+    visible = (c in kept or c.isprintable() or category(c) == "Zs" for c in text)  # Zs: spaces, as in French, Japanese
+    return "".join(
+        c if seen else c.encode("unicode_escape").decode("ascii") for c, seen in zip(text, visible, strict=True)
+    )
 
 
 def _cut(text: str, limit: int | None) -> str:

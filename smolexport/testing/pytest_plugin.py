@@ -16,6 +16,7 @@ Unused, the plugin costs the import of this file: nothing else is loaded before 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def smolexport_comparison(pytestconfig: pytest.Config) -> Comparison:
     lab = _lab(pytestconfig)
     if not lab.files:
         pytest.fail("smolexport_comparison needs --smolexport-file", pytrace=False)
-    found = lab.comparison()
+    found = lab.comparison
     return pytest.fail(str(found), pytrace=False) if isinstance(found, Exception) else found
 
 
@@ -118,18 +119,16 @@ class _Lab:
         self.gate = self.folder / given if given else next(filter(Path.is_file, usual), None)
         self._text = config.getoption("smolexport_text")
         self._max_windows = config.getoption("smolexport_max_windows")
-        self._comparison: Comparison | SmolexportError | None = None
         self._alone: dict[int, CandidateResult | SmolexportError] = {}
 
+    @cached_property
     def comparison(self) -> Comparison | SmolexportError:
         """All files at once; an error, of whichever file, is kept like a result."""
-        if self._comparison is None:
-            self._comparison = self._compare(self.files)
-        return self._comparison
+        return self._compare(self.files)
 
     def result(self, index: int) -> CandidateResult | SmolexportError:
         """One file's figures; if the comparison of all fails, each file's own, so that a bad one fails alone."""
-        found = self.comparison()
+        found = self.comparison
         if not isinstance(found, Exception):
             return found.candidates[index]
         if len(self.files) == 1:
