@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Protocol
 
 from smolexport.cleanup import Provisional
-from smolexport.conversion.prepare import prepare
+from smolexport.conversion.prepare import output_size, prepare
 from smolexport.errors import CheckpointError, OutputError, SmolexportError
 from smolexport.files import atomic_file, check_parent, check_space, locked
 from smolexport.sweep import record as records
@@ -184,19 +185,18 @@ def _planned(task: Task) -> TaskRow:
         ).plan  # fmt: skip
     except SmolexportError as refused:
         return _failed(task, found, str(refused))
-    size = plan.nbytes + sum(companion.nbytes for companion in plan.companions)
-    sizes = {"bytes": size, "bits_per_weight": round(plan.bits_per_weight, 4), "notes": plan.fallback_lines()}
+    sizes = {
+        "bytes": output_size(plan),
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "notes": plan.fallback_lines(),
+    }
     return TaskRow(task, "to do", replace(found, exported=sizes, compared=None, error=""))
 
 
 def _interleaved(tasks: Sequence[Task]) -> list[Task]:
     """One task of each checkpoint, then another of each: tasks at work seldom wait for the same reference."""
-    seen: dict[str, int] = {}
-    turns = []
-    for task in tasks:
-        seen[task.name] = seen.get(task.name, 0) + 1
-        turns.append(seen[task.name])
-    return [tasks[place] for place in sorted(range(len(tasks)), key=turns.__getitem__)]
+    groups = [list(group) for _, group in groupby(tasks, key=lambda task: task.name)]
+    return [task for turn in zip_longest(*groups) for task in turn if task]
 
 
 def _ended(tasks: Sequence[Task], engine: SweepEngine, progress: SweepProgress) -> Iterator[TaskRow]:

@@ -46,7 +46,7 @@ def test_it_tells_what_it_does(tiny: Path, tmp_path: Path) -> None:
     replaced = call(*line, "--seed", "3", "--force")
     assert replaced.code == 0
     short = call(*line[:-1], "4096", "--force")
-    assert "note: that is 2,048 tokens, less than the 4,096 asked for" in short.err
+    assert "note: that is 2,048 tokens of the 4,096 requested" in short.err
 
 
 def test_it_goes_on(tiny: Path, tmp_path: Path) -> None:
