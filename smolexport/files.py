@@ -61,41 +61,33 @@ def check_target(
         OutputError: any of these.
     """
     try:
-        if replaceable is None:
-            _check_file(path, force, option)
-        else:
-            _check_folder(path, force, replaceable)
+        _check_free(path, force, replaceable, option)
         check_space(path.parent, nbytes, option=option)
     except OSError as error:  # a name that no file can have, a disk that does not answer
         raise OutputError(f"{path}: {error.strerror or error}; give another name with {option}") from error
 
 
-def _check_file(path: Path, force: bool, option: str) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; give a file name with {option}")
-    if path.is_symlink() and not path.exists():
-        raise OutputError(f"{path}: is a link to nothing; remove it, or give another name with {option}")
-    if path.exists() and not path.is_file():
-        raise OutputError(
-            f"{path}: is a device or pipe, not a file that can be replaced; give another name with {option}"
-        )
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with {option}")
-
-
-def _check_folder(path: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_symlink() or not path.is_dir():
-        raise OutputError(f"{path}: is not a folder, and the output is one; give another name with -o")
-    if not any(path.iterdir()):
-        return
-    if not replaceable(path):
-        raise OutputError(
-            f"{path}: is a folder but not an earlier output, so it is never replaced; give another name with -o"
-        )
-    if not force:
-        raise OutputError(f"{path}: exists already; pass --force to replace it, or another name with -o")
+def _check_free(path: Path, force: bool, replaceable: Callable[[Path], bool] | None, option: str = "-o") -> None:
+    """Refuse a target that cannot be written or replaced; arguments and error as for `check_target`."""
+    exists, refusal = path.is_symlink() or path.exists(), ""
+    if replaceable is None:
+        if path.is_dir():
+            refusal = "is a folder; give a file name"
+        elif exists and not path.exists():
+            refusal = "is a link to nothing; remove it, or give another name"
+        elif exists and not path.is_file():
+            refusal = "is a device or pipe, not a file that can be replaced; give another name"
+    elif exists:
+        if path.is_symlink() or not path.is_dir():
+            refusal = "is not a folder, and the output is one; give another name"
+        elif not any(path.iterdir()):
+            exists = False
+        elif not replaceable(path):
+            refusal = "is a folder but not an earlier output, so it is never replaced; give another name"
+    if exists and not force:
+        refusal = refusal or "exists already; pass --force to replace it, or another name"
+    if refusal:
+        raise OutputError(f"{path}: {refusal} with {option}")
 
 
 def check_space(folder: Path, nbytes: int, *, option: str = "-o") -> None:
@@ -278,7 +270,7 @@ def _publish_folder(partial: Path, path: Path, aside: Path, replaceable: Callabl
     if taken:
         if replaceable is None:
             raise OutputError(f"{path}: appeared while it was being written; pass --force to replace it")
-        _check_folder(path, True, replaceable)  # once more: minutes have passed
+        _check_free(path, True, replaceable)  # once more: minutes have passed
     _flush(partial)
     if taken:
         path.rename(aside)
