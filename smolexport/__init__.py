@@ -1,4 +1,4 @@
-"""smolexport: small language models to quantized GGUF, MLX and ONNX, each file held against the bf16 original.
+"""smolexport: small language models as quantized GGUF, MLX and ONNX files, each compared with the bf16 original.
 
     import smolexport
 
@@ -47,30 +47,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Comparison": "smolexport.parity.results",
-    "FileInfo": "smolexport.conversion.inspect",
-    "Export": "smolexport.conversion.pipeline",
-    "Generation": "smolexport.run.generate",
-    "ModelSpec": "smolexport.model.spec",
-    "Sampling": "smolexport.run.sampling",
-    "Settings": "smolexport.parity.inputs",
-    "SmolexportError": "smolexport.errors",
-    "Thresholds": "smolexport.parity.thresholds",
-    "compare": "smolexport.api",
-    "export": "smolexport.conversion.pipeline",
-    "export_all": "smolexport.conversion.pipeline",
-    "fingerprint": "smolexport.api",
-    "generate": "smolexport.api",
-    "inspect": "smolexport.api",
-    "load_spec": "smolexport.model.arch",
-    "read_back": "smolexport.api",
+    "api": ("compare", "fingerprint", "generate", "inspect", "read_back"),
+    "conversion.inspect": ("FileInfo",),
+    "conversion.pipeline": ("Export", "export", "export_all"),
+    "errors": ("SmolexportError",),
+    "model.arch": ("load_spec",),
+    "model.spec": ("ModelSpec",),
+    "parity.inputs": ("Settings",),
+    "parity.results": ("Comparison",),
+    "parity.thresholds": ("Thresholds",),
+    "run.generate": ("Generation",),
+    "run.sampling": ("Sampling",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'smolexport' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"smolexport.{home}"), name)
+    raise AttributeError(f"module 'smolexport' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The verbs of the package that need a runtime or a file: compare, generate, inspect."""
+"""The functions of `import smolexport` that need a runtime or an exported file."""
 
 from __future__ import annotations
 
@@ -34,22 +34,21 @@ def compare(
     token: str | None = None,
     statistics: str | Path | None = None,
 ) -> Comparison:
-    """Hold exported files against their checkpoint.
+    """Compare exported files with their checkpoint.
 
     Args:
         checkpoint: folder, hub id, or `demo`.
         files: exported files of it.
-        text: what is scored; None = the demo's held-out text.
+        text: the text to score; None = the demo's held-out text.
         dtype: arithmetic of the reference, `bf16` or `f32`.
-        settings: how much is measured.
-        thresholds: what each file must reach; see `Comparison.passed`.
-        options: further options of the files' runtimes, each for those that know it, e.g. `{"kv_type": "f32"}` for
-            llama.cpp.
-        runtimes: names of runtimes to take for what they play, each of them; by default the first that is there.
-        ignore_config: keys of config.json that the caller vouches for as inert.
+        settings: what to measure.
+        thresholds: what each file must meet; see `Comparison.passed`.
+        options: options of the files' runtimes, each for those that have it, e.g. `{"kv_type": "f32"}` for llama.cpp.
+        runtimes: names of runtimes; each file runs on all of them that can run it.  Empty = the first installed one.
+        ignore_config: keys of config.json to treat as inert.
         revision: hub revision.
         token: hub token.
-        statistics: folder of what the files were calibrated with; the scored tokens are looked for in its text.
+        statistics: folder of the statistics that the files were calibrated with, to detect scored tokens in its text.
 
     Raises:
         SmolexportError: a file or the checkpoint cannot be read, a runtime is missing, or a file was calibrated on the
@@ -88,7 +87,7 @@ def generate(
         max_tokens: most tokens to generate.
         sampling: how tokens are drawn; None = greedy.
         threads: None = one per physical core.
-        runtime: name of the one that runs it; None = the first that is there.
+        runtime: name of the runtime; None = the first installed one for the format.
 
     Raises:
         SmolexportError: the model cannot be read or its runtime is missing.
@@ -102,25 +101,16 @@ def generate(
 
 
 def inspect(path: str | Path) -> FileInfo:
-    """What an exported file holds, from its header.
-
-    Raises:
-        FileFormatError: damaged or of no known format.
-    """
+    """Metadata and tensors of an exported file, from its header.  Raises FileFormatError."""
     from smolexport.plugins import converter_for
 
     return converter_for(Path(path)).describe(Path(path))
 
 
 def read_back(path: str | Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
-    """The decoded weights of an exported file, in the checkpoint's own names, shapes and order of rows, one at a time.
+    """The decoded weights of an exported file, with the checkpoint's names, shapes and order of rows, one at a time.
 
-    Args:
-        path: exported file or folder.
-        spec: the model that it should hold, e.g. of `open_checkpoint`.
-
-    Raises:
-        FileFormatError: damaged, of no known format, or the tensors are not those of `spec`.
+    Raises FileFormatError, also if the tensors are not those of `spec`, e.g. `open_checkpoint(folder).spec`.
     """
     from smolexport.model import weights
     from smolexport.plugins import converter_for
@@ -129,11 +119,7 @@ def read_back(path: str | Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArr
 
 
 def fingerprint(path: str | Path, *, threads: int = 1) -> str:
-    """The weights fingerprint of an exported file: equal for two files exactly when all decoded weights are.
-
-    Raises:
-        FileFormatError: damaged or of no known format.
-    """
+    """The weights fingerprint, equal for two files exactly when all decoded weights are; raises FileFormatError."""
     from smolexport.model import weights
     from smolexport.plugins import converter_for
 

@@ -1,8 +1,8 @@
-"""What must not stay when the work is stopped, and the signals that stop it.
+"""Removal of half-written files when work is interrupted, and the signals that interrupt it.
 
-A signal raises its exception between any two steps, also before a `with` or a `finally` has taken hold, or while one is
-at work.  So whatever is made for a while is put down here before it is made, and crossed out when it is gone.  What is
-left by then is undone when the command or the interpreter ends.
+A signal raises its exception between any two steps: before a `with` or a `finally` takes effect, or in the midst of
+one.  So everything temporary is registered here before it is made, and unregistered when it is gone.  The rest is
+undone when the command or the interpreter ends.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ _provisional: dict[int, Provisional] = {}
 
 
 class Provisional:
-    """A block in which something is made on the disk; it is undone when the block ends."""
+    """A block that makes something on disk, which is undone when the block ends."""
 
     def __init__(self, undo: Callable[[], object], *paths: Path, keep: bool = False) -> None:
-        """Put it down.
+        """Register it.
 
-        Args:
-            undo: may be called at any time, also before anything is made, and again.
-            paths: what is not there when all is undone.
-            keep: it stays when the block ends without an error.
+        `undo` may be called at any time, even before anything is made, and repeatedly; afterwards none of the `paths`
+        exists.  With `keep` it is called only if the block ends in an error.
         """
         self.paths, self._undo, self._keep = paths, undo, keep
         _provisional[id(self)] = self
@@ -45,11 +43,11 @@ class Provisional:
             self.undo()
 
     def forget(self) -> None:
-        """It stays from now on."""
+        """Keep it from now on."""
         _provisional.pop(id(self), None)
 
     def undo(self) -> None:
-        """Undo it; what cannot be undone now stays on the list."""
+        """Undo it; what cannot be undone now stays registered."""
         try:
             self._undo()
         except FileNotFoundError:  # nothing was made
@@ -61,7 +59,7 @@ class Provisional:
 
 
 def undo_all() -> list[Path]:
-    """Undo whatever is provisional still, the latest first; returns what is there nevertheless."""
+    """Undo everything registered, the latest first; returns the paths that exist nevertheless."""
     for one in reversed(list(_provisional.values())):
         one.undo()
     return [path for one in list(_provisional.values()) for path in one.paths if os.path.lexists(path)]
@@ -73,33 +71,33 @@ if hasattr(os, "register_at_fork"):
 
 
 class Stopper:
-    """A handler of signals: the first one unwinds the work by an exception, the next one ends the process at once."""
+    """A signal handler: the first signal raises an exception, the next one ends the process at once."""
 
     def __init__(self, error: Callable[[], BaseException], end: Callable[[], NoReturn]) -> None:
-        """`error` makes what is raised; `end` undoes all and leaves."""
+        """`error` makes the exception; `end` undoes everything and exits."""
         self._error, self._end, self._stopping, self._hook = error, end, False, sys.unraisablehook
 
     def install(self, *numbers: signal.Signals) -> None:
-        """Catch these signals, but those that are ignored, as under nohup."""
+        """Handle these signals, except those that are ignored, as under nohup."""
         for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self)
         sys.unraisablehook = self._swallowed
 
     def finish(self) -> None:
-        """There is nothing left to unwind: from now on the first signal ends the process."""
+        """Nothing is left to unwind: from now on the first signal ends the process."""
         self._stopping = True
         sys.unraisablehook = self._hook
 
     def __call__(self, *_: object) -> NoReturn:
-        """What the system calls."""
+        """Handle a signal."""
         if self._stopping:
             self._end()
         self._stopping, self._raised = True, self._error()
         raise self._raised
 
     def _swallowed(self, found: sys.UnraisableHookArgs) -> None:
-        """Come back where a signal met a destructor or a callback, of which no exception gets out."""
+        """Send the signal again if it met a destructor or a callback, from which no exception escapes."""
         if not self._stopping or found.exc_value is not self._raised:
             self._hook(found)
             return

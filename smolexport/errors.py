@@ -1,22 +1,7 @@
-"""Every error that smolexport raises on purpose.
+"""Every error that smolexport raises on purpose; third-party exceptions are turned into these where they arise.
 
-    SmolexportError                 one line for a person; the command line prints it and exits with 2
-    ├── UsageError                  an argument that cannot be: unknown scheme, two outputs for one name …
-    │   └── MissingDependencyError  an optional library is not installed; carries the pip line
-    ├── CheckpointError             something in the checkpoint's folder is missing, damaged or contradictory
-    │   ├── ConfigError             config.json: a key that is missing, malformed or not understood
-    │   ├── TensorError             a tensor that is missing, unexpected, mis-shaped or not finite
-    │   └── TokenizerError          tokenizer.json and its companions
-    ├── UnsupportedError            a sound model that the target format or runtime cannot represent
-    ├── OutputError                 the output exists already, or could not be written
-    ├── FileFormatError             an exported file is damaged or not what its name says
-    ├── CalibrationError            statistics of a checkpoint that are missing, damaged or of another one
-    └── SessionError                a runtime session was used in a way that it cannot serve
-        ├── SessionClosedError      after close()
-        └── ContextOverflowError    more tokens than the session's context holds
-
-Third-party exceptions are turned into these where they arise.  Messages name the file or the tensor, what was
-found, and what to do.  Whatever the names in them hold, they come out as one line that a terminal can print.
+Messages name the file or the tensor, what was found, and what to do.  Whatever names they contain, they are printed as
+one line that is safe for a terminal.
 """
 
 from __future__ import annotations
@@ -28,18 +13,18 @@ from smolexport.text import one_line, reason
 
 
 class SmolexportError(Exception):
-    """Base of all deliberate errors."""
+    """Base of all errors; the command line prints one line and exits with 2."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
 
 
 class UsageError(SmolexportError):
-    """An argument or option that cannot be honoured."""
+    """An argument or option that cannot be used: an unknown scheme, two outputs of one name."""
 
 
 class MissingDependencyError(UsageError):
-    """An optional library is needed and not installed."""
+    """An optional library is not installed; the message says how to install it."""
 
 
 class CheckpointError(SmolexportError):
@@ -47,31 +32,31 @@ class CheckpointError(SmolexportError):
 
 
 class ConfigError(CheckpointError):
-    """A key of config.json is missing, malformed or not understood."""
+    """A key of config.json is missing, malformed or unknown."""
 
 
 class TensorError(CheckpointError):
-    """A tensor is missing, unexpected, mis-shaped or not finite."""
+    """A tensor is missing, unexpected, not finite or of the wrong shape."""
 
 
 class TokenizerError(CheckpointError):
-    """The tokenizer files are missing, damaged or of a kind that is not understood."""
+    """A tokenizer file is missing, damaged or of an unknown kind."""
 
 
 class UnsupportedError(SmolexportError):
-    """A sound model that the target cannot represent."""
+    """A valid model that the target format or runtime cannot represent."""
 
 
 class OutputError(SmolexportError):
-    """The output exists already or could not be written."""
+    """The output exists already or cannot be written."""
 
 
 class FileFormatError(SmolexportError):
-    """An exported file is damaged or of another kind."""
+    """An exported file is damaged or of another format."""
 
 
 class CalibrationError(SmolexportError):
-    """Statistics of a checkpoint are missing, damaged or of another one."""
+    """Statistics of a checkpoint are missing, damaged or belong to another one."""
 
 
 class SessionError(SmolexportError):
@@ -83,7 +68,7 @@ class SessionClosedError(SessionError):
 
 
 class ContextOverflowError(SessionError):
-    """More tokens than the session's context holds."""
+    """More tokens than the session's context length."""
 
 
 @contextmanager

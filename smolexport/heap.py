@@ -1,4 +1,4 @@
-"""Giving memory back to the system that the process holds on to without need; a no-op where it cannot be asked to."""
+"""Return memory that the process no longer needs to the system; does nothing where that is not possible."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ M_ARENA_MAX = -8  # of glibc's mallopt
 
 
 def give_back_heap() -> None:
-    """What is free in the heap.  Only glibc can be asked to."""
+    """Return the free part of the heap (glibc only)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def share_heap() -> None:
-    """One heap for all threads: what one has freed, the others use.  For the whole process, so not for a library to do.
+    """Let all threads share one heap (glibc only); affects the whole process, so only commands call it.
 
     With a heap of its own each encoding thread keeps the arrays of its largest chunk: 30 MB on sixteen processors.
-    Only glibc can be asked to.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def give_back_library(name: str) -> None:
-    """What loading the shared library `name` has read of its file: code, constants, tables of the linker.
+    """Return the pages that loading the shared library `name` (without suffixes, e.g. `libllvmlite`) has read.
 
-    Of a library as large as LLVM that is 30 MB, most of it for good: constructors, relocations.  The pages remain in
-    the system's cache, and those that are touched again are mapped from there, at no more than a fault each.
-
-    Args:
-        name: the file's name without its endings, e.g. `libllvmlite`.
+    For a library as large as LLVM these are 30 MB of code, constants and relocations, most of which are never used
+    again.  They stay in the system's page cache; each one that is touched again costs a minor fault.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         advise = ctypes.CDLL(None).madvise
@@ -46,8 +42,8 @@ def give_back_library(name: str) -> None:
 
 
 def _unchanged(name: str) -> Iterator[tuple[int, int]]:
-    """First and last address of each mapping of the library that holds no page of the process's own, which would be
-    lost: what the linker has filled in, a debugger's breakpoints.
+    """Address range of each mapping of the library without private pages (relocated data, breakpoints): they would be
+    lost.
     """
     mapping = None
     for line in MAPPINGS.read_text(encoding="utf-8", errors="replace").splitlines():

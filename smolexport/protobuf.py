@@ -1,7 +1,7 @@
-"""Files of protocol buffers, read by the library of their format once it is certain what that may cost.
+"""Protobuf files, parsed by the library of their format after a check of what that may cost.
 
-Two bytes of a file can become 200 in memory.  A file that is long enough for too many fields has them counted first.
-Source of the encoding: protobuf.dev/programming-guides/encoding.
+Two bytes of a file can become 200 in memory, so the fields of a large file are counted first.
+Encoding: protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from smolexport.errors import FileFormatError
 from smolexport.files import open_regular
 from smolexport.text import reason
 
-MOST_FIELDS = 1 << 20  # of all messages in a file
+MOST_FIELDS = 1 << 20  # in all messages of a file
 
 
 def read_message(path: Path, kind: Any) -> Any:
-    """The message in the file `path`, of the generated class `kind`.
-
-    A text that is not UTF-8 comes as bytes.
+    """The message in the file `path`, of the generated class `kind`; text that is not UTF-8 is returned as bytes.
 
     Raises:
-        FileFormatError: missing, damaged, or more fields than any file of use has.
+        FileFormatError: missing, damaged, or with more than `MOST_FIELDS` fields.
     """
     from google.protobuf.message import DecodeError
 
@@ -33,7 +31,7 @@ def read_message(path: Path, kind: Any) -> Any:
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path}: cannot be read ({reason(error)})") from error
     try:
-        if len(data) > 2 * MOST_FIELDS:  # a field has two bytes at least
+        if len(data) > 2 * MOST_FIELDS:  # a field has at least two bytes
             _count(data, kind.DESCRIPTOR, MOST_FIELDS)
         return kind.FromString(data)
     except (DecodeError, RecursionError, ValueError) as error:
@@ -42,11 +40,9 @@ def read_message(path: Path, kind: Any) -> Any:
 
 
 def _count(data: memoryview, kind: Any, left: int) -> int:
-    """`left` less the fields of `data`, a message described by `kind`, and of the messages in it; numbers in a packed
-    list count as fields.
+    """`left` minus the fields of `data`, a message of type `kind`, and of the messages in it.
 
-    Raises:
-        ValueError: less than nothing is left, or an integer does not end.
+    Each byte of a packed list counts as a field.  Raises ValueError if that is negative or an integer does not end.
     """
     at = 0
     while at < len(data):

@@ -1,7 +1,7 @@
-"""Text of strangers made safe to show: the one place for the terminal, for messages and for reports.
+"""Untrusted text made safe to show, for the terminal, for messages and for reports.
 
-A name from somebody's file can hold what a terminal obeys (ESC, U+009B), what reorders a line (U+202E), what hides in
-it (U+200B), and a megabyte of it.  Such characters are shown as Python's escapes, and what is long loses its middle.
+A name from a file may contain what a terminal obeys (ESC, U+009B), what reorders a line (U+202E) or is invisible in it
+(U+200B), and may be a megabyte long.  Such characters become Python's escapes, and long text loses its middle.
 """
 
 from __future__ import annotations
@@ -9,39 +9,35 @@ from __future__ import annotations
 from unicodedata import category
 
 VALUE, NAME, REASON = 80, 120, 160  # most characters of a part of a message
-MESSAGE = 1000  # of a whole one: the last defence, parts are shortened where the message is made
+MESSAGE = 1000  # of a whole one: the last resort, parts are shortened where the message is made
 JOINERS = "\u200c\u200d"  # letters of Persian and Indic words, and parts of emoji
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    r"""`text` on one line, with escapes (`\x1b`, `\u202e`) for line ends and for all that is not seen as itself.
+    r"""`text` on one line of at most `limit` characters, with escapes (`\x1b`, `\u202e`) for what is not visible.
 
-    Those are control and format characters, halves of surrogate pairs, private and unassigned characters.
-
-    Args:
-        text: whatever a stranger wrote.
-        limit: most characters; None = all.
+    Those are line ends, control and format characters, surrogates, private and unassigned characters.
     """
     return _cut(_escaped(_cut(text, limit), ""), limit)
 
 
 def prose(text: str) -> str:
-    """`text` of several lines, or a piece of one, as `printable` makes it but for line ends, tabs and joiners."""
+    """`text` of several lines, `printable` except for line ends, tabs and joiners, which are kept."""
     return _escaped(text, "\n\t" + JOINERS)
 
 
 def one_line(message: str) -> str:
-    """A whole message, `printable` and not too long for a terminal; line ends become spaces."""
+    """A whole message, `printable` and of bounded length; line ends become spaces."""
     return printable(" ".join(message.splitlines()), MESSAGE)
 
 
 def label(name: str) -> str:
-    """A stranger's name for a message: `printable` and short."""
+    """An untrusted name for a message: `printable` and short."""
     return printable(name, NAME)
 
 
 def show(value: object, limit: int = VALUE) -> str:
-    """`value` for a message: in quotes where it is text, on one short line."""
+    """`value` for a message: on one short line, text in quotes."""
     try:
         text = repr(_cut(value, limit - 2) if isinstance(value, str) else value)
     except (RecursionError, ValueError):  # too deep, or an integer of thousands of digits
@@ -50,34 +46,31 @@ def show(value: object, limit: int = VALUE) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What a foreign error says, on one short line; its class where it says nothing."""
+    """The message of a third-party error on one short line; its class if it has none."""
     return printable(" ".join(str(error).split()) or type(error).__name__, REASON)
 
 
 def failure(error: BaseException) -> str:
-    """`reason`, after the error's class: some libraries say `index` and mean an IndexError."""
+    """`reason`, after the error's class: some libraries raise IndexError with the message `index`."""
     return f"{type(error).__name__}: {reason(error)}"
 
 
 def first_line(error: BaseException) -> str:
-    """As `reason`, of the first line alone: what libraries add is addresses, advice and tracebacks."""
+    """Like `reason`, of the first line only: libraries add addresses, advice and tracebacks."""
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0], REASON)
 
 
 def _escaped(text: str, kept: str) -> str:
-    return text if text.isprintable() else "".join(c if c in kept or _is_seen(c) else _escape(c) for c in text)
-
-
-def _is_seen(character: str) -> bool:
-    return character.isprintable() or category(character) == "Zs"  # the spaces of French and Japanese
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    if text.isprintable():
+        return text
+    visible = (c in kept or c.isprintable() or category(c) == "Zs" for c in text)  # Zs: spaces, as in French, Japanese
+    return "".join(
+        c if seen else c.encode("unicode_escape").decode("ascii") for c, seen in zip(text, visible, strict=True)
+    )
 
 
 def _cut(text: str, limit: int | None) -> str:
-    """Head and tail of a `text` beyond the limit: a message's tail says what to do."""
+    """Head and tail of a `text` beyond the limit: the tail of a message says what to do."""
     if limit is None or len(text) <= limit:
         return text
     tail = limit // 3

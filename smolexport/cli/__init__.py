@@ -10,32 +10,30 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
+
+import click
 
 from smolexport.cleanup import Stopper, undo_all
 from smolexport.cli.streams import secure
+from smolexport.errors import SmolexportError
 from smolexport.text import one_line
-
-if TYPE_CHECKING:
-    import click
 
 BAD_INPUT, INTERRUPTED = 2, 130
 STDERR = 2  # its file descriptor
-NAMED = 3  # things that could not be removed
+NAMED = 3  # paths that could not be removed, in the message
 
 
 class _Stopped(BaseException):
     """Ctrl-C or SIGTERM: unwinds, so that half-written files are removed.
 
-    Not a KeyboardInterrupt, of which the option parser makes a silent exit.
+    Not a KeyboardInterrupt, which the option parser turns into a silent exit.
     """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `smolexport` command; ends in SystemExit."""
     secure()
-    import click
-
     stopper = Stopper(_Stopped, _leave)
     stopper.install(signal.SIGINT, signal.SIGTERM)
     try:
@@ -51,22 +49,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _outcome(argv: Sequence[str]) -> tuple[int, str]:
-    """The exit code, and what there is to be said of a failure."""
-    import click
-
+def _outcome(argv: list[str]) -> tuple[int, str]:
+    """The exit code, and the message of a failure."""
     from smolexport.cli.app import build
-    from smolexport.errors import SmolexportError
 
+    code = 0
     try:
-        code = _run(build(), list(argv))
+        try:  # not `Command.main`, which makes a failure of a reader that goes away
+            with build().make_context("smolexport", argv) as context:
+                context.command.invoke(context)
+        except click.exceptions.Exit as end:
+            code = end.exit_code
         sys.stdout.flush()  # a full disk behind `> file` shows here, while it can still be reported
     except SmolexportError as error:
         return BAD_INPUT, str(error)
     except click.ClickException as error:
-        return error.exit_code, _usage(error)
+        where = getattr(error, "ctx", None)
+        see = f" (see '{where.command_path} --help')" if where else ""
+        return error.exit_code, error.format_message() + see
     except BrokenPipeError:
-        return 0, ""  # whoever read our output has gone (`| head`): nothing to report
+        return 0, ""  # the reader of our output has gone (`| head`)
     except MemoryError:
         return BAD_INPUT, "out of memory"
     except OSError as error:
@@ -75,18 +77,18 @@ def _outcome(argv: Sequence[str]) -> tuple[int, str]:
 
 
 def _interrupted() -> str:
-    """Undo what is half done, and say whether that went well."""
+    """Undo what is half done; returns the message, which names what could not be undone."""
     left = [str(path) for path in undo_all()]
     if not left:
         return "interrupted; nothing was left half-written"
     more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-    return f"interrupted; cannot be removed, do it yourself: {', '.join(left[:NAMED])}{more}"
+    return f"interrupted; remove what could not be removed: {', '.join(left[:NAMED])}{more}"
 
 
 def _leave() -> NoReturn:
-    """End the process at the second signal, which may have come while the first one's work was under way."""
+    """End the process at the second signal, which may come while the first one is being handled."""
     try:
-        # anew: a stream that was at work when the signal came takes nothing
+        # reopened: a stream that was being written when the signal came cannot be used
         sys.stderr = open(STDERR, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         _say(_interrupted())
     finally:
@@ -96,7 +98,7 @@ def _leave() -> NoReturn:
 def _end() -> NoReturn:
     """End the process after an interruption without waiting for threads.
 
-    A signal that arrives while a library starts a thread of its pool leaves one that nobody tells to stop, and the
+    A signal that arrives while a library starts a thread of its pool may leave one that is never told to stop, and the
     interpreter would wait for it forever.
     """
     try:
@@ -107,23 +109,5 @@ def _end() -> NoReturn:
         os._exit(INTERRUPTED)
 
 
-def _run(command: click.Group, argv: list[str]) -> int:
-    """The exit code.  Not by the parser's own `main`, which makes a failure of a reader that goes away."""
-    import click
-
-    try:
-        with command.make_context("smolexport", argv) as context:
-            command.invoke(context)
-    except click.exceptions.Exit as end:
-        return end.exit_code
-    return 0
-
-
 def _say(message: str) -> None:
     print(f"smolexport: {one_line(message)}", file=sys.stderr)  # noqa: T201
-
-
-def _usage(error: click.ClickException) -> str:
-    """What is wrong, and where the help is."""
-    context = getattr(error, "ctx", None)
-    return error.format_message() + (f" (see '{context.command_path} --help')" if context else "")

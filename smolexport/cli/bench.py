@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smolexport.cli.compare import stages
-from smolexport.cli.options import (
-    given_word,
-    json_option,
-    parse_settings,
-    print_json,
-    runtime_options,
-    threads_option,
-)
-from smolexport.cli.streams import console
+from smolexport.cli import options
+from smolexport.cli.streams import console, print_json, stages
+from smolexport.errors import UsageError
 from smolexport.text import printable
 
 if TYPE_CHECKING:
@@ -27,68 +20,56 @@ if TYPE_CHECKING:
 
 @click.command("bench", short_help="Measure the speed of files.")
 @click.argument(
-    "files", nargs=-1, required=True, type=given_word,
+    "files", nargs=-1, required=True, type=options.given_word,
     help="Exported files or folders; a checkpoint folder or the word demo runs in bf16.",
 )  # fmt: skip
-@click.option("--prefill", default=512, help="Tokens of the block for the prefill rate.")
-@click.option("--decode", default=128, help="Tokens generated one by one for the decode rate.")
+@click.option("--prefill", "prefill_tokens", default=512, help="Tokens in the block for the prefill rate.")
+@click.option("--decode", "decode_tokens", default=128, help="Tokens generated one by one for the decode rate.")
 @click.option("--repetitions", default=5, help="Rounds; each round measures every file once.")
-@threads_option
-@click.option(
-    "--runtime", "runtimes", metavar="NAME", multiple=True,
-    help="Run files on this runtime; repeatable: each file on each runtime that can run it.",
-)  # fmt: skip
-@runtime_options
-@json_option
+@options.threads
+@options.runtimes
+@options.runtime_settings
+@options.json
 def command(
-    files: tuple[str, ...],
-    prefill: int,
-    decode: int,
-    repetitions: int,
-    threads: int | None,
-    runtimes: tuple[str, ...],
-    settings: tuple[str, ...],
-    json: bool,
+    files: tuple[str, ...], runtimes: tuple[str, ...], settings: dict[str, Any], json: bool, **amounts: Any
 ) -> None:
     """Measure time to first token, prefill and decode rate, load time and peak memory.
 
-    Rounds are interleaved, so that a slow moment of the machine affects all files, and all files stay open; if memory
-    cannot hold them, each file is reopened for its rounds, and a note says so. The decode rate is also given as a share
-    of what the machine's memory bandwidth, measured in the same run, allows.
+    All files stay open and rounds are interleaved, so that a slow moment of the machine affects all files; if they do
+    not fit in memory together, each file is reopened for its rounds, and a note says so. The decode rate is also given
+    as a share of what the machine's memory bandwidth, measured in the same run, allows.
     """
     from smolexport.parity.bench import bench
-    from smolexport.parity.inputs import Settings, no_progress
+    from smolexport.parity.inputs import Settings
     from smolexport.parity.report import to_json
 
-    amount = Settings(prefill_tokens=prefill, decode_tokens=decode, repetitions=repetitions, threads=threads)
-    models = _models(files, parse_settings(settings), runtimes)
+    models = _models(files, settings, runtimes)
     with stages(json) as progress:
-        result = bench(models, amount, progress or no_progress)
+        result = bench(models, Settings(**amounts), progress)
     if json:
         print_json(to_json(result))
     else:
         _show(result)
 
 
-def _models(files: tuple[str, ...], options: dict[str, Any], runtimes: tuple[str, ...]) -> list[Candidate]:
+def _models(files: tuple[str, ...], settings: dict[str, Any], runtimes: tuple[str, ...]) -> list[Candidate]:
     """The models to measure: checkpoints first."""
     from smolexport import plugins
-    from smolexport.errors import UsageError
     from smolexport.model.checkpoint import find_checkpoint
     from smolexport.parity.candidates import exported, reference
 
     checkpoints = [word for word in files if word == "demo" or plugins.is_checkpoint(Path(word))]
     rest = [Path(word) for word in files if word not in checkpoints]
-    if not rest and (options or runtimes):
+    if not rest and (settings or runtimes):
         raise UsageError("--set and --runtime apply to exported files; a checkpoint always runs on torch in bf16")
     return [
         *(reference(find_checkpoint(word)) for word in checkpoints),
-        *(exported(rest, options, runtimes) if rest else ()),
+        *(exported(rest, settings, runtimes) if rest else ()),
     ]
 
 
 def _show(result: Bench) -> None:
-    """Print a table and the machine on stdout."""
+    """Print a table, the notes and the machine on stdout."""
     from rich.table import Table
 
     from smolexport.parity.report.names import described, two_lines
@@ -110,8 +91,7 @@ def _show(result: Bench) -> None:
             "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
         )
     console().print(table, crop=False)
-    notes = [*result.notes, *(f"{row.model.name}: {note}" for row in result.models for note in row.notes)]
-    for note in notes:
+    for note in (*result.notes, *(f"{row.model.name}: {note}" for row in result.models for note in row.notes)):
         click.echo(f"note: {printable(note)}")
     facts = result.environment
     click.echo(
@@ -120,7 +100,7 @@ def _show(result: Bench) -> None:
 
 
 def _cell(estimate: Estimate) -> str:
-    """A rate with its standard error, if there is one, below it."""
+    """A rate and, if it has one, its standard error below it."""
     from smolexport.parity.report.names import rate
 
     value, error = rate(estimate)

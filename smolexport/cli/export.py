@@ -1,133 +1,146 @@
-"""`smolexport gguf` and its like: one command per installed converter."""
+"""`smolexport gguf` and its like, a command for each installed converter; `smolexport all` for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smolexport.cli.options import (
-    budget_options,
-    calibration_of,
-    calibration_options,
-    checkpoint_argument,
-    format_options,
-    given_path,
-    given_word,
-    json_option,
-    parse_settings,
-    print_json,
-    progress_bar,
-    say,
-    source_options,
-    strict_option,
-    threads_option,
-)
+from smolexport.cli import options
+from smolexport.cli.streams import print_json, progress_bar, say
+from smolexport.errors import UsageError
 
 if TYPE_CHECKING:
     from smolexport.conversion.pipeline import Export
     from smolexport.conversion.prepare import Job
 
-QUANT = "Scheme, e.g. q8_0; `smolexport list` shows them; auto-bits is for --size and --target-kld."
+HELP = """Export a checkpoint to {format}.
 
+Streams the weights through the quantizer in bounded memory; needs neither PyTorch nor transformers. First prints what
+will be written: size, bits per weight, and which tensors need another format and why. `smolexport list {target}` shows
+the schemes.
 
-# Flags of single formats; their values are options of the format, as those of --set.
-OWN: Mapping[str, Callable[[Any], Any]] = {
-    "gguf": click.option(
-        "--imatrix", metavar="FILE", type=given_word,
-        help="Importance matrix of llama.cpp, GGUF or .dat: which columns matter when scales are searched.",
-    ),
-}  # fmt: skip
+With --stats from `smolexport calibrate`, --method reduces the rounding error at the same size, and --size 90MB or
+--target-kld 0.02 chooses the bits of each matrix by what its bytes gain.
+"""
+REQUEST = options.together(
+    click.option("--name", help="Name of the model in the output."),
+    click.option("--dry-run", is_flag=True, help="Print the whole plan and write nothing."),
+    click.option("--strict", is_flag=True, help="Refuse if a tensor's shape does not allow the scheme's format."),
+    click.option("--force", "-f", is_flag=True, help="Replace an existing output."),
+    options.threads,
+)
+IMATRIX = click.option(
+    "--imatrix", metavar="FILE", type=options.given_word,
+    help="Importance matrix of llama.cpp, GGUF or .dat: how much each column counts when scales are searched.",
+)  # fmt: skip
 
 
 def command_for(target: str) -> click.Command:
-    """The command that writes `target`."""
+    """The command that writes the format `target`."""
+    own = IMATRIX if target == "gguf" else options.together()
+    quant = "Scheme, e.g. q8_0; `smolexport list` shows them; auto-bits is for --size and --target-kld."
 
-    @click.command(target, help=_help(target), short_help=f"Export a checkpoint to {target.upper()}.")
-    @checkpoint_argument
-    @click.option("--quant", "-q", metavar="SCHEME", type=given_word, help=QUANT)
-    @click.option("--out", "-o", metavar="PATH", type=given_path, help="Output file, or a folder for the default name.")
-    @click.option("--name", help="What the file calls the model.")
-    @click.option("--dry-run", is_flag=True, help="Print the whole plan and write nothing.")
-    @strict_option
-    @click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
-    @threads_option
-    @OWN.get(target, lambda unchanged: unchanged)
-    @calibration_options
-    @budget_options
-    @format_options
-    @source_options
-    @json_option
+    @click.command(
+        target,
+        help=HELP.format(format=target.upper(), target=target),
+        short_help=f"Export a checkpoint to {target.upper()}.",
+    )
+    @options.checkpoint
+    @click.option("--quant", "-q", metavar="SCHEME", type=options.given_word, help=quant)
+    @click.option(
+        "--out", "-o", metavar="PATH", type=options.given_path, help="Output file, or a folder for the default name."
+    )
+    @REQUEST
+    @own
+    @options.calibration
+    @options.format_settings
+    @options.source
+    @options.json
     def command(
-        checkpoint: str,
-        quant: str | None,
-        out: Path | None,
-        name: str | None,
-        dry_run: bool,
-        strict: bool,
-        force: bool,
-        threads: int | None,
-        method: str,
-        stats: Path | None,
-        steps: int | None,
-        size: int | None,
-        target_kld: float | None,
-        settings: tuple[str, ...],
-        ignore_config: tuple[str, ...],
-        revision: str | None,
-        token: str | None,
-        json: bool,
-        **own: str | None,
+        checkpoint: str, out: Path | None, settings: dict[str, Any], imatrix: str | None = None, **rest: Any
     ) -> None:
         from smolexport.conversion.prepare import prepare
 
-        calibration = calibration_of(method, stats, steps, size, target_kld, measure=not dry_run)
-        job = prepare(
-            target, checkpoint, out, quant=quant, name=name, options=_options(settings, own), strict=strict,
-            ignore_config=ignore_config, revision=revision, token=token, force=None if dry_run else force,
-            weights=not dry_run, calibration=calibration,
-        )  # fmt: skip
-        _show_plan(job, json) if dry_run else _write(job, force, threads, json)
+        if imatrix is not None and settings.setdefault("imatrix", imatrix) != imatrix:
+            raise UsageError(f"--imatrix {imatrix}: --set imatrix says {settings['imatrix']}; give one of them")
+        _run(lambda **request: [prepare(target, checkpoint, out, options=settings, **request)], None, **rest)
 
     return command
 
 
-def _write(job: Job, force: bool, threads: int | None, json: bool) -> None:
+@click.command("all", short_help="Export a checkpoint to every format in one pass.")
+@options.checkpoint
+@click.option(
+    "--quant", "-q", metavar="SCHEME", type=options.given_word,
+    help="A scheme that all formats have; default: int4, or auto-bits under a budget.",
+)  # fmt: skip
+@click.option(
+    "--out", "-o", metavar="FOLDER", type=options.given_path, default=".",
+    help="Folder for the outputs; created if missing.",
+)  # fmt: skip
+@click.option(
+    "--formats", "targets", metavar="A,B", type=options.words, help="Only these formats; default: every installed one."
+)
+@REQUEST
+@options.calibration
+@options.source
+@options.json
+def every_format(checkpoint: str, out: Path, **rest: Any) -> None:
+    """Export a checkpoint to every format in one pass over its weights.
+
+    Each tensor is read once. int4 and int8 are portable: all files hold the same integers and scales, quantized once,
+    and `smolexport inspect` prints the same weights fingerprint for all of them. Under a budget, --size or
+    --target-kld, the bits of each matrix are chosen once for all formats: 8 or 4 if ONNX is one of them, otherwise
+    8, 6, 5 or 4.
+    """
+    from smolexport.conversion.prepare import prepare_all
+
+    def plan(force: bool | None, **request: Any) -> list[Job]:
+        return prepare_all(checkpoint, out, force=force if out.is_dir() else None, **request)
+
+    _run(plan, out, **rest)
+
+
+def _run(
+    plan: Callable[..., list[Job]],
+    folder: Path | None,
+    *,
+    dry_run: bool,
+    force: bool,
+    threads: int | None,
+    json: bool,
+    **request: Any,
+) -> None:
+    """Plan, and write unless that is all; `folder`: of several outputs, None for a single one."""
+    from smolexport.files import made_folder
     from smolexport.heap import share_heap
 
-    share_heap()
-    [done] = write_jobs([job], force=force, threads=threads)
-    if json:
-        print_json({**facts(job), "bytes": done.bytes, "seconds": round(done.seconds, 3)})
+    chosen = (request.pop(name) for name in options.CALIBRATION)
+    calibration = options.calibration_of(*chosen, measure=not dry_run)
+    jobs = plan(force=None if dry_run else force, weights=not dry_run, calibration=calibration, **request)
+    rows = [_facts(job, tensors=dry_run) for job in jobs]
+    if dry_run:
+        text = "\n\n".join(job.plan.render() for job in jobs)
     else:
-        click.echo(str(done.path))
-
-
-def _options(settings: tuple[str, ...], own: Mapping[str, str | None]) -> dict[str, Any]:
-    """What --set and the format's own flags say; raises UsageError where they differ."""
-    from smolexport.errors import UsageError
-
-    options = parse_settings(settings)
-    for key, value in own.items():
-        if value is not None and options.setdefault(key, value) != value:
-            raise UsageError(f"--{key} {value}: --set {key} says {options[key]}; give one of them")
-    return options
-
-
-def _help(target: str) -> str:
-    return (
-        f"Export a checkpoint to {target.upper()}.\n\nStreams the weights through the quantizer in bounded memory; "
-        "needs neither PyTorch nor transformers. First says what is about to be written (sizes, bits per weight, "
-        f"what does not fit and why). `smolexport list {target}` names the schemes.\n\nWith --stats of `smolexport "
-        "calibrate`, --method rounds better at the same size, and --size 90MB or --target-kld 0.02 chooses the bits of "
-        "each matrix by what its bytes gain."
-    )
+        share_heap()
+        with made_folder(folder) if folder else nullcontext():
+            done = write_jobs(jobs, force=force, threads=threads)
+        rows = [
+            {**row, "bytes": one.bytes, "seconds": round(one.seconds, 3)} for row, one in zip(rows, done, strict=True)
+        ]
+        text = "\n".join(str(one.path) for one in done)
+    if json:
+        print_json(rows if folder else rows[0])
+    else:
+        click.echo(text)
 
 
 def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Export]:
-    """Say what is about to be written, write it with a progress bar, say what it took."""
+    """Write the outputs with a progress bar; print what will be written, and what was, as notes."""
     from smolexport.conversion import pipeline
     from smolexport.files import leftovers
 
@@ -135,10 +148,14 @@ def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Exp
         for line in leftovers(job.path):
             say(f"note: {line}")
         say(job.plan.summary())
-    checkpoint = jobs[0].checkpoint
-    if checkpoint:
+    if checkpoint := jobs[0].checkpoint:
         say(f"from {checkpoint.folder} ({checkpoint.dtype}, {checkpoint.nbytes / 1e6:.1f} MB)")
-    jobs = _trained(jobs, threads)
+    quantizer = jobs[0].quantizer
+    if quantizer and quantizer.steps:
+        with progress_bar("training scales", quantizer.steps, unit="steps") as advance:
+            jobs = pipeline.trained(jobs, threads=threads, progress=advance)
+        for outcome in quantizer.outcomes:
+            say(str(outcome))
     names = ", ".join(job.path.name for job in jobs)
     with progress_bar(f"writing {names}", sum(job.plan.nbytes for job in jobs)) as advance:
         done = pipeline.write_all(jobs, force=force, threads=threads, progress=advance)
@@ -146,29 +163,8 @@ def write_jobs(jobs: list[Job], *, force: bool, threads: int | None) -> list[Exp
     return done
 
 
-def _trained(jobs: list[Job], threads: int | None) -> list[Job]:
-    """Train scales for jobs whose method does that, with a bar, and say what came of it."""
-    from smolexport.conversion import pipeline
-
-    quantizer = jobs[0].quantizer
-    if quantizer is None or not quantizer.steps:
-        return jobs
-    with progress_bar("training scales", quantizer.steps, unit="steps") as advance:
-        jobs = pipeline.trained(jobs, threads=threads, progress=advance)
-    for outcome in quantizer.outcomes:
-        say(str(outcome))
-    return jobs
-
-
-def _show_plan(job: Job, json: bool) -> None:
-    if not json:
-        click.echo(job.plan.render())
-        return
-    print_json(facts(job, tensors=True))
-
-
-def facts(job: Job, *, tensors: bool = False) -> dict[str, object]:
-    """A job as JSON; with `tensors`, each of them too."""
+def _facts(job: Job, *, tensors: bool) -> dict[str, object]:
+    """A job as JSON values; with `tensors`, each of them too."""
     plan = job.plan
     found: dict[str, object] = {
         "path": str(job.path),

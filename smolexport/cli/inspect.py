@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smolexport.cli.options import given_path, json_option, print_json, progress_bar, say, threads_option
+from smolexport.cli import options
+from smolexport.cli.streams import print_json, progress_bar, say
+from smolexport.errors import FileFormatError
 from smolexport.text import label, one_line, printable, show
 
 if TYPE_CHECKING:
@@ -19,16 +21,16 @@ MAX_DEPTH = 16  # of lists and objects in metadata; a config.json has three or f
 
 
 @click.command("inspect", short_help="Show what an exported file holds.")
-@click.argument("file", type=given_path, help="An exported file or folder.")
+@click.argument("file", type=options.given_path, help="An exported file or folder.")
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @click.option("--fingerprint/--no-fingerprint", default=True, help="Decode and hash all weights.")
-@threads_option
-@json_option
+@options.threads
+@options.json
 def command(file: Path, tensors: bool, fingerprint: bool, threads: int | None, json: bool) -> None:
     """Show metadata, tensors, their formats, the bits per weight and the weights fingerprint of an exported file.
 
     Two files have the same fingerprint exactly when all their decoded weights are equal, whatever their formats.
-    --no-fingerprint reads the header only.  What some reader of the format would refuse or misread is noted.
+    --no-fingerprint reads the header only. A note tells what a reader of the format would refuse or misread.
     """
     from smolexport.plugins import converter_for
 
@@ -44,9 +46,7 @@ def command(file: Path, tensors: bool, fingerprint: bool, threads: int | None, j
 
 
 def _findings(module: Converter, file: Path) -> list[str]:
-    """What the format's own check finds, each also as a note; what stops the check is a finding itself."""
-    from smolexport.errors import FileFormatError
-
+    """What the format's own check finds, each also as a note; an error of the check is a finding, too."""
     try:
         findings = module.lint(file)
     except FileFormatError as error:
@@ -57,9 +57,8 @@ def _findings(module: Converter, file: Path) -> list[str]:
 
 
 def _fingerprint(module: Converter, found: FileInfo, threads: int | None) -> str | None:
-    """None, and a note, for a file whose tensors are not those of a checkpoint that is known here."""
+    """None, and a note, for a file whose tensors are not those of a known architecture."""
     from smolexport.conversion.encode import thread_count
-    from smolexport.errors import FileFormatError
     from smolexport.model.weights import fingerprint
 
     try:
@@ -75,12 +74,7 @@ def _fingerprint(module: Converter, found: FileInfo, threads: int | None) -> str
 def _as_json(d: FileInfo, tensors: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "path": str(d.path),
-        "format": d.format,
-        "architecture": d.architecture,
-        "name": d.name,
-        "scheme": d.scheme,
-        "bytes": d.bytes,
-        "weights": d.weights,
+        **{key: getattr(d, key) for key in ("format", "architecture", "name", "scheme", "bytes", "weights")},
         "bits_per_weight": round(d.bits_per_weight, 4),
         "formats": _shares(d),
         "metadata": {k: _plain(v) for k, v in d.metadata.items()},
@@ -94,7 +88,7 @@ def _as_json(d: FileInfo, tensors: bool) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """`value` as JSON can hold it: lists for arrays, text for what is not a number, "..." for what lies too deep."""
+    """`value` as JSON can hold it: lists for arrays, text for NaN and infinity, "..." beyond the maximal depth."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, dict)) and depth == MAX_DEPTH:
         return "..."

@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from smolexport.cli.options import json_option, print_json
+from smolexport.cli import options
+from smolexport.cli.streams import print_json
+from smolexport.errors import UsageError
 
 
 @click.command("list", short_help="List schemes, architectures and runtimes.")
 @click.argument("format", required=False, help="Only the schemes of this format.")
-@json_option
+@options.json
 def command(format: str | None, json: bool) -> None:  # noqa: A002
-    """List formats with their quantization schemes, architectures, and runtimes with what they still need."""
+    """List formats with their quantization schemes, architectures, and runtimes with what they lack."""
     facts = _facts(format)
     if json:
         print_json(facts)
@@ -38,19 +40,21 @@ def command(format: str | None, json: bool) -> None:  # noqa: A002
 
 def _facts(only: str | None) -> dict[str, Any]:
     from smolexport import plugins
-    from smolexport.errors import UsageError
     from smolexport.model.arch import architectures
 
     names = plugins.converters() if only is None else [only]
-    formats = {}
+    formats, settings = {}, {}
     for name in names:
         module = plugins.converter(name)
+        settings[name] = dict(module.OPTIONS)
         marks = {"default": module.find_scheme(module.DEFAULT).name}
-        with suppress(UsageError):  # not every format has a scheme of 4 bits
+        with suppress(UsageError):  # not every format has a 4-bit scheme
             marks["best4"] = module.find_scheme("best4").name
-        formats[name] = {s.name: s.about + _marked(s.name, marks) for s in module.SCHEMES.values()}
-    options = {name: dict(plugins.converter(name).OPTIONS) for name in names}
-    facts: dict[str, Any] = {"formats": formats, "options": options}
+        formats[name] = {
+            s.name: s.about + "".join(f" ({word})" for word, scheme in marks.items() if scheme == s.name)
+            for s in module.SCHEMES.values()
+        }
+    facts: dict[str, Any] = {"formats": formats, "options": settings}
     if only is None:
         facts["architectures"] = architectures()
         facts["runtimes"] = {
@@ -58,8 +62,3 @@ def _facts(only: str | None) -> dict[str, Any]:
             for name, a in ((n, plugins.adapter(n)) for n in plugins.runtimes())
         }
     return facts
-
-
-def _marked(name: str, marks: dict[str, str]) -> str:
-    """The words that stand for the scheme `name` too, each in brackets."""
-    return "".join(f" ({word})" for word, scheme in marks.items() if scheme == name)

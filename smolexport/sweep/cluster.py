@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 import signal
@@ -15,37 +14,28 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 from smolexport.errors import MissingDependencyError, SessionError, UsageError
-from smolexport.sweep.engine import TaskResult, share
-from smolexport.sweep.plan import Task
-from smolexport.sweep.record import empty
+from smolexport.sweep.driver import GRACE, share
+from smolexport.sweep.plan import RAY, Task
+from smolexport.sweep.record import TaskRecord, empty
 from smolexport.sweep.task import attempt
-from smolexport.sweep.worker import GRACE
 from smolexport.text import first_line
 
-INSTALL = "pip install 'smolexport[ray]'"
-NO_ADDRESS = "RAY_ADDRESS"  # where Ray itself looks for one
-STEP = 0.05  # seconds between two looks
-PATIENCE = 10.0  # seconds for a machine to answer at all
-# A cluster of our own reports nothing to anybody, and obeys nobody else; the token would land in the home folder.
+STEP = 0.05  # seconds between two polls
+PATIENCE = 10.0  # seconds for a machine to answer
+# A cluster of our own sends no usage statistics and obeys nobody else; Ray would keep the token in the home folder.
 OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
-OBJECTS = 80 << 20  # bytes of shared memory for objects, Ray's least: tasks exchange none
+OBJECTS = 80 << 20  # bytes of shared memory for objects, Ray's minimum: tasks exchange none
 
 
 class Cluster:
-    """A Ray cluster; an `SweepEngine`."""
+    """A `SweepEngine` on a Ray cluster."""
 
     def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
-        """Connect.
+        """Connect to the cluster at `address` or else RAY_ADDRESS, or start one on this machine for this process.
 
-        Args:
-            jobs: tasks at a time.
-            address: of a running cluster; None = that of RAY_ADDRESS, else one on this machine that ends with us.
-
-        Raises:
-            MissingDependencyError: Ray is not installed.
-            UsageError: no cluster answers.
+        Raises MissingDependencyError without Ray, UsageError if no cluster answers.
         """
-        given = address or os.environ.get(NO_ADDRESS)
+        given = address or os.environ.get("RAY_ADDRESS")
         if given is None:
             for name, value in OWN.items():
                 os.environ.setdefault(name, value)
@@ -53,17 +43,21 @@ class Cluster:
         else:
             _check_answer(given)
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what goes wrong comes as an exception too
-        self._ray = _ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingDependencyError(f"--engine ray: needs ray ({error}): {RAY}") from error
+        self._ray: Any = ray
         with ExitStack() as stack:
             stack.enter_context(redirect_stdout(sys.stderr))  # Ray's remarks about dead workers go there
             stack.callback(self._shut_down)
             self._connect(given)
             self._open = stack.pop_all()
-        cores = [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         self.jobs, self.threads = share(cores, jobs)
-        # max_calls=1: a fresh process for each task; retries are the driver's, who counts and tells them
+        # max_calls=1: a fresh process for each task; the driver counts and reports retries
         options = {"num_cpus": self.threads, "max_calls": 1, "max_retries": 0}
-        self._attempt = self._ray.remote(**options)(attempt)
+        self._attempt: Any = ray.remote(**options)(attempt)
         self._running: dict[Any, Task] = {}
 
     def _connect(self, address: str | None) -> None:
@@ -80,33 +74,31 @@ class Cluster:
             self._ray.shutdown()
 
     def start(self, task: Task) -> None:
-        """Begin with `task`."""
+        """Start `task`."""
         self._running[self._attempt.remote(task)] = task
 
-    def wait(self) -> tuple[Task, TaskResult]:
-        """Wait until one of them ends.  Raises SessionError where the cluster does not answer any more."""
+    def wait(self) -> tuple[Task, TaskRecord | str]:
+        """Wait for a task to end; raises SessionError if the cluster no longer answers."""
         errors = self._ray.exceptions
         ready: list[Any] = []
         try:
             while not ready:
-                time.sleep(STEP)  # here rather than in Ray, which makes a SystemError of a signal's exception
+                time.sleep(STEP)  # here rather than in Ray, which turns a signal's exception into a SystemError
                 ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=0)
         except errors.RayError as error:
-            raise SessionError(f"the Ray cluster does not answer any more: {first_line(error)}") from error
+            raise SessionError(f"the Ray cluster no longer answers: {first_line(error)}") from error
         except SystemError as error:
             raise error.__cause__ or error from None
         task = self._running.pop(ready[0])
         try:
-            return task, TaskResult(self._ray.get(ready[0]))
-        except errors.RayTaskError as error:  # not of the task, which tells, but of getting to it
-            return task, TaskResult(
-                empty(task, f"{task.title}: Ray could not run it: {first_line(error.cause or error)}")
-            )
+            return task, self._ray.get(ready[0])
+        except errors.RayTaskError as error:  # not of the task, whose errors are in its record, but of getting to it
+            return task, empty(task, f"{task.title}: Ray could not run it: {first_line(error.cause or error)}")
         except errors.RayError as error:
-            return task, TaskResult(None, f"its process ended: {first_line(error)}")
+            return task, f"its process ended: {first_line(error)}"
 
     def close(self) -> None:
-        """End all that is under way: asked first, killed after some seconds."""
+        """Cancel all tasks; kill those that have not ended some seconds later."""
         with self._open:
             for force in (False, True):
                 for one in self._running:
@@ -116,22 +108,8 @@ class Cluster:
                     self._running = {one: self._running[one] for one in left}
 
 
-def check_ray() -> None:
-    """Refuse before any work where Ray is not installed; raises MissingDependencyError."""
-    if importlib.util.find_spec("ray") is None:
-        raise MissingDependencyError(f"--engine ray: needs ray: {INSTALL}")
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError(f"--engine ray: needs ray ({error}): {INSTALL}") from error
-    return ray
-
-
 def _check_answer(address: str) -> None:
-    """Refuse HOST:PORT where nothing listens, for which Ray would wait for minutes; raises UsageError."""
+    """Refuse HOST:PORT if nothing listens there, for which Ray would wait minutes; raises UsageError."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return
@@ -143,7 +121,7 @@ def _check_answer(address: str) -> None:
 
 @contextmanager
 def _same_signals() -> Iterator[None]:
-    """Give signals back to whom they belonged: Ray takes SIGTERM for itself."""
+    """Restore the signal handlers afterwards: Ray takes SIGTERM for itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

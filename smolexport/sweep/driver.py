@@ -1,4 +1,4 @@
-"""All tasks of a sweep: what is done already is kept, the rest runs, and a process that dies gets a successor."""
+"""All tasks of a sweep: finished ones are kept, the rest run, and a task whose process dies is started again."""
 
 from __future__ import annotations
 
@@ -6,56 +6,116 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Protocol
 
 from smolexport.cleanup import Provisional
-from smolexport.errors import CheckpointError, OutputError
-from smolexport.files import atomic_file, check_parent, check_space
+from smolexport.conversion.prepare import prepare
+from smolexport.errors import CheckpointError, OutputError, SmolexportError
+from smolexport.files import atomic_file, check_parent, check_space, locked
 from smolexport.sweep import record as records
-from smolexport.sweep.engine import SweepEngine
-from smolexport.sweep.lock import held
 from smolexport.sweep.plan import STATE, TABLE, SweepSource, Task
-from smolexport.sweep.record import TaskRecord
-from smolexport.sweep.table import TaskRow, table_json
+from smolexport.sweep.record import Hashes, TaskRecord, signature
+from smolexport.sweep.table import SweepProgress, TaskRow, table_json
 from smolexport.sweep.task import MARK, WORK
-from smolexport.sweep.task_hash import Hashes, signature
-from smolexport.sweep.worker import GRACE
 
-ATTEMPTS = 3  # processes that a task may use up
+ATTEMPTS = 3  # processes per task
+GRACE = 10.0  # seconds for a stopped process to remove what it has half written
 HASHES = "hashes.json"
+USUAL_THREADS = 4  # per task, unless the number of jobs is given
 
 
-class Observer(Protocol):
-    """Whoever follows a sweep."""
+class SweepEngine(Protocol):
+    """Where tasks run, each in a fresh process: this machine or a Ray cluster.  Retries are the driver's."""
 
-    def reading(self, name: str) -> None:
-        """The checkpoint's fingerprint is being taken."""
+    jobs: int  # tasks at a time
+    threads: int  # of each task
+
+    def start(self, task: Task) -> None:
+        """Start `task`; at most `jobs` are under way.  Raises SessionError."""
         ...
 
-    def started(self, task: Task) -> None:
-        """A process has it."""
+    def wait(self) -> tuple[Task, TaskRecord | str]:
+        """Wait for a task to end; returns it with its record, or with the reason why its process left none.
+
+        The record comes from the process, not from the disk: storage shared by machines may show an older one.
+        """
         ...
 
-    def again(self, task: Task, reason: str, number: int) -> None:
-        """Its process died; attempt `number` follows."""
+    def close(self) -> None:
+        """Stop what is under way without leaving half-written files, and release everything."""
         ...
 
-    def ended(self, row: TaskRow) -> None:
-        """It is done, or has failed for good."""
-        ...
+
+def share(cores: Sequence[int], jobs: int | None) -> tuple[int, int]:
+    """Tasks at a time, and threads of each, on machines with `cores` processors."""
+    at_a_time = max(1, sum(cores) // USUAL_THREADS) if jobs is None else jobs
+    return at_a_time, max(1, min(sum(cores) // at_a_time, max(cores, default=1)))
+
+
+def preview(sources: Sequence[SweepSource], tasks: Sequence[Task], out: Path) -> list[TaskRow]:
+    """What `sweep` would do, from headers alone: tasks kept, to do (with the output's size) or refused.
+
+    The weights of hub ids may be missing, and so may `out`; raises OutputError if it cannot be made.
+    """
+    check_parent(out)
+    known = {source.name for source in sources if (out / STATE / "records" / source.name).is_dir()}
+    asked = [source for source in sources if source.name in known or source.folder is None]
+    marks, errors = _fingerprints(asked, Hashes(out / STATE / HASHES), lambda _: None)
+    given = (replace(task, fingerprint=marks.get(task.name, ("", ""))[0]) for task in tasks)
+    return [_settled(task, errors.get(task.name)) or _planned(task) for task in given]
+
+
+def sweep(
+    sources: Sequence[SweepSource],
+    tasks: Sequence[Task],
+    out: Path,
+    engine: Callable[[int | None], SweepEngine],
+    progress: SweepProgress,
+) -> list[TaskRow]:
+    """Run all tasks that are not done, and write sweep.json in `out`; returns a row for each task, in their order.
+
+    `engine` is opened only if a task has to run, with the descriptor of a lock for its processes to hold.
+
+    Raises:
+        OutputError: the folder cannot be written to, or another sweep runs in it.
+        SmolexportError: the engine cannot be opened or does not answer; tasks that ended have their records.
+    """
+    with _opened(out) as (mark, lock):
+        hashes = Hashes(out / STATE / HASHES)
+        marks, errors = _fingerprints(sources, hashes, progress.reading)
+        hashes.save()
+        rows: dict[Path, TaskRow] = {}
+        waiting = []
+        for task in tasks:
+            fingerprint, seen = marks.get(task.name, ("", ""))
+            known = replace(task, config=replace(task.config, mark=mark), fingerprint=fingerprint, seen=seen)
+            if row := _settled(known, errors.get(task.name)):
+                rows[task.key] = row
+                progress.ended(row)
+            else:
+                waiting.append(known)
+        if waiting:
+            place = engine(lock)
+            try:
+                for row in _ended(_interleaved(waiting), place, progress):
+                    rows[row.task.key] = row
+                    progress.ended(row)
+            finally:
+                place.close()
+        ordered = [rows[task.key] for task in tasks]
+        with atomic_file(out / TABLE, force=True) as file:
+            file.write((json.dumps(table_json(ordered), indent=2, allow_nan=False) + "\n").encode())
+    return ordered
 
 
 @contextmanager
 def _opened(out: Path) -> Iterator[tuple[str, int | None]]:
-    """Work in the folder `out`, which is made when it is missing; yields its mark and the lock's descriptor.
-
-    Raises:
-        OutputError: it cannot be made or written to, or another sweep works there.
-    """
+    """Work in the folder `out`, created if missing; yields its mark and the lock's descriptor.  Raises OutputError."""
     check_parent(out)
     state = out / STATE
     if os.path.lexists(out / TABLE) and not state.is_dir():
@@ -69,7 +129,7 @@ def _opened(out: Path) -> Iterator[tuple[str, int | None]]:
     check_space(state, 0)
     # the processes of a sweep that was killed hold the lock until they have ended
     with (
-        held(state / "lock", GRACE + 5, "is held: another sweep works in this folder; wait for it") as lock,
+        locked(state / "lock", GRACE + 5, "is locked: another sweep runs in this folder; wait for it") as lock,
         Provisional(lambda: _tidy(state)),
     ):
         _tidy(state)
@@ -80,22 +140,16 @@ def _opened(out: Path) -> Iterator[tuple[str, int | None]]:
 
 
 def _tidy(state: Path) -> None:
-    """Remove what processes that were killed had half written, and the marks of sweeps that are over."""
+    """Remove what killed processes had half written, and the marks of earlier sweeps."""
     shutil.rmtree(state / WORK, ignore_errors=True)
     for mark in state.glob(f"{MARK}*"):
         mark.unlink(missing_ok=True)
 
 
-def fingerprinted(
+def _fingerprints(
     sources: Sequence[SweepSource], hashes: Hashes, on_reading: Callable[[str], None]
 ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """Fingerprint and signature of every checkpoint, and what stands against those that have none, by name.
-
-    Args:
-        sources: the checkpoints.
-        hashes: of files that are known from earlier.
-        told: called with the name of each before it is read.
-    """
+    """By name: fingerprint and signature of each checkpoint that can be read, the error of each that cannot."""
     marks, errors = dict[str, tuple[str, str]](), dict[str, str]()
     for source in sources:
         if source.folder is None:
@@ -103,120 +157,73 @@ def fingerprinted(
             continue
         on_reading(source.name)
         try:
-            seen = signature(source.folder)
+            seen = signature(source.folder)  # first: a change while the files are read shows later
             marks[source.name] = hashes.fingerprint(source.folder), seen
         except (CheckpointError, OSError) as error:
             errors[source.name] = str(error)
     return marks, errors
 
 
-def state_of(task: Task) -> tuple[TaskRecord, bool]:
-    """The task's record, and whether it tells of all that is asked for."""
+def _settled(task: Task, error: str | None) -> TaskRow | None:
+    """The row of a task that need not run: its checkpoint has an `error`, or it is done."""
+    if error is not None:
+        return TaskRow(task, "failed", records.empty(task), error)
     found = records.read_record(task)
-    return found, all(records.done(task, found)) and not found.error
+    kept = all(records.done(task, found)) and not found.error and not task.config.force
+    return TaskRow(task, "kept", found) if kept else None
 
 
-def sweep(
-    sources: Sequence[SweepSource],
-    tasks: Sequence[Task],
-    out: Path,
-    engine: Callable[[int | None], SweepEngine],
-    observer: Observer,
-) -> list[TaskRow]:
-    """Do all tasks that are not done; leaves sweep.json in `out`.
-
-    Args:
-        sources: the checkpoints.
-        tasks: what `tasks_of` made of them.
-        out: the folder of the outputs.
-        engine: opens the engine, which is needed only where something has to be done; given the descriptor of a lock
-            that its processes should hold.
-        observer: told about each step.
-
-    Returns:
-        A row for each task, in their order.
-
-    Raises:
-        OutputError: the folder cannot be written to, or another sweep works there.
-        SmolexportError: the engine cannot be opened or does not answer; tasks that ended have their records.
-    """
-    with _opened(out) as (mark, lock):
-        hashes = Hashes(out / STATE / HASHES)
-        marks, errors = fingerprinted(sources, hashes, observer.reading)
-        hashes.save()
-        known = [_known(task, mark, *marks.get(task.name, ("", ""))) for task in tasks]
-        rows = _run(known, errors, lambda: engine(lock), observer)
-        with atomic_file(out / TABLE, force=True) as file:
-            file.write((json.dumps(table_json(rows), indent=2, allow_nan=False) + "\n").encode())
-    return rows
-
-
-def _known(task: Task, mark: str, fingerprint: str, seen: str) -> Task:
-    return replace(task, config=replace(task.config, mark=mark), fingerprint=fingerprint, seen=seen)
-
-
-def _run(
-    tasks: Sequence[Task], errors: Mapping[str, str], engine: Callable[[], SweepEngine], observer: Observer
-) -> list[TaskRow]:
-    """A row for each task; `errors` are those of checkpoints that cannot be read, by name."""
-    rows: dict[Task, TaskRow] = {}
-    for task in tasks:
-        found, whole = state_of(task)
-        if task.name in errors:
-            rows[task] = TaskRow(task, "failed", records.empty(task), errors[task.name])
-        elif whole and not task.config.force:
-            rows[task] = TaskRow(task, "kept", found)
-        else:
-            continue
-        observer.ended(rows[task])
-    waiting = [task for task in tasks if task not in rows]
-    if waiting:
-        place = engine()
-        try:
-            for row in _ended(_interleaved(waiting), place, observer):
-                rows[row.task] = row
-                observer.ended(row)
-        finally:
-            place.close()
-    return [rows[task] for task in tasks]
+def _planned(task: Task) -> TaskRow:
+    """The row of a task that would run."""
+    found = records.read_record(task)
+    if records.done(task, found)[0] and not task.config.force:
+        return TaskRow(task, "to do", replace(found, compared=None))
+    try:
+        plan = prepare(
+            task.format, Path(task.folder), task.config.out, quant=task.scheme, name=task.name,
+            ignore_config=task.config.ignore_config, weights=False,
+        ).plan  # fmt: skip
+    except SmolexportError as refused:
+        return _failed(task, found, str(refused))
+    sizes = {
+        "bytes": plan.size,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "notes": plan.fallback_lines(),
+    }
+    return TaskRow(task, "to do", replace(found, exported=sizes, compared=None, error=""))
 
 
 def _interleaved(tasks: Sequence[Task]) -> list[Task]:
-    """One of each checkpoint, then another of each: those at work at a time seldom wait for the same reference."""
-    seen: dict[str, int] = {}
-    turns = []
-    for task in tasks:
-        seen[task.name] = turn = seen.get(task.name, 0) + 1
-        turns.append(turn)
-    order = sorted(range(len(tasks)), key=turns.__getitem__)
-    return [tasks[place] for place in order]
+    """One task of each checkpoint, then another of each: tasks at work seldom wait for the same reference."""
+    groups = [list(group) for _, group in groupby(tasks, key=lambda task: task.name)]
+    return [task for turn in zip_longest(*groups) for task in turn if task]
 
 
-def _ended(tasks: list[Task], engine: SweepEngine, observer: Observer) -> Iterator[TaskRow]:
-    """Start all, as many at a time as the engine takes, and again those whose process died."""
-    attempts = dict.fromkeys(tasks, 0)
-    started: dict[Task, Task] = {}
-    waiting = tasks[::-1]
-    while waiting or started:
-        while waiting and len(started) < engine.jobs:
+def _ended(tasks: Sequence[Task], engine: SweepEngine, progress: SweepProgress) -> Iterator[TaskRow]:
+    """Run all tasks, as many at a time as the engine takes; those whose process died run again."""
+    waiting = [replace(task, threads=engine.threads) for task in reversed(tasks)]
+    attempts = dict.fromkeys(waiting, 0)
+    running = 0
+    while waiting or running:
+        while waiting and running < engine.jobs:
             task = waiting.pop()
             attempts[task] += 1
-            given = replace(task, threads=engine.threads)
-            started[given] = task
-            observer.started(task)
-            engine.start(given)
-        given, ending = engine.wait()
-        task = started.pop(given)
-        found = ending.record
-        if found is None and state_of(task)[1] and not task.config.force:  # it died after its work
-            found = records.read_record(task)
-        if found is None and attempts[task] < ATTEMPTS:
-            observer.again(task, ending.reason, attempts[task] + 1)
+            running += 1
+            progress.started(task)
+            engine.start(task)
+        task, found = engine.wait()
+        running -= 1
+        if isinstance(found, str) and (row := _settled(task, None)):  # it died after its work
+            found = row.record
+        if isinstance(found, TaskRecord):
+            yield _failed(task, found, found.error) if found.error else TaskRow(task, "new", found)
+        elif attempts[task] < ATTEMPTS:
+            progress.again(task, found, attempts[task] + 1)
             waiting.append(task)
-        elif found is None:
-            reason = f"{task.title}: {ending.reason}, {ATTEMPTS} times; if memory is short, take fewer --jobs"
-            yield TaskRow(task, "failed", records.holding(task, records.read_record(task)), reason)
-        elif found.error:
-            yield TaskRow(task, "failed", records.holding(task, found), found.error)
         else:
-            yield TaskRow(task, "new", found)
+            reason = f"{task.title}: {found}, {ATTEMPTS} times; if memory is short, use fewer --jobs"
+            yield _failed(task, records.read_record(task), reason)
+
+
+def _failed(task: Task, found: TaskRecord, error: str) -> TaskRow:
+    return TaskRow(task, "failed", records.holding(task, found), error)

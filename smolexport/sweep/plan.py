@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import importlib.util
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,103 +12,67 @@ from smolexport.conversion.model_card import installed_version
 from smolexport.errors import CheckpointError, MissingDependencyError, UsageError
 from smolexport.model.checkpoint import find_checkpoint
 
-STATE, TABLE = ".sweep", "sweep.json"  # what else lies in the folder of the outputs
+RAY = "pip install 'smolexport[ray]'"
+STATE, TABLE = ".sweep", "sweep.json"  # beside the outputs
 
 
 @dataclass(frozen=True)
 class SweepSource:
-    """A checkpoint of the sweep.
+    """A checkpoint of the sweep."""
 
-    Attributes:
-        given: as it was named.
-        name: what its outputs are called; no two of a sweep have the same.
-        folder: where it lies; None where it was not found.
-        error: why not.
-    """
-
-    given: str
-    name: str
-    folder: Path | None
-    error: str = ""
+    given: str  # on the command line
+    name: str  # of its outputs, unique in the sweep
+    folder: Path | None  # None if it was not found
+    error: str = ""  # why not
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What holds for every task of a sweep.
+    """What all tasks of a sweep share."""
 
-    Attributes:
-        out: folder of the outputs.
-        text: what is scored; None = exported files are not compared.
-        window: tokens per window.
-        max_windows: score at most so many.
-        ignore_config: keys of config.json that the caller vouches for as inert.
-        force: replace what stands where an output goes, whoever made it.
-        version: of smolexport.
-        mark: in the name of a file in `out`, by which a worker knows that it sees the same folder.
-    """
-
-    out: str
-    text: str | None = None
-    window: int = 512
+    out: str  # folder of the outputs
+    text: str | None = None  # to score; None = outputs are not compared
+    window: int = 512  # tokens
     max_windows: int | None = None
-    ignore_config: Sequence[str] = ()
-    force: bool = False
+    ignore_config: Sequence[str] = ()  # keys of config.json to treat as inert
+    force: bool = False  # redo everything, and replace whatever has the name of an output
     version: str = field(default_factory=installed_version)
-    mark: str = ""
+    mark: str = ""  # in the name of a file in `out` that shows a worker that it sees the same folder
 
 
 @dataclass(frozen=True)
 class Task:
-    """One output.  Plain values only, so that it goes through a pipe to another process or machine.
+    """One output.  Plain values only, so that it can be sent to another process or machine."""
 
-    Attributes:
-        source: the checkpoint as it was named.
-        name: what its outputs are called.
-        folder: where it lies; empty where it was not found.
-        format: e.g. `gguf`.
-        scheme: the format's own name of it.
-        config: what holds for every task.
-        fingerprint: of the checkpoint's files.
-        seen: their sizes and dates when the fingerprint was taken.
-        threads: that it may use.
-        origin: whose output it is: a hub id, or the folder's full path.
-    """
-
-    source: str
-    name: str
-    folder: str
+    source: str  # the checkpoint as given
+    name: str  # of the checkpoint's outputs
+    folder: str  # of the checkpoint; empty if it was not found
     format: str
-    scheme: str
+    scheme: str  # the format's own name of it
     config: SweepConfig
-    fingerprint: str = ""
-    seen: str = ""
+    fingerprint: str = ""  # of the checkpoint's files
+    seen: str = ""  # their signature when the fingerprint was taken
     threads: int = 1
-    origin: str = ""
+    origin: str = ""  # the checkpoint as the output's owner: a hub id, or the folder's full path
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Its name in messages."""
         return f"{self.name} {self.format} {self.scheme}"
 
     @property
     def key(self) -> Path:
-        """Its place in folders that hold something of every task."""
+        """Its path in folders that hold something of every task."""
         return Path(self.name) / f"{self.format}-{self.scheme}"
 
 
 def find_sources(
     checkpoints: Sequence[str], *, revision: str | None = None, token: str | None = None, weights: bool = True
 ) -> list[SweepSource]:
-    """Find every checkpoint; one that is not there is a source with an error.
+    """Find every checkpoint (folder, hub id or `demo`); one that cannot be found is a source with an error.
 
-    Args:
-        checkpoints: folders, hub ids, or `demo`.
-        revision: hub revision.
-        token: hub token.
-        weights: False = the weights of a hub id stay there.
-
-    Raises:
-        UsageError: none at all, an empty name, one named twice.
+    Without `weights` those of a hub id are not downloaded.  Raises UsageError for no checkpoint, an empty name, or the
+    same checkpoint twice.
     """
     if not checkpoints:
         raise UsageError("no checkpoint to export: name at least one")
@@ -129,27 +94,27 @@ def find_sources(
 
 
 def _names(sources: Sequence[SweepSource]) -> list[str]:
-    """The last part of each path or hub id, with as many of the parts before it as it takes to tell them apart."""
+    """The last part of each path or hub id, preceded by as many others as it takes to tell them apart."""
     parts = [_parts(source) for source in sources]
     counts = [1] * len(sources)
     while True:
         names = ["-".join(words[-count:]) for words, count in zip(parts, counts, strict=True)]
-        groups: dict[str, list[int]] = {}
-        for place, name in enumerate(names):
-            groups.setdefault(name.casefold(), []).append(place)
-        alike = [place for group in groups.values() if len(group) > 1 for place in group]
+        folded = [name.casefold() for name in names]
+        alike = [place for place, name in enumerate(folded) if folded.count(name) > 1]
         longer = [place for place in alike if counts[place] < len(parts[place])]
         if not alike:
             return names
         if not longer:
-            first, second = (sources[place].given for place in alike[:2])
-            raise UsageError(f"{first} and {second}: cannot be told apart by their names; rename one of them")
+            first = alike[0]
+            second = folded.index(folded[first], first + 1)
+            given = f"{sources[first].given} and {sources[second].given}"
+            raise UsageError(f"{given}: cannot be told apart by their names; rename one of them")
         for place in longer:
             counts[place] += 1
 
 
 def _parts(source: SweepSource) -> list[str]:
-    """The words that name a checkpoint; of a hub id those of the id, not of the cache."""
+    """The parts of a checkpoint's path; of a hub id those of the id, not of the cache."""
     path = Path(source.given) if source.given == "demo" or _of_hub(source) else Path(source.given).resolve()
     words = [part for part in path.parts if part not in ("/", "\\", path.anchor)]
     return [word.encode("utf-8", "replace").decode() for word in words] or ["model"]
@@ -160,14 +125,10 @@ def _of_hub(source: SweepSource) -> bool:
 
 
 def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Every (format, scheme) that is asked for, and a line for each scheme that a format has not.
+    """Every requested (format, scheme), and a line for each scheme that a format does not have.
 
-    Args:
-        formats: format names; None = every installed converter.
-        quants: schemes, for all formats that have them, or `FORMAT:SCHEME` for one.
-
-    Raises:
-        UsageError: an unknown format; a scheme that none of the formats has.
+    `formats`: None = every installed converter; `quants`: schemes for all formats that have them, or `FORMAT:SCHEME`
+    for one.  Raises UsageError for an unknown format, or a scheme that no format has.
     """
     names = plugins.converters() if formats is None else list(formats)
     if not names or len(set(names)) < len(names):
@@ -178,7 +139,7 @@ def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tu
     for word in quants:
         one, colon, scheme = word.partition(":")
         if colon and one not in modules:
-            raise UsageError(f"--quant {word}: the format '{one}' is none of those asked for: {', '.join(modules)}")
+            raise UsageError(f"--quant {word}: the format '{one}' is not one of those requested: {', '.join(modules)}")
         lacking: dict[str, UsageError] = {}
         for name in [one] if colon else names:
             try:
@@ -189,47 +150,50 @@ def pairs(formats: Sequence[str] | None, quants: Sequence[str]) -> tuple[list[tu
             refusal = next(iter(lacking.values()))
             many = f"--quant {word}: none of {', '.join(lacking)} has such a scheme; `smolexport list` names them"
             raise refusal if len(lacking) == 1 else UsageError(many)
-        lines += [f"{name} has no scheme {word}: left out" for name in lacking]
-    order = {name: place for place, name in enumerate(names)}
-    return sorted(found, key=lambda pair: order[pair[0]]), lines
+        lines += [f"{name} has no scheme {word}: skipped" for name in lacking]
+    return sorted(found, key=lambda pair: names.index(pair[0])), lines
 
 
-def tasks_of(sources: Sequence[SweepSource], wanted: Sequence[tuple[str, str]], config: SweepConfig) -> list[Task]:
-    """A task for each checkpoint and each of the `wanted` (format, scheme).
+def tasks_of(sources: Sequence[SweepSource], requested: Sequence[tuple[str, str]], config: SweepConfig) -> list[Task]:
+    """A task for each checkpoint and each `requested` (format, scheme).
 
-    Raises:
-        UsageError: the outputs of a checkpoint would go where they must not.
+    Raises UsageError if outputs would go into a checkpoint, or under a name that the sweep itself uses.
     """
     for source in sources:
         target = Path(config.out) / source.name
         inside = source.folder in (target.resolve(), target.parent.resolve())
         if source.name in (STATE, TABLE, "..") or (source.folder and inside):
-            raise UsageError(f"{target}: is not a place for the outputs of {source.given}; give another folder with -o")
+            raise UsageError(f"{target}: cannot hold the outputs of {source.given}; give another folder with -o")
     return [
         Task(
             source.given, source.name, folder, form, scheme, config, origin=source.given if _of_hub(source) else folder
         )
-        for source, folder in ((source, str(source.folder or "")) for source in sources)
-        for form, scheme in wanted
+        for source in sources
+        for folder in [str(source.folder or "")]
+        for form, scheme in requested
     ]
 
 
-def check_runtimes(formats: Collection[str]) -> None:
-    """Refuse a comparison for which a library is missing here; raises MissingDependencyError."""
-    lacking = [_lacking("checkpoint"), *(_lacking(plugins.converter(name).FORMAT) for name in formats)]
-    lines = [line for line in dict.fromkeys(lacking) if line]
+def check_libraries(formats: Collection[str], *, ray: bool) -> None:
+    """Refuse before any work what lacks a library: Ray, or else one to compare `formats` on this machine.
+
+    The machines of a cluster check their own libraries.  Raises MissingDependencyError.
+    """
+    if ray:
+        if importlib.util.find_spec("ray") is None:
+            raise MissingDependencyError(f"--engine ray: needs ray: {RAY}")
+        return
+    kinds = ["checkpoint", *(plugins.converter(name).FORMAT for name in formats)] if formats else []
+    lines = [line for line in dict.fromkeys(map(_missing, kinds)) if line]
     if lines:
         raise MissingDependencyError(f"{'; '.join(lines)}; or pass --no-compare")
 
 
-def _lacking(kind: str) -> str:
-    """What has to be installed to run the format `kind`; empty where one of its runtimes is ready."""
-    players: Mapping[str, str | None] = {
-        name: plugins.missing(name) for name in plugins.runtimes() if kind == plugins.adapter(name).READS
-    }
-    if None in players.values():
+def _missing(kind: str) -> str:
+    """What has to be installed to run files of this kind; empty if one of its runtimes is ready."""
+    lines = {name: plugins.missing(name) for name in plugins.runtimes() if kind == plugins.adapter(name).READS}
+    if None in lines.values():
         return ""
-    if not players:
-        return f"no installed runtime runs the format '{kind}'"
-    name, line = next(iter(players.items()))
-    return f"the runtime {plugins.adapter(name).NAME} {line}"
+    for name, line in lines.items():
+        return f"the runtime {plugins.adapter(name).NAME} {line}"
+    return f"no installed runtime runs the format '{kind}'"

@@ -1,115 +1,74 @@
-"""What is known of a task from earlier: a small JSON file that is written when something is done, never before."""
+"""What is known from earlier sweeps: a record per task, and hashes of the checkpoints' files.
+
+Both are JSON files that anything may have damaged; what cannot be understood counts as missing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from smolexport.files import atomic_file
+from smolexport.model.identity import combined_hash, file_hash, files_of
 from smolexport.sweep.plan import STATE, Task
 
 Facts = Mapping[str, Any]
-Check = Callable[[Any], bool]
+Shape = Mapping[Any, Any]
 
+SETTLED = 2.0  # seconds since the last write, below which a second one could leave the same date
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which NaN is not
-
-
-def _is_plain(value: Any) -> bool:
-    """A number, truth value, text or nothing; or a list of texts."""
-    if isinstance(value, list):
-        return all(isinstance(item, str) for item in value)
-    return value is None or isinstance(value, (str, bool)) or _is_number(value)
-
-
-def _is_path(value: Any) -> bool:
-    """Whether `value` is the name of a file below a folder, as this system may have it."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        os.fsencode(value)
-    except UnicodeError:
-        return False
-    return not PurePath(value).is_absolute() and ".." not in PurePath(value).parts
-
-
-def _table_of(check: Check) -> Check:
-    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
-
-
-def _is_file(facts: Any) -> bool:
-    return _table_of(_is_plain)(facts) and _is_number(facts.get("bytes"))
-
-
-def _are_files(value: Any) -> bool:
-    return _table_of(_is_file)(value) and all(map(_is_path, value))
-
-
-def _or_nothing(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and _is_plain(value)
-
-
-# What is used or shown of a record is what it should be; whatever else is there is plain.
-NUMBER_OR_NOTHING = _or_nothing(_is_number)
-EXPORTED: Mapping[str, Check] = {
-    "inputs": _table_of(_is_plain), "files": _are_files, "bytes": _is_number, "bits_per_weight": _is_number,
-    "seconds": _is_number, "notes": _or_nothing(_are_texts),
+# Shapes of JSON values: a type, a tuple of alternatives, [shape of all items], {key: shape, ...: shape of the others}.
+NUMBER = (float, None)
+PLAIN = (None, bool, float, str, [str])
+EXPORTED: Shape = {
+    "inputs": {...: PLAIN}, "files": {...: {"bytes": float, ...: PLAIN}}, "bytes": float, "bits_per_weight": float,
+    "seconds": float, "notes": (None, [str]), ...: PLAIN,
 }  # fmt: skip
-COMPARED: Mapping[str, Check] = {
-    "inputs": _table_of(_is_plain), "kld": _table_of(NUMBER_OR_NOTHING), "top1_agreement": _is_number,
-    "seconds": _is_number, "notes": _or_nothing(_are_texts), "perplexity_ratio": NUMBER_OR_NOTHING,
+COMPARED: Shape = {
+    "inputs": {...: PLAIN}, "kld": {...: NUMBER}, "top1_agreement": float, "perplexity_ratio": NUMBER,
+    "seconds": float, "notes": (None, [str]), ...: PLAIN,
+}  # fmt: skip
+RECORD: Shape = {
+    "source": str, "format": str, "scheme": str, "target": str, "error": str, "exported": (None, EXPORTED),
+    "compared": (None, COMPARED), ...: PLAIN,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The record of a task.
+    """The record of a task."""
 
-    Attributes:
-        source: the checkpoint: a hub id, or the folder's full path.
-        format: of the output.
-        scheme: of the output.
-        target: the output, from the sweep's folder on; whatever stands there is the sweep's.  Empty before the plan.
-        exported: what was made of what: `inputs`; `files` by their names beside the target, each with `bytes` and
-            `sha256`; `bytes`, `weights`, `bits_per_weight`, `notes`, `seconds`.  None before that.
-        compared: how far the output is from the checkpoint: `inputs`, figures as `compare --json` names them,
-            `seconds`.
-        error: why the last attempt failed; empty where it did not.
-    """
-
-    source: str
+    source: str  # the checkpoint: a hub id, or the folder's full path
     format: str
     scheme: str
-    target: str = ""
+    target: str = ""  # the output, relative to the sweep's folder; what has this name belongs to the sweep
+    # `inputs`, all that the output depends on; `files` by name, each with `bytes` and `sha256`; `bytes`, `weights`,
+    # `bits_per_weight`, `notes`, `seconds`
     exported: Facts | None = None
-    compared: Facts | None = None
-    error: str = ""
+    compared: Facts | None = None  # `inputs`; figures as `compare --json` names them; `notes`, `seconds`
+    error: str = ""  # why the last attempt failed
 
 
 def path_of(task: Task) -> Path:
-    """Where the record of `task` lies."""
-    key = task.key
-    return Path(task.config.out) / STATE / "records" / key.parent / f"{key.name}.json"
+    """The file of the record of `task`."""
+    return Path(task.config.out) / STATE / "records" / task.name / f"{task.key.name}.json"
 
 
 def empty(task: Task, error: str = "") -> TaskRecord:
-    """The record of a task of which nothing is known but, perhaps, an error."""
+    """A record of `task` with nothing in it but, perhaps, an error."""
     return TaskRecord(task.origin, task.format, task.scheme, error=error)
 
 
 def read_record(task: Task) -> TaskRecord:
-    """The record of `task`; an empty one where there is none, or nothing that can be understood."""
+    """The record of `task`; an empty one if there is none, or none that can be understood."""
     try:
         return parsed(path_of(task).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -117,25 +76,40 @@ def read_record(task: Task) -> TaskRecord:
 
 
 def parsed(text: str) -> TaskRecord:
-    """What `dumped` made a text of; raises ValueError."""
+    """The inverse of `dumped`; raises ValueError."""
     try:
         found = json.loads(text)
-        record = TaskRecord(**{field.name: found[field.name] for field in fields(TaskRecord)})
-    except (LookupError, TypeError, RecursionError) as error:
+    except RecursionError as error:
         raise ValueError("is not a record") from error
-    sound = _is_path(record.target) and all(
-        isinstance(text, str) for text in (record.source, record.format, record.scheme, record.error)
-    )
-    if not (sound and _has(record.exported, EXPORTED) and _has(record.compared, COMPARED)):
+    if not _fits(found, RECORD):
+        raise ValueError("is not a record")
+    record = TaskRecord(**{field.name: found.get(field.name) for field in fields(TaskRecord)})
+    if not all(map(_is_path, [record.target, *(record.exported or {"files": ()})["files"]])):
         raise ValueError("is not a record")
     return record
 
 
-def _has(part: Any, checks: Mapping[str, Check]) -> bool:
-    if not isinstance(part, dict):
-        return part is None
-    others = (value for name, value in part.items() if name not in checks)
-    return all(check(part.get(name)) for name, check in checks.items()) and all(map(_is_plain, others))
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a JSON value has this shape; a number is finite."""
+    if isinstance(shape, tuple):
+        return any(_fits(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if isinstance(shape, dict):
+        keys = (shape.keys() | value.keys()) - {...} if isinstance(value, dict) else ()
+        return isinstance(value, dict) and all(_fits(value.get(key), shape.get(key, shape[...])) for key in keys)
+    if shape is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which NaN is not
+    return value is None if shape is None else isinstance(value, shape)
+
+
+def _is_path(name: str) -> bool:
+    """Whether this system could have a file of this name below a folder."""
+    try:
+        os.fsencode(name)
+    except UnicodeError:
+        return False
+    return "\0" not in name and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
 
 
 def dumped(record: TaskRecord, indent: int | None = None) -> str:
@@ -174,27 +148,73 @@ def compare_inputs(task: Task) -> dict[str, Any]:
 
 
 def done(task: Task, record: TaskRecord) -> tuple[bool, bool]:
-    """Whether the export and the comparison that `record` tells of are those that `task` asks for.
-
-    A comparison that is not asked for is done.
-    """
-    exported = record.exported
-    made = exported is not None and exported.get("inputs") == export_inputs(task) and _stands(task, record, exported)
-    compared = record.compared is not None and record.compared.get("inputs") == compare_inputs(task)
-    return made, made and (compared or task.config.text is None)
+    """Whether `record` holds the export and the comparison that `task` needs; a comparison may not be needed."""
+    exported, compared = record.exported or {}, record.compared or {}
+    made = exported.get("inputs") == export_inputs(task) and _is_present(task, record, exported["files"])
+    return made, made and (task.config.text is None or compared.get("inputs") == compare_inputs(task))
 
 
 def holding(task: Task, record: TaskRecord) -> TaskRecord:
-    """`record` without what it tells of another checkpoint, of other wishes, or of an output that is not there."""
+    """`record` without an export or a comparison that is not the one that `task` needs."""
     made, compared = done(task, record)
-    exported = record.exported if made else None
-    return replace(record, exported=exported, compared=record.compared if compared else None)
+    return replace(record, exported=record.exported if made else None, compared=record.compared if compared else None)
 
 
-def _stands(task: Task, record: TaskRecord, exported: Facts) -> bool:
-    """Whether every file of the output is there with the recorded size."""
-    folder, files = (Path(task.config.out) / record.target).parent, exported["files"]
+def _is_present(task: Task, record: TaskRecord, files: Facts) -> bool:
+    """Whether every file of the output has the recorded size."""
+    folder = (Path(task.config.out) / record.target).parent
     try:
         return bool(files) and all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
     except OSError:
         return False
+
+
+def signature(folder: Path) -> str:
+    """A hash of names, sizes and dates of a checkpoint's files, which changes whenever one of them does."""
+    total = hashlib.sha256()
+    for path in files_of(folder):
+        stat = path.stat()
+        total.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return total.hexdigest()
+
+
+class Hashes:
+    """Hashes of files, kept from sweep to sweep with the sizes and dates at which they were taken."""
+
+    def __init__(self, path: Path) -> None:
+        """`path`: the file that holds them."""
+        self._path = path
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found = None
+        entries = found.items() if isinstance(found, dict) else ()
+        self._known: dict[str, list[Any]] = {name: value for name, value in entries if _is_entry(value)}
+
+    def fingerprint(self, folder: Path) -> str:
+        """One hash for names and contents of all files of the checkpoint in `folder`; raises CheckpointError."""
+        return combined_hash([(path.relative_to(folder).as_posix(), path) for path in files_of(folder)], self._hash)
+
+    def _hash(self, path: Path) -> str:
+        stat = path.stat()
+        # the second date is the system's: copying and unpacking can restore the first one, but not that
+        seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        *earlier, mark = self._known.get(str(path), [""])
+        if seen == earlier:
+            return str(mark)
+        mark = file_hash(path)
+        if abs(time.time() - max(stat.st_mtime, stat.st_ctime)) > SETTLED:
+            self._known[str(path)] = [*seen, mark]
+        return mark
+
+    def save(self) -> None:
+        """Write them to the file; raises OutputError."""
+        with atomic_file(self._path, force=True) as file:
+            file.write(json.dumps(self._known, indent=1, sort_keys=True).encode())
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether `value` holds size, two dates, inode number and hash of a file."""
+    if not isinstance(value, list) or [type(one) for one in value] != [int, int, int, int, str]:
+        return False
+    return re.fullmatch("[0-9a-f]{64}", value[4]) is not None

@@ -1,10 +1,11 @@
-"""The result of a sweep: a row for each task, as plain JSON and as text."""
+"""The result of a sweep, a row for each task, as JSON and as a table; and the progress on stderr before that."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from smolexport.conversion.model_card import installed_version
 from smolexport.sweep.plan import Task
@@ -13,32 +14,26 @@ from smolexport.text import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 SCHEMA = 1
-State = Literal["new", "kept", "failed", "to do"]
+FIGURES = ("top1_agreement", "top1_agreement_error", "perplexity_ratio", "perplexity_ratio_error")
 
 
 @dataclass(frozen=True)
 class TaskRow:
-    """What became of a task.
-
-    Attributes:
-        task: the task.
-        state: `new`, `kept` from an earlier sweep, or `failed`; before a sweep, `to do`.
-        record: what is known of it.
-        error: why it failed.
-    """
+    """The outcome of a task; before a sweep, `to do`."""
 
     task: Task
-    state: State
+    state: Literal["new", "kept", "failed", "to do"]
     record: TaskRecord
     error: str = ""
 
 
 def table_json(rows: Sequence[TaskRow]) -> dict[str, Any]:
-    """Plain JSON values; what is not known is None.
+    """Plain JSON values; None for what is not known.
 
-    `path` is relative to the folder of the sweep; `seconds` are those of the attempt that made what is there.
+    `path` is relative to the folder of the sweep; `seconds` are those of the attempt that made the output.
     """
     return {"schema": SCHEMA, "smolexport": installed_version(), "tasks": [_row_json(row) for row in rows]}
 
@@ -55,18 +50,13 @@ def _row_json(row: TaskRow) -> dict[str, Any]:
         "state": row.state,
         "error": row.error or None,
         "path": row.record.target if made else None,
-        "bytes": made.get("bytes"),
-        "bits_per_weight": made.get("bits_per_weight"),
-        "files": made.get("files"),
+        **{key: made.get(key) for key in ("bytes", "bits_per_weight", "files")},
         "notes": [*(made.get("notes") or ()), *(compared.get("notes") or ())],
         "runtime": compared.get("runtime"),
         "weights_fingerprint": compared.get("fingerprint"),
         "kld": kld.get("mean"),
         "kld_error": kld.get("mean_error"),
-        "top1_agreement": compared.get("top1_agreement"),
-        "top1_agreement_error": compared.get("top1_agreement_error"),
-        "perplexity_ratio": compared.get("perplexity_ratio"),
-        "perplexity_ratio_error": compared.get("perplexity_ratio_error"),
+        **{key: compared.get(key) for key in FIGURES},
         "seconds": round(made["seconds"] + compared.get("seconds", 0.0), 3) if "seconds" in made else None,
     }
 
@@ -78,7 +68,8 @@ def line(row: TaskRow) -> str:
         return f"{row.task.title}: failed: {row.error.removeprefix(f'{row.task.title}: ')}"
     figures = [f"{found['bytes'] / 1e6:.1f} MB", f"{found['bits_per_weight']:.2f} bits per weight"]
     figures += [] if found["kld"] is None else [f"KLD {found['kld']:.5f}"]
-    return f"{row.task.title}: {', '.join(figures)}, {'kept' if row.state == 'kept' else _seconds(found['seconds'])}"
+    figures.append("kept" if row.state == "kept" else f"{found['seconds']:.1f} s")
+    return f"{row.task.title}: {', '.join(figures)}"
 
 
 def render_table(rows: Sequence[TaskRow], console: Console) -> None:
@@ -96,9 +87,7 @@ def render_table(rows: Sequence[TaskRow], console: Console) -> None:
     for row in rows:
         found = _row_json(row)
         table.add_row(
-            Text(printable(row.task.name)),
-            Text(printable(row.task.format)),
-            Text(printable(row.task.scheme)),
+            *(Text(printable(word)) for word in (row.task.name, row.task.format, row.task.scheme)),
             _cell(found["bytes"], "{:,.1f}", 1e-6),
             _cell(found["bits_per_weight"], "{:.2f}"),
             _cell(found["kld"], "{:.5f}"),
@@ -109,12 +98,60 @@ def render_table(rows: Sequence[TaskRow], console: Console) -> None:
         )
     console.print(table, crop=False)
     for error in dict.fromkeys(row.error for row in rows if row.error):
-        console.print(f"failed: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"failed: {one_line(error)}"), soft_wrap=True)
 
 
 def _cell(value: float | None, form: str, factor: float = 1.0) -> str:
     return "-" if value is None else form.format(factor * value)
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s"
+class SweepProgress:
+    """A line on stderr for each step that ends; on a terminal also a bar for all tasks and a clock for each at work."""
+
+    def __init__(self, total: int) -> None:
+        """`total`: tasks."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        label = TextColumn("{task.description}", markup=False)
+        self._bars = Progress(
+            label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._total, self._done = total, 0
+        self._all = self._bars.add_task("sweep", total=total)
+        self._clocks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def reading(self, name: str) -> None:
+        """The checkpoint's fingerprint is being taken."""
+        self._bars.update(self._all, description=f"reading {printable(name)}")
+
+    def started(self, task: Task) -> None:
+        """A process works on it."""
+        self._bars.update(self._all, description="sweep")
+        self._clocks[task.title] = self._bars.add_task(f"  {printable(task.title)}", total=None)
+
+    def again(self, task: Task, reason: str, number: int) -> None:
+        """Its process died; attempt `number` follows."""
+        self._say(f"{task.title}: {reason}; attempt {number}")
+        self._bars.remove_task(self._clocks.pop(task.title))
+
+    def ended(self, row: TaskRow) -> None:
+        """It is done, or has failed for good."""
+        self._done += 1
+        self._say(f"[{self._done}/{self._total}] {line(row)}")
+        if row.task.title in self._clocks:
+            self._bars.remove_task(self._clocks.pop(row.task.title))
+        self._bars.update(self._all, completed=self._done)
+
+    def _say(self, text: str) -> None:
+        from rich.text import Text
+
+        self._bars.console.print(Text(one_line(text)), soft_wrap=True)

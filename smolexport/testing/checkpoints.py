@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every architecture: random, but with the statistics that make a mistake show.
+"""Tiny checkpoints of every architecture: random, but with statistics that expose mistakes.
 
 Norm weights differ from 1 and from each other, biases are not zero, attention is far from uniform, and the entropy
 of the next token is well below log(vocab_size): a wrong rotation, a dropped bias or a swapped norm changes the
@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,11 @@ from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.model.weights import as_stored
 from smolexport.tokenizer import read_tokenizer
 
-NUMPY: Mapping[str, np.dtype[Any]] = {
+DTYPES: Mapping[str, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "f16": np.dtype(np.float16),
     "f32": np.dtype(np.float32),
 }
-SAFETENSORS: Mapping[np.dtype[Any], str] = {NUMPY["bf16"]: "BF16", NUMPY["f16"]: "F16", NUMPY["f32"]: "F32"}
-IN_CONFIG: Mapping[str, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 COMMON: Mapping[str, Any] = {
     "vocab_size": 320,
@@ -76,16 +74,13 @@ TOKENIZER_FILES = (
 
 
 def tiny_config(model_type: str, *, dtype: str = "bf16", old_style: bool = True, **overrides: Any) -> dict[str, Any]:
-    """A config.json of a few hundred thousand parameters.
+    """The config.json of a model with a few hundred thousand parameters.
 
     Args:
-        model_type: a key of `FAMILIES`.
+        model_type: a key of `FAMILIES`; UsageError for any other.
         dtype: what the config claims.
         old_style: `rope_theta` beside `rope_scaling`; otherwise both in `rope_parameters`, as transformers 5 writes.
-        overrides: keys that replace the tiny ones; rope keys in the old spelling, whatever the style.
-
-    Raises:
-        UsageError: an unknown model_type.
+        overrides: keys that replace those of `COMMON` and `FAMILIES`; rope keys in the old style.
     """
     if model_type not in FAMILIES:
         raise UsageError(f"model_type {model_type!r} should be one of: {', '.join(FAMILIES)}")
@@ -94,7 +89,7 @@ def tiny_config(model_type: str, *, dtype: str = "bf16", old_style: bool = True,
     if model_type == "smollm3" and "no_rope_layers" not in config:
         step = config["no_rope_layer_interval"]
         config["no_rope_layers"] = [int((i + 1) % step != 0) for i in range(config["num_hidden_layers"])]
-    config["torch_dtype" if old_style else "dtype"] = IN_CONFIG[dtype]
+    config["torch_dtype" if old_style else "dtype"] = DTYPES[dtype].name
     if not old_style:
         theta, scaling = config.pop("rope_theta"), config.pop("rope_scaling")
         config["rope_parameters"] = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
@@ -115,44 +110,49 @@ def write_checkpoint(
     """Write config.json and random safetensors; return `folder`.
 
     Args:
-        folder: made when it does not exist.
-        model_type: as for `tiny_config`, like `old_style` and `overrides`.
+        folder: created if missing.
+        model_type: see `tiny_config`, also for `old_style` and `overrides`.
         dtype: `bf16`, `f16` or `f32`, of all tensors.
         seed: of the weights; each tensor has its own stream.
-        shards: number of safetensors files; above 1 with an index.
-        tokenizer: folder whose tokenizer files are copied; vocab_size follows it unless overridden.
+        shards: number of safetensors files; more than 1 come with an index.
+        tokenizer: folder whose tokenizer files are copied; sets vocab_size unless overridden.
 
     Raises:
         UsageError: an unknown model_type or dtype.
-        ConfigError: overrides that make no model.
+        ConfigError: overrides that describe no valid model.
     """
-    if dtype not in NUMPY:
-        raise UsageError(f"dtype {dtype!r} should be one of: {', '.join(NUMPY)}")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} should be one of: {', '.join(DTYPES)}")
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         for file in (tokenizer / name for name in TOKENIZER_FILES):
             if file.exists():
                 shutil.copy(file, folder / file.name)
-        overrides.setdefault("vocab_size", _vocabulary(tokenizer / "tokenizer.json"))
+        content = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+        ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content.get("added_tokens", ()))]
+        overrides.setdefault("vocab_size", max(ids) + 1)
     config = tiny_config(model_type, dtype=dtype, old_style=old_style, **overrides)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     tensors = list(random_tensors(load_spec(config), seed=seed, dtype=dtype))
-    if shards == 1:
-        write_safetensors(folder / "model.safetensors", dict(tensors))
-    else:
-        _write_shards(folder, tensors, shards)
+    places: dict[str, str] = {}
+    for number in range(shards):
+        part = dict(tensors[number * len(tensors) // shards : (number + 1) * len(tensors) // shards])
+        name = "model.safetensors" if shards == 1 else f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        write_safetensors(folder / name, part)
+        places |= dict.fromkeys(part, name)
+    if shards > 1:
+        index = {"metadata": {"total_size": sum(a.nbytes for _, a in tensors)}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
 
 
 def random_tensors(spec: ModelSpec, *, seed: int = 0, dtype: str = "f32") -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and array of every tensor of `spec`, as a checkpoint keeps them, in its order."""
-    yield from as_stored(spec, _random_tensors(spec, seed, dtype))
-
-
-def _random_tensors(spec: ModelSpec, seed: int, dtype: str) -> Iterator[tuple[Tensor, NDArray[Any]]]:
-    for index, tensor in enumerate(spec.tensors()):
-        random = np.random.default_rng([seed, index])
-        yield tensor, _random(tensor, spec, random).astype(NUMPY[dtype])
+    """Name and array of every tensor of `spec`, as a checkpoint stores them, in its order."""
+    arrays = (
+        (tensor, _random(tensor, spec, np.random.default_rng([seed, index])).astype(DTYPES[dtype]))
+        for index, tensor in enumerate(spec.tensors())
+    )
+    yield from as_stored(spec, arrays)
 
 
 def _random(tensor: Tensor, spec: ModelSpec, random: np.random.Generator) -> NDArray[np.float32]:
@@ -163,23 +163,18 @@ def _random(tensor: Tensor, spec: ModelSpec, random: np.random.Generator) -> NDA
     if not tensor.is_matrix:
         scale = sharpness if tensor.role is Role.FINAL_NORM and spec.tied else 1.0
         return (scale * random.uniform(0.5, 1.5, tensor.shape)).astype(np.float32)
-    match tensor.role:
-        case Role.EMBED:
-            deviation = 1.0
-        case Role.HEAD:
-            deviation = sharpness
-        case _:
-            deviation = 1.5 / math.sqrt(tensor.columns)
+    deviation = {Role.EMBED: 1.0, Role.HEAD: sharpness}.get(tensor.role, 1.5 / math.sqrt(tensor.columns))
     return random.normal(0, deviation, tensor.shape).astype(np.float32)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write one safetensors file; bfloat16 (ml_dtypes), float16 and float32."""
+    codes = {dtype: name.upper() for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in tensors.items():
         start, end = end, end + array.nbytes
-        header[name] = {"dtype": SAFETENSORS[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": codes[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -188,49 +183,31 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             file.write(np.ascontiguousarray(array).tobytes())
 
 
-def _write_shards(folder: Path, tensors: Sequence[tuple[str, NDArray[Any]]], shards: int) -> None:
-    places: dict[str, str] = {}
-    for number in range(shards):
-        part = dict(tensors[number * len(tensors) // shards : (number + 1) * len(tensors) // shards])
-        name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        write_safetensors(folder / name, part)
-        places |= dict.fromkeys(part, name)
-    index = {"metadata": {"total_size": sum(a.nbytes for _, a in tensors)}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-
-def _vocabulary(file: Path) -> int:
-    """The number of ids that a tokenizer.json uses, by its largest one."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    ids = [*content["model"]["vocab"].values(), *(t["id"] for t in content.get("added_tokens", ()))]
-    return int(max(ids)) + 1
-
-
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WORDS = "the and of to in a is that it was he for on as with his be at you I by had not but from she or".split()
+TOKENIZER_CONFIG: Mapping[str, Any] = {
+    "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": SPECIAL[0], "eos_token": SPECIAL[2],
+    "pad_token": SPECIAL[2], "unk_token": SPECIAL[0], "clean_up_tokenization_spaces": False,
+}  # fmt: skip
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
-def write_tokenizer(folder: Path, kind: str = "smollm2", vocab_size: int = 320) -> Path:
-    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE that was never trained; return `folder`.
+def write_tokenizer(folder: Path, vocab_size: int = 320) -> Path:
+    """Write tokenizer.json and tokenizer_config.json of an untrained byte-level BPE like SmolLM2's; return `folder`.
 
-    Its merges spell common English words and then pairs of letters.
+    Digits are split one by one, ids 0, 1 and 2 are the ChatML tokens, and merges spell common English words and then
+    pairs of letters.
 
     Args:
-        folder: made when it does not exist.
-        kind: `smollm2`: single digits, then ByteLevel with its own pattern, and the ChatML tokens as ids 0, 1, 2.
-        vocab_size: exact number of tokens, from 259 (bytes and special tokens only) to about 1,000.
-
-    Raises:
-        UsageError: another kind, or a size that the merges do not reach.
+        folder: created if missing.
+        vocab_size: exact number of tokens, from 259 (bytes and special tokens only) to about 1,000; UsageError for a
+            size that the merges do not reach.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    if kind != "smollm2":
-        raise UsageError(f"tokenizer kind {kind!r} should be 'smollm2'")
     tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges: list[tuple[str, str]] = []
     for left, right in _merges():
@@ -247,27 +224,15 @@ def write_tokenizer(folder: Path, kind: str = "smollm2", vocab_size: int = 320) 
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(), indent=2))
+    flags = {**dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False), "special": True}
+    added = {str(i): {"content": text, **flags} for i, text in enumerate(SPECIAL)}
+    config = {**TOKENIZER_CONFIG, "added_tokens_decoder": added, "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return folder
 
 
-def _tokenizer_config() -> dict[str, Any]:
-    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    return {
-        "tokenizer_class": "GPT2Tokenizer",
-        "add_prefix_space": False,
-        "bos_token": SPECIAL[0],
-        "eos_token": SPECIAL[2],
-        "pad_token": SPECIAL[2],
-        "unk_token": SPECIAL[0],
-        "clean_up_tokenization_spaces": False,
-        "added_tokens_decoder": {str(i): {"content": text, **flags, "special": True} for i, text in enumerate(SPECIAL)},
-        "chat_template": CHAT_TEMPLATE,
-    }
-
-
 def _merges() -> Iterator[tuple[str, str]]:
-    """Pairs in an order in which both parts exist already: words letter by letter, then all pairs of letters."""
+    """Pairs whose parts exist already: words letter by letter, then all pairs of letters."""
     for word in WORDS:
         spelled = "Ġ" + word
         for end in range(1, len(spelled)):
@@ -277,7 +242,7 @@ def _merges() -> Iterator[tuple[str, str]]:
 
 
 def model_of(checkpoint: Checkpoint, name: str = "tiny") -> SourceModel:
-    """What a converter plans from, of an opened checkpoint with a tokenizer."""
+    """The input of a converter's `plan`, from an opened checkpoint with a tokenizer."""
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.spec.vocab_size)
     dtype = claimed_dtype(checkpoint.config) or checkpoint.dtype
     return SourceModel(checkpoint.spec, tokenizer, name, checkpoint.folder, checkpoint.config, dtype)

@@ -2,13 +2,13 @@
 
     pytest --smolexport-checkpoint ./my-model --smolexport-file out/my-model.gguf --smolexport-gate parity.toml
 
-collects one test for each file, `parity[my-model.gguf]`, marked `smolexport`, which fails with the thresholds that the
-file misses.  Without `--smolexport-gate`, `parity.toml` where pytest was started or in its root folder is taken; where
-there is none, finite logits are all that is asked for.  Paths are relative to the folder in which pytest was started.
-A project's own tests may use
+collects one test per file, `parity[my-model.gguf]`, marked `smolexport`, which fails with the thresholds that the file
+misses.  Without `--smolexport-gate`, `parity.toml` in the folder where pytest was started or in its root folder is
+used; without one, only finite logits are required.  Paths are relative to the folder in which pytest was started.
+Fixtures for a project's own tests:
 
     smolexport_comparison     the `Comparison` of all those files, made once for all tests
-    smolexport_parity(file)   one file's `CandidateResult`, from the same comparison where it is in it
+    smolexport_parity(file)   one file's `CandidateResult`, from that comparison if it contains the file
 
 Unused, the plugin costs the import of this file: nothing else is loaded before a parity test runs.
 """
@@ -16,6 +16,7 @@ Unused, the plugin costs the import of this file: nothing else is loaded before 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +38,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--smolexport-checkpoint", metavar="CHECKPOINT", help="folder, hub id, or demo: the reference")
     group.addoption(
         "--smolexport-file", metavar="PATH", action="append", default=[],
-        help="exported file or folder of it, a test each; repeatable",
+        help="exported file or folder of it, one test each; repeatable",
     )  # fmt: skip
     group.addoption(
         "--smolexport-gate", metavar="FILE", help=f"thresholds, TOML (default: {_GATE} here or in the root folder)"
     )
     group.addoption("--smolexport-text", metavar="FILE", help="UTF-8 text to score (default: the demo's)")
-    group.addoption("--smolexport-max-windows", metavar="N", type=int, help="score at most so many windows")
+    group.addoption("--smolexport-max-windows", metavar="N", type=int, help="score at most this many windows")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker; refuse files without a checkpoint."""
-    config.addinivalue_line("markers", "smolexport: holds an exported file against its checkpoint")
+    """Declare the marker; refuse files without a checkpoint."""
+    config.addinivalue_line("markers", "smolexport: compares an exported file with its checkpoint")
     for name in ("checkpoint", "file", "gate", "text"):
         given = config.getoption(f"smolexport_{name}")
         if "" in (given if isinstance(given, list) else [given]):
@@ -60,11 +61,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """What is held against what, where anything is."""
+    """The files, the checkpoint and the gate, if there are any."""
     lab = config.stash.get(_LAB, None)
     if lab is None:
         return None
-    gate = lab.gate or f"none (no {_GATE} here): only finite logits are asked for"
+    gate = lab.gate or f"none (no {_GATE} here): only finite logits are required"
     return f"smolexport: {len(lab.files)} files against {lab.checkpoint}, gate: {gate}"
 
 
@@ -78,75 +79,70 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 @pytest.fixture(scope="session")
 def smolexport_comparison(pytestconfig: pytest.Config) -> Comparison:
-    """All files of the command line against their checkpoint, computed once."""
+    """All files of the command line compared with their checkpoint, computed once."""
     lab = _lab(pytestconfig)
     if not lab.files:
         pytest.fail("smolexport_comparison needs --smolexport-file", pytrace=False)
-    found = lab.comparison()
+    found = lab.comparison
     return pytest.fail(str(found), pytrace=False) if isinstance(found, Exception) else found
 
 
 @pytest.fixture(scope="session")
 def smolexport_parity(pytestconfig: pytest.Config) -> Callable[..., CandidateResult]:
-    """`parity(file, *, thresholds=None, settings=None, text=None)`: the file's figures, and in `misses` its misses.
+    """`parity(file, *, thresholds=None, settings=None, text=None)`: the file's figures, and its misses in `missed`.
 
-    A file of the command line is looked up unless something else than there is asked for; any other is compared now.
+    A file of the command line comes from the comparison of all, unless other conditions are given; any other is
+    compared now.
     """
     lab = _lab(pytestconfig)
 
-    def parity(
-        file: str | Path,
-        *,
-        thresholds: Thresholds | None = None,
-        settings: Settings | None = None,
-        text: str | None = None,
-    ) -> CandidateResult:
+    def parity(file: str | Path, **conditions: Any) -> CandidateResult:
         path = lab.folder / file
-        if thresholds is None and settings is None and text is None and path in lab.files:
+        if path in lab.files and not any(value is not None for value in conditions.values()):
             found = lab.result(lab.files.index(path))
         else:
-            made = lab.compare([path], thresholds=thresholds, settings=settings, text=text)
-            found = made if isinstance(made, Exception) else made.candidates[0]
+            found = lab.alone(path, **conditions)
         return pytest.fail(str(found), pytrace=False) if isinstance(found, Exception) else found
 
     return parity
 
 
 class _Lab:
-    """The options of a run, and the comparison that they ask for, made when it is first wanted."""
+    """The options of a run and their comparison, made when it is first needed."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.folder = config.invocation_params.dir
         name = config.getoption("smolexport_checkpoint")
         self.checkpoint = self.folder / name if (self.folder / name).is_dir() else name
         self.files = [self.folder / name for name in config.getoption("smolexport_file")]
-        asked, usual = config.getoption("smolexport_gate"), [self.folder / _GATE, config.rootpath / _GATE]
-        found = [self.folder / asked] if asked else [path for path in usual if path.is_file()]
-        self.gate: Path | None = next(iter(found), None)
+        given, usual = config.getoption("smolexport_gate"), (self.folder / _GATE, config.rootpath / _GATE)
+        self.gate = self.folder / given if given else next(filter(Path.is_file, usual), None)
         self._text = config.getoption("smolexport_text")
         self._max_windows = config.getoption("smolexport_max_windows")
-        self._comparison: Comparison | SmolexportError | None = None
         self._alone: dict[int, CandidateResult | SmolexportError] = {}
 
+    @cached_property
     def comparison(self) -> Comparison | SmolexportError:
         """All files at once; an error, of whichever file, is kept like a result."""
-        if self._comparison is None:
-            self._comparison = self.compare(self.files)
-        return self._comparison
+        return self._compare(self.files)
 
     def result(self, index: int) -> CandidateResult | SmolexportError:
-        """One file's figures; where the comparison of all fails, each file's own, so that a bad one fails alone."""
-        found = self.comparison()
+        """One file's figures; if the comparison of all fails, each file's own, so that a bad one fails alone."""
+        found = self.comparison
         if not isinstance(found, Exception):
             return found.candidates[index]
         if len(self.files) == 1:
             return found
         if index not in self._alone:
-            made = self.compare([self.files[index]])
-            self._alone[index] = made if isinstance(made, Exception) else made.candidates[0]
+            self._alone[index] = self.alone(self.files[index])
         return self._alone[index]
 
-    def compare(
+    def alone(self, path: Path, **conditions: Any) -> CandidateResult | SmolexportError:
+        """The figures of one file, compared now."""
+        made = self._compare([path], **conditions)
+        return made if isinstance(made, Exception) else made.candidates[0]
+
+    def _compare(
         self,
         files: list[Path],
         *,
@@ -154,7 +150,7 @@ class _Lab:
         settings: Settings | None = None,
         text: str | None = None,
     ) -> Comparison | SmolexportError:
-        """Figures of `files`: accuracy alone, unless `settings` say otherwise."""
+        """Accuracy only, unless `settings` say otherwise."""
         import smolexport
         from smolexport.cli.options import read_words
         from smolexport.parity.thresholds import read_gate
@@ -184,7 +180,7 @@ def _lab(config: pytest.Config) -> _Lab:
 
 
 class _Files(pytest.Collector):
-    """Where the tests of files hang in pytest's tree."""
+    """The parent of the tests of files in pytest's tree."""
 
     def __init__(self, *, lab: _Lab, **rest: Any) -> None:
         super().__init__(**rest)
@@ -192,9 +188,9 @@ class _Files(pytest.Collector):
 
     def collect(self) -> Iterator[pytest.Item]:
         names = [path.name for path in self._lab.files]
-        paths = [str(path) for path in self._lab.files]
-        for index, (name, path) in enumerate(zip(names, paths, strict=True)):
-            label = name if names.count(name) == 1 else path if paths.count(path) == 1 else f"{path} #{index + 1}"
+        for index, path in enumerate(self._lab.files):
+            label = str(path) if names.count(path.name) > 1 else path.name
+            label += f" #{index + 1}" if self._lab.files.count(path) > 1 else ""
             yield _File.from_parent(self, name=f"parity[{label}]", lab=self._lab, index=index)
 
 
@@ -226,7 +222,7 @@ class _File(pytest.Item):
             raise _MissedError("\n".join(lines))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The misses themselves; a traceback only for what is not a verdict."""
+        """The misses themselves; a traceback only for other exceptions."""
         if isinstance(excinfo.value, _MissedError):
             return f"{self._lab.files[self._index]}\n{excinfo.value}"
         return super().repr_failure(excinfo, style)
@@ -236,4 +232,4 @@ class _File(pytest.Item):
 
 
 class _MissedError(Exception):
-    """A file that is not what it should be."""
+    """A file that misses a threshold or cannot be compared."""

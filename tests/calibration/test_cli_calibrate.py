@@ -36,7 +36,7 @@ def test_it_tells_what_it_does(tiny: Path, tmp_path: Path) -> None:
     assert first.err == "16 windows of 64 tokens from ids-0.npy (2,048 tokens)\n"
     again = call(*line, "--json")
     assert again.code == 0
-    assert f"{tmp_path / 's'} holds these statistics already; nothing is left to do\n" in again.err
+    assert f"{tmp_path / 's'} already holds these statistics; nothing to do\n" in again.err
     facts = json.loads(again.out)
     found = open_statistics(tmp_path / "s", open_checkpoint(tiny))
     assert facts["tokens"] == 1024 == found.manifest.tokens
@@ -46,14 +46,14 @@ def test_it_tells_what_it_does(tiny: Path, tmp_path: Path) -> None:
     replaced = call(*line, "--seed", "3", "--force")
     assert replaced.code == 0
     short = call(*line[:-1], "4096", "--force")
-    assert "note: that is 2,048 tokens, less than the 4,096 asked for" in short.err
+    assert "note: that is 2,048 tokens of the 4,096 requested" in short.err
 
 
 def test_it_goes_on(tiny: Path, tmp_path: Path) -> None:
     line = ("calibrate", tiny, "--text", ids_file(tmp_path), "-o", tmp_path / "s", "--window", "64")
     assert call(*line).code == 0
     (tmp_path / "s" / "head.safetensors").unlink()
-    assert "goes on after 1 of 1 layers" in call(*line).err
+    assert "resuming after 1 of 1 layers" in call(*line).err
 
 
 def test_refusals(tiny: Path, tmp_path: Path) -> None:

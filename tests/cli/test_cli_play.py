@@ -124,7 +124,7 @@ SETTINGS = [
     ("gpu_layers=4294967296", "gpu_layers = 4294967296"),
     ("kv_type=8", "--set kv_type=8: this option of llama.cpp takes text"),
     ("path=x", "llama.cpp has no such option; it has kv_type, flash_attention, batch, gpu_layers"),
-    ("batch", "should have the form KEY=VALUE"),
+    ("batch", "must have the form KEY=VALUE"),
 ]
 
 

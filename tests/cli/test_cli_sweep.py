@@ -21,7 +21,7 @@ def test_dry_run(tiny: Path, tmp_path: Path) -> None:
     """The sizes of what would be made, what is left out, what is not there; nothing is written."""
     wish = ("sweep", tiny, "demo", "--formats", "gguf,mlx", "-q", "int8,q4_k", "-o", tmp_path / "out")
     outcome = call(*wish, "--dry-run")
-    assert (outcome.code, outcome.err) == (0, "note: mlx has no scheme q4_k: left out\n")
+    assert (outcome.code, outcome.err) == (0, "note: mlx has no scheme q4_k: skipped\n")
     assert list(tmp_path.iterdir()) == []
     table = [re.split(r" {2,}", line.strip()) for line in outcome.out.splitlines()]
     assert table[0] == [
@@ -104,8 +104,8 @@ def test_a_file_is_no_place(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_outputs_into_the_checkpoint_are_refused(tiny: Path) -> None:
-    assert_refused(call("sweep", tiny, "-o", tiny, *QUICK), "is not a place for the outputs of")
-    assert_refused(call("sweep", tiny, "-o", tiny.parent, *QUICK), f"{tiny}: is not a place for the outputs of {tiny}")
+    assert_refused(call("sweep", tiny, "-o", tiny, *QUICK), "cannot hold the outputs of")
+    assert_refused(call("sweep", tiny, "-o", tiny.parent, *QUICK), f"{tiny}: cannot hold the outputs of {tiny}")
 
 
 def test_a_library_that_is_missing_for_the_comparison(

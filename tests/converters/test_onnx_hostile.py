@@ -428,7 +428,7 @@ def test_a_plan_for_another_place_is_no_danger_to_the_checkpoint(tmp_path: Path)
     source = tiny_checkpoint(tmp_path)
     before = {p.name: p.read_bytes() for p in source.iterdir()}
     job = prepare("onnx", source, tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match="is or holds the checkpoint"):
+    with pytest.raises(OutputError, match="is or contains the checkpoint"):
         write(replace(job, path=source), force=True)
     assert {p.name: p.read_bytes() for p in source.iterdir()} == before
 

@@ -147,7 +147,7 @@ def test_what_cannot_be_undone_is_named_until_it_can(tmp_path: Path) -> None:
         (tmp_path / "a" / "b").touch()
     assert undo_all() == [tmp_path / "a", tmp_path / "a" / "b"]
     said = cli._interrupted()
-    assert said == f"interrupted; cannot be removed, do it yourself: {tmp_path / 'a'}, {tmp_path / 'a' / 'b'}"
+    assert said == f"interrupted; remove what could not be removed: {tmp_path / 'a'}, {tmp_path / 'a' / 'b'}"
     busy = False
     assert cli._interrupted() == "interrupted; nothing was left half-written"
     assert names(tmp_path) == []
@@ -229,7 +229,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from smolexport.files import atomic_file
-from smolexport.sweep import task, worker
+from smolexport.sweep import local, task
 def attempt(_):
     with atomic_file(Path(sys.argv[1])):
         try:
@@ -238,8 +238,8 @@ def attempt(_):
         finally:
             print("now", flush=True)
             time.sleep(60)
-task.attempt, worker.Task, worker.SweepConfig = attempt, lambda **_: None, lambda **_: None
-worker.main()
+task.attempt, local.Task, local.SweepConfig = attempt, lambda **_: None, lambda **_: None
+local.main()
 """
 
 
@@ -273,7 +273,7 @@ Path.unlink = refuse
     code, err = ended(SLOW.replace("SLOW", "0") + stuck, *argv, signals=1)
     [left] = [path for path in tmp_path.iterdir() if "out.gguf" in path.name]
     assert code == 130
-    assert err.splitlines()[-1] == f"smolexport: interrupted; cannot be removed, do it yourself: {left}"
+    assert err.splitlines()[-1] == f"smolexport: interrupted; remove what could not be removed: {left}"
 
 
 def storm(runs: int, place: Path, *words: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

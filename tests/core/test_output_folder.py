@@ -141,7 +141,7 @@ def test_what_is_read_from_or_stood_in_is_never_replaced(tmp_path: Path, monkeyp
         (source, "checkpoint"), (tmp_path / "a", "checkpoint"), (tmp_path / "link", "checkpoint"),
         (Path(), "working folder"), (Path(".."), "checkpoint"), (tmp_path / "here", "working folder"),
     ):  # fmt: skip
-        with pytest.raises(OutputError, match=f"is or holds the {said}"):
+        with pytest.raises(OutputError, match=f"is or contains the {said}"):
             refuse_own_source(target, source, folder=True, ours=lambda _: True)
     refuse_own_source(source / "out", source, folder=True, ours=lambda _: True)
 

@@ -64,7 +64,7 @@ def holder(path: Path) -> psutil.Process | None:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = " ".join(process.cmdline())
-            if ("sweep.worker" in words or "ray::" in words) and any(
+            if ("sweep.local" in words or "ray::" in words) and any(
                 file.path == str(path) for file in process.open_files()
             ):
                 return process

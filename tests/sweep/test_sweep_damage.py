@@ -13,9 +13,8 @@ from rich.console import Console
 
 from smolexport.sweep import record as records
 from smolexport.sweep.plan import SweepConfig, Task
-from smolexport.sweep.record import TaskRecord
+from smolexport.sweep.record import Hashes, TaskRecord
 from smolexport.sweep.table import TaskRow, line, render_table, table_json
-from smolexport.sweep.task_hash import Hashes
 from tests.cli.commands import call
 from tests.mutations import changed_json
 
@@ -112,7 +111,7 @@ def test_records_nested_beyond_pythons_stack(task: Task, made: TaskRecord) -> No
 
 def test_hashes_with_any_part_changed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not a hash with its dates is forgotten; another hash makes the checkpoint another one, never an error."""
-    monkeypatch.setattr("smolexport.sweep.task_hash.SETTLED", -1)
+    monkeypatch.setattr("smolexport.sweep.record.SETTLED", -1)
     path, random = tmp_path / "hashes.json", Random(4)
     hashes = Hashes(path)
     true = hashes.fingerprint(small)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from smolexport.demo import demo_text
 from smolexport.errors import SessionError
 from smolexport.parity.inputs import Settings
 from smolexport.sweep import driver
-from smolexport.sweep.engine import TaskResult
 from smolexport.sweep.local import Local
 from smolexport.sweep.plan import SweepConfig, Task, find_sources, tasks_of
 from smolexport.sweep.record import TaskRecord
+from smolexport.sweep.table import SweepProgress
 from tests.cli.commands import Outcome, assert_refused, call
 from tests.sweep.processes import gone, started, writer
 
@@ -202,7 +201,7 @@ def test_one_sweep_at_a_time_in_a_folder(
         writer(tmp_path / "out")
         monkeypatch.setattr(driver, "GRACE", -5)  # no patience
         refused = call("sweep", small, "--formats", "gguf", "-o", tmp_path / "out", *QUICK)
-        assert_refused(refused, f"{tmp_path}/out/.sweep/lock: is held: another sweep works in this folder")
+        assert_refused(refused, f"{tmp_path}/out/.sweep/lock: is locked: another sweep runs in this folder")
 
 
 class Deadly:
@@ -222,18 +221,11 @@ class Deadly:
     def lives(self) -> bool:
         return self.task.name == self.spared and self.names.count(self.spared) == driver.ATTEMPTS
 
-    def wait(self) -> tuple[Task, TaskResult]:
-        return self.real.wait() if self.lives() else (self.task, TaskResult(None, "its process was ended by SIGKILL"))
+    def wait(self) -> tuple[Task, TaskRecord | str]:
+        return self.real.wait() if self.lives() else (self.task, "its process was ended by SIGKILL")
 
     def close(self) -> None:
         self.real.close()
-
-
-class Silent:
-    """Nobody is told."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
 
 
 def test_a_task_is_given_up_after_some_deaths(small: Path, other: Path, tmp_path: Path) -> None:
@@ -242,7 +234,7 @@ def test_a_task_is_given_up_after_some_deaths(small: Path, other: Path, tmp_path
     sources = find_sources([str(small), str(other)])
     tasks = tasks_of(sources, [("gguf", "int8")], SweepConfig(str(out)))
     engine = Deadly("small")
-    [first, second] = driver.sweep(sources, tasks, out, lambda _: engine, Silent())
+    [first, second] = driver.sweep(sources, tasks, out, lambda _: engine, SweepProgress(2))
     assert (first.state, second.state) == ("new", "failed")
     assert second.error.startswith("other gguf int8: its process was ended by SIGKILL, 3 times; if memory is short")
     assert engine.names == ["small"] * 3 + ["other"] * 3
@@ -269,10 +261,10 @@ def test_a_long_answer_is_read(small: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("sys.executable", str(long))
     engine = Local(1)
     engine.start(task)
-    ended, ending = engine.wait()
+    ended, record = engine.wait()
     assert ended == task
-    assert ending.record is not None
-    assert len(ending.record.error) == 100_000
+    assert isinstance(record, TaskRecord)
+    assert len(record.error) == 100_000
 
 
 def test_what_a_process_cannot_tell(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +273,7 @@ def test_what_a_process_cannot_tell(small: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     engine = Local(1)
     engine.start(task)
-    assert engine.wait() == (task, TaskResult(None, "its process ended with code 1: without a word"))
+    assert engine.wait() == (task, "its process ended with code 1: no output on stderr")
     monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
     with pytest.raises(SessionError, match="nothing: a process cannot be started: No such file"):
         engine.start(task)

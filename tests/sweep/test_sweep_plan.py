@@ -9,8 +9,8 @@ import pytest
 
 from smolexport import plugins
 from smolexport.errors import MissingDependencyError, UsageError
-from smolexport.sweep.engine import share
-from smolexport.sweep.plan import SweepConfig, SweepSource, check_runtimes, find_sources, pairs, tasks_of
+from smolexport.sweep.driver import share
+from smolexport.sweep.plan import SweepConfig, SweepSource, check_libraries, find_sources, pairs, tasks_of
 from tests.cli.commands import tiny_checkpoint
 
 
@@ -70,8 +70,8 @@ def test_every_format_and_scheme() -> None:
 def test_schemes_that_a_format_has_not_are_left_out_and_said() -> None:
     found, lines = pairs(["gguf", "mlx", "onnx"], ["int4", "q4_k", "q4", "Q4-K-M"])
     assert found == [("gguf", "int4"), ("gguf", "q4_k_m"), ("mlx", "int4"), ("mlx", "q4"), ("onnx", "int4")]
-    assert lines[:2] == ["mlx has no scheme q4_k: left out", "onnx has no scheme q4_k: left out"]
-    assert "gguf has no scheme q4: left out" in lines
+    assert lines[:2] == ["mlx has no scheme q4_k: skipped", "onnx has no scheme q4_k: skipped"]
+    assert "gguf has no scheme q4: skipped" in lines
 
 
 def test_a_scheme_for_one_format() -> None:
@@ -86,7 +86,7 @@ def test_a_scheme_for_one_format() -> None:
         (["gguf", "gguf"], ["int4"], "name each format once"),
         (["gguf", "mlx"], ["int4", "q44"], "--quant q44: none of gguf, mlx has such a scheme; `smolexport list`"),
         (["gguf"], ["q5"], "--quant q5: GGUF has no such scheme; did you mean"),
-        (["gguf"], ["mlx:q4"], "--quant mlx:q4: the format 'mlx' is none of those asked for: gguf"),
+        (["gguf"], ["mlx:q4"], "--quant mlx:q4: the format 'mlx' is not one of those requested: gguf"),
         (["gguf"], ["gguf:q4"], "--quant q4: GGUF has no such scheme"),
         (["gguf"], ["int4", ""], "--quant : GGUF has no such scheme"),
     ],
@@ -100,9 +100,9 @@ def test_what_cannot_be(formats: list[str], quants: list[str], said: str) -> Non
 def test_outputs_go_into_no_checkpoint(tmp_path: Path) -> None:
     source = SweepSource("models/x", "x", tmp_path / "x")
     assert len(tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path / "out")))) == 1
-    with pytest.raises(UsageError, match="is not a place for the outputs of models/x"):
+    with pytest.raises(UsageError, match="cannot hold the outputs of models/x"):
         tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path)))
-    with pytest.raises(UsageError, match="is not a place for the outputs of models/x"):
+    with pytest.raises(UsageError, match="cannot hold the outputs of models/x"):
         tasks_of([source], [("gguf", "int4")], SweepConfig(str(tmp_path / "x")))
     with pytest.raises(UsageError, match="give another folder with -o"):
         tasks_of([SweepSource(".sweep", ".sweep", tmp_path / ".sweep")], [], SweepConfig(str(tmp_path / "out")))
@@ -128,8 +128,8 @@ def test_processors_are_shared(cores: list[int], jobs: int | None, shares: tuple
 def test_a_comparison_needs_its_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "missing", lambda name: "needs x: pip install x" if name == "torch" else None)
     with pytest.raises(MissingDependencyError, match=r"the runtime .* needs x: pip install x; or pass --no-compare"):
-        check_runtimes(["gguf"])
+        check_libraries(["gguf"], ray=False)
     monkeypatch.setattr(plugins, "missing", lambda name: None if name in ("torch", "onnxruntime_genai") else "needs y")
-    check_runtimes(["onnx"])  # the second player of the format is there
+    check_libraries(["onnx"], ray=False)  # the second player of the format is there
     with pytest.raises(MissingDependencyError, match=r"llama\.cpp needs y"):
-        check_runtimes(["onnx", "gguf"])
+        check_libraries(["onnx", "gguf"], ray=False)

@@ -135,4 +135,4 @@ def test_without_ray(small: Path, tmp_path: Path) -> None:
 
 def test_an_address_is_for_ray(small: Path, tmp_path: Path) -> None:
     refused = call("sweep", small, "-o", tmp_path / "out", "--address", "auto")
-    assert_refused(refused, "--address auto: is that of a Ray cluster; add --engine ray")
+    assert_refused(refused, "--address auto: applies only to a Ray cluster; add --engine ray")

@@ -13,10 +13,8 @@ import pytest
 
 from smolexport.model.identity import files_of
 from smolexport.sweep import record as records
-from smolexport.sweep import task_hash
 from smolexport.sweep.plan import SweepConfig, Task
-from smolexport.sweep.record import TaskRecord
-from smolexport.sweep.task_hash import Hashes, signature
+from smolexport.sweep.record import Hashes, TaskRecord, signature
 
 AGO = time.time() - 1000
 
@@ -45,7 +43,7 @@ def test_a_fingerprint_is_that_of_names_and_contents(small: Path, tmp_path: Path
 
 
 def test_files_are_hashed_again_when_they_changed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_hash, "SETTLED", -1)
+    monkeypatch.setattr(records, "SETTLED", -1)
     settle(small)
     path, weights = tmp_path / "hashes.json", small / "model.safetensors"
     hashes = Hashes(path)

@@ -14,8 +14,8 @@ from smolexport.conversion import pipeline
 from smolexport.conversion.pipeline import export
 from smolexport.sweep import record as records
 from smolexport.sweep.plan import SweepConfig, Task
+from smolexport.sweep.record import Hashes, signature
 from smolexport.sweep.task import attempt
-from smolexport.sweep.task_hash import Hashes, signature
 
 TEXT = "It was the best of times, it was the worst of times. " * 20
 
@@ -51,7 +51,7 @@ def test_an_output_is_what_an_export_makes(form: str, task: Task, small: Path, t
 
 def test_a_machine_that_sees_other_folders_is_refused(task: Task, tmp_path: Path) -> None:
     (tmp_path / "out" / ".sweep" / "mark-m").rename(tmp_path / "out" / ".sweep" / "mark-of-another-sweep")
-    assert "must lie on storage that all machines share" in attempt(task).error
+    assert "must be on storage that all machines share" in attempt(task).error
     assert not records.path_of(task).exists(), "what another sweep has recorded stays"
     lost = replace(task, config=replace(task.config, out=str(tmp_path / "nowhere")))
     assert f"{tmp_path}/nowhere: is not the same folder on" in attempt(lost).error
@@ -59,7 +59,7 @@ def test_a_machine_that_sees_other_folders_is_refused(task: Task, tmp_path: Path
 
 
 def test_a_machine_without_the_checkpoint_or_with_another_version_is_refused(task: Task) -> None:
-    assert "/nowhere: is not there on" in attempt(replace(task, folder="/nowhere")).error
+    assert "/nowhere: does not exist on" in attempt(replace(task, folder="/nowhere")).error
     assert (
         "and 0.0 where the sweep was started"
         in attempt(replace(task, config=replace(task.config, version="0.0"))).error
@@ -108,7 +108,7 @@ def test_an_output_of_another_checkpoint_is_not_replaced(task: Task, other: Path
     data = output(task).read_bytes()
     mark = Hashes(tmp_path / "none").fingerprint(other)
     stranger = replace(given, folder=str(other), origin=str(other), fingerprint=mark, seen=signature(other))
-    said = f"{output(task)}: is made of {task.folder}; name both in one sweep, give another folder with -o"
+    said = f"{output(task)}: was made from {task.folder}; name both in one sweep, give another folder with -o"
     assert attempt(stranger).error.startswith(said)
     assert output(task).read_bytes() == data
     assert attempt(given).error == ""
