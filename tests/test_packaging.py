@@ -60,7 +60,7 @@ def test_demo_is_inside(names: list[str], demo: Path) -> None:
 
 
 def test_what_the_reports_are_made_from_is_inside(names: list[str]) -> None:
-    for file in ("page.html.j2", "page.css"):
+    for file in ("page.html.j2", "page.css", "charts.mplstyle"):
         assert f"smolexport/parity/report/{file}" in names
 
 

@@ -20,9 +20,8 @@ from smolexport.cli.streams import console
 from smolexport.text import printable
 
 if TYPE_CHECKING:
-    from smolexport.parity.bench import Bench
     from smolexport.parity.inputs import Candidate
-    from smolexport.parity.results import Estimate
+    from smolexport.parity.speed import Bench
 
 
 @click.command("bench", short_help="Measure the speed of files.")
@@ -56,9 +55,9 @@ def command(
     cannot hold them, each file is reopened for its rounds, and a note says so. The decode rate is also given as a share
     of what the machine's memory bandwidth, measured in the same run, allows.
     """
-    from smolexport.parity.bench import bench
     from smolexport.parity.inputs import Settings, no_progress
     from smolexport.parity.report import to_json
+    from smolexport.parity.speed import bench
 
     amount = Settings(prefill_tokens=prefill, decode_tokens=decode, repetitions=repetitions, threads=threads)
     models = _models(files, parse_settings(settings), runtimes)
@@ -89,27 +88,10 @@ def _models(files: tuple[str, ...], options: dict[str, Any], runtimes: tuple[str
 
 def _show(result: Bench) -> None:
     """Print a table and the machine on stdout."""
-    from rich.table import Table
+    from smolexport.parity.report.tables import speed_table
+    from smolexport.parity.report.terminal import print_table
 
-    from smolexport.parity.report.names import described, two_lines
-
-    first = result.models[0].speed
-    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
-    table.add_column("file", overflow="fold")
-    prefill, decode = f"prefill {first.prefill_tokens}\ntok/s", f"decode {first.decode_tokens}\ntok/s"
-    for column in ("size\nMB", "load\ns", "first token\nms", prefill, decode, "of the\nbandwidth", "peak RSS\nMB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in result.models:
-        model, rate = row.model, row.speed
-        table.add_row(
-            two_lines(model.name, described(model)),
-            f"{model.bytes / 1e6:,.1f}",
-            f"{row.load_seconds:.2f}",
-            *map(_cell, (rate.ttft_ms, rate.prefill_tok_s, rate.decode_tok_s)),
-            "-" if row.bandwidth_share is None else f"{100 * row.bandwidth_share:.0f} %",
-            "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
-        )
-    console().print(table, crop=False)
+    print_table(speed_table(result.models, result.bandwidth_bytes_per_s), console())
     notes = [*result.notes, *(f"{row.model.name}: {note}" for row in result.models for note in row.notes)]
     for note in notes:
         click.echo(f"note: {printable(note)}")
@@ -117,11 +99,3 @@ def _show(result: Bench) -> None:
     click.echo(
         f"{facts['processor']}, {facts['threads']} threads, {result.bandwidth_bytes_per_s / 1e9:.1f} GB/s of memory"
     )
-
-
-def _cell(estimate: Estimate) -> str:
-    """A rate with its standard error, if there is one, below it."""
-    from smolexport.parity.report.names import rate
-
-    value, error = rate(estimate)
-    return f"{value}\n[dim]±{error}[/dim]" if error else value

@@ -42,7 +42,9 @@ def continue_greedily(session: Session, prompt: NDArray[np.int64], count: int, s
     while len(tokens) < count:
         row = session.append(feed, last_only=True)[-1]
         tokens.append(int(row.argmax()))
-        margins.append(_margin(row))
+        # infinite for a vocabulary of one token
+        second, first = np.partition(row, len(row) - 2)[-2:] if len(row) > 1 else (-np.inf, row[0])
+        margins.append(float(first) - float(second))
         if tokens[-1] in stop:
             break
         feed = tokens[-1:]
@@ -57,22 +59,14 @@ def agree(session: Session, reference: Continuation, codec: TextCodec) -> Diverg
         chosen = int(session.append(feed, last_only=True)[-1].argmax())
         if chosen != expected:
             before = [*reference.prompt.tolist(), *reference.tokens[:position]][-SHOWN:]
-            texts = (text_of(codec, tokens) for tokens in (before, [expected], [chosen]))
+            texts = (_text(codec, tokens) for tokens in (before, [expected], [chosen]))
             margin = reference.margins[position]
             return Divergence(len(reference.tokens), position, margin, expected, chosen, *texts)
         feed = [chosen]
     return Divergence(len(reference.tokens))
 
 
-def text_of(codec: TextCodec, tokens: Iterable[int]) -> str:
+def _text(codec: TextCodec, tokens: Iterable[int]) -> str:
     """The text of `tokens`; incomplete characters appear as the codec decodes them."""
     decoder = codec.decoder()
     return "".join([*(decoder.push(token) for token in tokens), decoder.flush()])
-
-
-def _margin(row: NDArray[np.float32]) -> float:
-    """Gap between the two largest values of `row` [v]; infinite for one value."""
-    if len(row) == 1:
-        return float("inf")
-    second, first = np.partition(row, len(row) - 2)[-2:]
-    return float(first) - float(second)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -65,23 +65,14 @@ class LogitStore:
 
         Raises FileFormatError if the file is truncated.
         """
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(HEADER_BYTES + first * self.vocab_size * self._dtype.itemsize)
-            for part in np.array_split(np.empty(count, np.bool_), -(-count // step)):
-                yield self._read(file, len(part))
-
-    def _read(self, file: BinaryIO, rows: int) -> NDArray[np.float32]:
-        stored = np.empty((rows, self.vocab_size), self._dtype)
-        view = stored.reshape(-1).view(np.uint8).data
-        filled = 0
-        while filled < len(view):
-            got = file.readinto(view[filled:])  # type: ignore[attr-defined]
-            if not got:
+        for part in np.array_split(np.arange(first, first + count), -(-count // step)):
+            size = len(part) * self.vocab_size
+            offset = HEADER_BYTES + int(part[0]) * self.vocab_size * self._dtype.itemsize
+            stored = np.fromfile(self._path, self._dtype, size, offset=offset)
+            if len(stored) < size:
                 raise FileFormatError(f"{self._path}: is truncated; delete it")
-            filled += got
-        if self._dtype == F32:
-            return stored
-        return (stored.astype("<u4") << 16).view("<f4")
+            rows = stored.reshape(len(part), self.vocab_size)
+            yield rows if self._dtype == F32 else (rows.astype("<u4") << 16).view("<f4")
 
 
 class Recorder:
@@ -118,13 +109,14 @@ class LogitCache:
     """The entries in `folder`; with None, in a temporary folder that is removed on exit.
 
     Attributes:
+        folder: where the entries are.
         notes: a line per damaged entry.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._own = ExitStack()
-        self._folder = folder or self._own.enter_context(scratch_folder("smolexport-logits-"))
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder or self._own.enter_context(scratch_folder("smolexport-logits-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._sound: set[str] = set()  # keys of entries whose checksum was verified
         self.notes: list[str] = []
 
@@ -136,7 +128,7 @@ class LogitCache:
 
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
         """The entry's folder and facts; None if it is missing, or damaged and therefore removed."""
-        entry = self._folder / key
+        entry = self.folder / key
         if not os.path.lexists(entry):
             return None
         try:
@@ -153,7 +145,7 @@ class LogitCache:
 
     def remove(self, key: str) -> None:
         """Remove the damaged entry `key`."""
-        entry = self._folder / key
+        entry = self.folder / key
         self._sound.discard(key)
         self.notes.append(f"{entry}: the cached logits were damaged; the reference was run again")
         shutil.rmtree(entry, ignore_errors=True)
@@ -161,27 +153,24 @@ class LogitCache:
             entry.unlink(missing_ok=True)  # not a folder
 
     @contextmanager
-    def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
-        """A folder to write the entry in; the entry appears when the block ends, with `facts` as they are then."""
-        with scratch_folder(".making-", self._folder) as made:
+    def making(self, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """A folder to write the entry in, and a dict for its facts; the entry appears when the block ends."""
+        facts: dict[str, Any] = {}
+        with scratch_folder(".making-", self.folder) as made:
             partial = made / key
             partial.mkdir()
-            yield partial
+            yield partial, facts
             (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
             (partial / SUM).write_text(_sum(partial), encoding="ascii")
             with suppress(OSError):  # another process wrote the same entry
-                partial.rename(self._folder / key)
+                partial.rename(self.folder / key)
                 self._sound.add(key)
         with suppress(OSError):  # another process makes room too
             self._make_room(key)
 
-    def path(self, key: str) -> Path:
-        """The folder of the entry `key`."""
-        return self._folder / key
-
     def _make_room(self, key: str) -> None:
         """Remove the least recently used entries while all of them together are too large, but not `key`."""
-        entries = [entry for entry in self._folder.iterdir() if not entry.name.startswith(".")]
+        entries = [entry for entry in self.folder.iterdir() if not entry.name.startswith(".")]
         sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries if entry.is_dir()}
         for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
             if sum(sizes.values()) <= ROOM:
@@ -196,7 +185,7 @@ def _sum(entry: Path) -> str:
     total = hashlib.blake2b(digest_size=16)
     for file in sorted(entry.iterdir()):
         if file.name != SUM:
-            total.update(f"{file.name} {_content_digest(file)}\n".encode())
+            total.update(f"{file.name} {_content.__wrapped__(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -228,7 +217,7 @@ def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any
     for file in files:
         stat = file.stat()
         written = max(stat.st_mtime, stat.st_ctime)
-        read = _file_digest if abs(time.time() - written) > SETTLED else _file_digest.__wrapped__
+        read = _content if abs(time.time() - written) > SETTLED else _content.__wrapped__
         seen = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
         total.update(f"\n{file.name} {stat.st_size} {read(file, seen)}\n".encode())
     for array in arrays:
@@ -238,11 +227,7 @@ def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any
 
 
 @lru_cache(maxsize=1024)
-def _file_digest(path: Path, _seen: tuple[int, ...]) -> str:
+def _content(path: Path, _seen: tuple[int, ...] = ()) -> str:
     """Hash of the contents; `_seen` (size, times and inode) decides whether a known hash is still valid."""
-    return _content_digest(path)
-
-
-def _content_digest(path: Path) -> str:
     with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.parity.calibration_record import CalibrationEffect
 from smolexport.parity.thresholds import Thresholds
 
 INLINE: Mapping[str, bool] = {"inline": True}
@@ -30,6 +29,9 @@ Share = Annotated[float, ("minimum", 0), ("maximum", 1)]
 
 NEAR_TIE = 0.1
 """Margin, in nats, below which a divergence is a near tie: the second token is nine tenths as likely as the first."""
+
+PLAIN = "rtn"
+"""Method of files that name none: plain rounding to nearest."""
 
 KLD_EDGES: tuple[float, ...] = tuple(float(f"{10 ** (exponent / 4):.4g}") for exponent in range(-36, 9))
 """Bin edges of the histograms, nats per token, four bins a decade: from the difference between two float32 runtimes to
@@ -166,6 +168,25 @@ class WeightError:
     weights: Count
     relative: NonNegative
     rounded: bool = True
+
+
+@dataclass(frozen=True)
+class CalibrationEffect:
+    """Squared error of a matrix's outputs on the calibration text, relative to the outputs.
+
+    Attributes:
+        source: the tensor's name in the checkpoint.
+        layer: its layer; null outside the layers.
+        kind: last part of its name, e.g. q_proj.
+        before: error of rounding to nearest on the same scales.
+        after: error of the file's method.
+    """
+
+    source: str
+    layer: int | None
+    kind: str
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ biases are floats of at least 16 bits in every format.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +40,6 @@ def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[Weigh
         rounded = relative <= (MATRIX if tensor.is_matrix else VECTOR)  # NaN compares false
         found.append(WeightError(tensor.name, tensor.layer, tensor.size, relative, rounded))
     return tuple(found)
-
-
-def with_original_tensors(original: Weights, stored: Weights, mismatched: Collection[str]) -> Weights:
-    """`stored`, with the checkpoint's tensors replacing those whose names are in `mismatched`."""
-    own = {t.key: values for t, values in original.items() if t.name in mismatched}
-    return {t: own.get(t.key, values) for t, values in stored.items()}
 
 
 def _relative(a: ReadableTensor, b: ReadableTensor, tensor: Tensor) -> float:

@@ -12,10 +12,9 @@ from smolexport.calibration.files import write_arrays
 from smolexport.calibration.statistics import TOKENS_FILE, Manifest, Statistics, hash_of
 from smolexport.calibration.texts import TextSource
 from smolexport.errors import UsageError
-from smolexport.parity.calibration_record import Record
 from smolexport.parity.compare import compare
 from smolexport.parity.contamination import MOST, RUN, check_runs, check_texts
-from smolexport.parity.inputs import Settings
+from smolexport.parity.inputs import Record, Settings
 from smolexport.parity.windows import cut
 
 QUICK = Settings(window=128, repetitions=0, greedy_tokens=0, memory=False)

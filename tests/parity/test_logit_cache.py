@@ -165,15 +165,15 @@ def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(logit_cache, "ROOM", 800)
     cache = LogitCache(tmp_path)
     for number in range(4):
-        with cache.making(f"k{number}", {}) as folder:
+        with cache.making(f"k{number}") as (folder, _):
             write(folder / "logits.npy", np.zeros((4, 5), np.float32), bf16=False)
         cache.find("k0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k0", "k2", "k3"]
 
 
 def test_nothing_is_left_of_an_entry_that_fails(tmp_path: Path) -> None:
-    making = LogitCache(tmp_path).making("k", {})
-    (making.__enter__() / "logits.npy").write_bytes(b"x")
+    making = LogitCache(tmp_path).making("k")
+    (making.__enter__()[0] / "logits.npy").write_bytes(b"x")
     assert list(tmp_path.iterdir())
     assert not making.__exit__(RuntimeError, RuntimeError(), None)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import pytest
 from smolexport.errors import MissingDependencyError, OutputError, UsageError
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import check_reports, render_html, render_markdown, to_json, write_reports
-from smolexport.parity.report.styles import styles_of
+from smolexport.parity.report.charts import styles_of
 from smolexport.parity.results import Divergence, Greedy, ModelInfo
 from smolexport.parity.thresholds import Gate, Rule, Thresholds
 from tests.children import python
@@ -151,15 +151,16 @@ def test_names_are_text_in_markdown_too(rich):
 def test_markdown_is_the_sheet(rich):
     text = render_markdown(rich)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert [table.count("\n") for table in tables] == [5, 3, 5]
+    assert [table.count("\n") for table in tables] == [6, 5, 4, 5]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     first = rich.candidates[0]
     row = next(line for line in tables[0].splitlines() if "demo-q8_0.gguf" in line)
     assert row.startswith("| `demo-q8_0.gguf` | gguf q8\\_0, llama.cpp | ")
     assert f"{first.accuracy.kld.mean.value:.3g} ± " in row
-    assert "41 of 64" in row
-    assert f"{first.attribution.exporter.kld.mean.value:.3g} ± " in row
+    assert "| 9, mean 38.0 (margin 0.031, 1 near tie) |" in row
+    parts = next(line for line in tables[1].splitlines() if "demo-q8_0.gguf" in line)
+    assert f"{first.attribution.exporter.kld.mean.value:.3g} ± " in parts
     command = "smolexport compare demo demo-q8_0.gguf demo-int4-onnx --dtype bf16 --window 128 --max-windows 4 "
     assert f"`{command}--max-kld 0.5" in text
     assert "processor: AMD EPYC 7B13" in text
