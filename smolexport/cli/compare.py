@@ -119,13 +119,11 @@ def command(
     from smolexport.parity.contamination import check_texts
     from smolexport.parity.inputs import Settings
     from smolexport.parity.report import check_reports, write_reports
-    from smolexport.parity.report.junit import check_junit, write_junit
     from smolexport.parity.thresholds import Thresholds, gate_from
 
     ways = _calibrations(files, quant, methods, stats)
-    check_reports(reports, force=force)
+    check_reports(reports, junit, force=force)
     limits = gate_from(gate, Thresholds(**{name: amounts.pop(name) for name in LIMITS}))
-    check_junit(junit)
     (words, texts), options = _texts(text), parse_settings(settings)
     source = {"source": checkpoint, **{name: amounts.pop(name) for name in SOURCE}}
     amount = Settings(**amounts)
@@ -137,8 +135,7 @@ def command(
         check_texts(candidates, *texts)
         how: Any = {"settings": amount, "thresholds": limits, "statistics": statistics}
         result = run(base, candidates, words, cache=cache, quiet=json, **how)
-        write_reports(reports, result, force=force)
-        write_junit(result, junit)
+        write_reports(reports, result, junit, force=force)
         print_comparison(result, json=json)  # last: the reader of stdout may close it (`| head`)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from smolexport.errors import UsageError
 from smolexport.text import label, reason, show
@@ -57,21 +57,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds that a candidate must meet; null is not set.
+    """Thresholds that a candidate must meet; null is not set."""
 
-    Attributes:
-        max_kld: mean KLD against the reference, nats per token.
-        min_top1: share of positions with the same most likely token.
-        max_ppl_ratio: perplexity over the reference's perplexity.
-        max_exporter_kld: mean KLD of the file on its runtime against its own decoded weights.
-        max_pair_kld: mean KLD against every other file with the same weights.
-    """
-
-    max_kld: float | None = None
-    min_top1: float | None = None
-    max_ppl_ratio: float | None = None
-    max_exporter_kld: float | None = None
-    max_pair_kld: float | None = None
+    max_kld: Annotated[float | None, "mean KLD against the reference, nats per token."] = None
+    min_top1: Annotated[float | None, "share of positions with the same most likely token."] = None
+    max_ppl_ratio: Annotated[float | None, "perplexity over the reference's perplexity."] = None
+    max_exporter_kld: Annotated[
+        float | None, "mean KLD of the file on its runtime against its own decoded weights."
+    ] = None
+    max_pair_kld: Annotated[float | None, "mean KLD against every other file with the same weights."] = None
 
     def thresholds_for(self, model: ModelInfo) -> Thresholds:  # noqa: ARG002 - a gate chooses by it
         """Thresholds for `model`: these, for every model."""
