@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from smolexport.parity.conversations import TEXTS, conversations
 from smolexport.parity.results import ChatCheck
 from smolexport.run.rendering import Answer, Renderer
 from smolexport.run.session import Runtime, Session, TextCodec
-from smolexport.text import reason
+from smolexport.text import failure
 
 if TYPE_CHECKING:
     from smolexport.parity.inputs import Candidate
@@ -42,20 +42,16 @@ _WIDTH, _LINES = 160, 12  # limits of a difference
 
 @dataclass(frozen=True)
 class Expected:
-    """The questions and the checkpoint's answers.
+    """Texts and conversations by name, the checkpoint's answers, and the texts of its special tokens by id.
 
-    Attributes:
-        questions: texts and conversations by name.
-        answers: the checkpoint's answers by name.
-        checks: transformers' own tokenizer against tokenizer.json: for some tokenizer classes transformers builds a
-            different tokenizer, and libraries based on transformers follow it.
-        special: texts of special tokens by id.
+    `checks` compare transformers' own tokenizer with tokenizer.json: for some tokenizer classes transformers builds a
+    different tokenizer, and libraries based on transformers follow it.
     """
 
     questions: Mapping[str, Mapping[str, Any]]
     answers: Mapping[str, Answer]
-    checks: tuple[ChatCheck, ...] = ()
-    special: Mapping[int, str] = field(default_factory=dict)
+    checks: tuple[ChatCheck, ...]
+    special: Mapping[int, str]
 
 
 def expect(folder: Path) -> Expected:
@@ -88,33 +84,20 @@ def expect(folder: Path) -> Expected:
     return Expected(questions, answers, tuple(checks), special)
 
 
-def check(reference: Path | Expected, candidate: Candidate, session: Session) -> tuple[ChatCheck, ...]:
+def check(expected: Expected, candidate: Candidate, session: Session) -> tuple[ChatCheck, ...]:
     """Compare a file's tokenizer and chat template with the checkpoint's.
 
-    Args:
-        reference: the checkpoint's folder, or the result of `expect`, which saves time for a second candidate.
-        candidate: the file with its runtime.
-        session: the file's open session, for the codec of a runtime without a tokenizer.
-
-    Raises:
-        TokenizerError: the checkpoint's tokenizer cannot be read.
-        MissingDependencyError: transformers is not installed.
+    `session` is the file's open session, for the codec of a runtime without a tokenizer.
     """
-    expected = reference if isinstance(reference, Expected) else expect(reference)
     answers, means = _candidate_answers(candidate, session.codec, expected.questions)
     return tuple(
-        _compare(
-            name, expected.answers[name], answers[name], means if name.startswith("chat ") else "", expected.special
-        )
-        for name in expected.questions
+        _compare(name, one, answers[name], means if name.startswith("chat ") else "", expected.special)
+        for name, one in expected.answers.items()
     )
 
 
 def ask(folder: Path) -> tuple[Expected | None, str]:
-    """`expect`, and a note on the checkpoint itself, empty if there is nothing to report.
-
-    If `expect` fails, the note holds the reason.
-    """
+    """What `expect` returns and a note on the checkpoint itself, empty if all is well; None and why `expect` failed."""
     try:
         expected = expect(folder)
     except SmolexportError as error:
@@ -175,7 +158,7 @@ def _encoded(codec: TextCodec, text: str, asked: Mapping[str, Any]) -> Answer:
     try:
         return Answer(text, tuple(codec.encode(text)[0 if asked.get("framed") else len(codec.encode("")) :]))
     except Exception as error:  # a library's tokenizer may raise anything
-        return Answer(error=f"{type(error).__name__}: {reason(error)}")
+        return Answer(error=failure(error))
 
 
 def _ask(runtime: Runtime, path: Path, questions: Mapping[str, Mapping[str, Any]]) -> dict[str, Answer]:
@@ -199,25 +182,30 @@ def _compare(name: str, expected: Answer, found: Answer, means: str, special: Ma
     if found.absent:
         return ChatCheck(name, None, found.error, means)
     if expected.lost:
-        return ChatCheck(name, None, f"the checkpoint's own: {expected.error}", means)
+        return ChatCheck(name, None, f"the checkpoint's: {expected.error}", means)
     if expected.error:
         # a template that rejects a conversation must reject it in every runtime
         refused = bool(found.error) and not found.lost
         here = found.error if found.lost else repr(found.text[:_WIDTH])
-        difference = "" if refused else f"the checkpoint's own: {expected.error}; here: {here}"
+        difference = "" if refused else f"the checkpoint's template: {expected.error}; the file's: {here}"
         return ChatCheck(name, refused, difference, means)
     if found.error:
         return ChatCheck(name, False, found.error, means)
     if found.text != expected.text:
         return ChatCheck(name, False, _text_difference(expected.text, found.text), means)
-    difference = _frame_difference(expected.ids, found.ids, special) if name == _PROMPT else ""
-    difference = difference or _id_difference(expected.ids, found.ids)
-    return ChatCheck(name, found.ids == expected.ids, difference, means)
+    equal = found.ids == expected.ids
+    return ChatCheck(name, equal, "" if equal else _id_difference(name, expected.ids, found.ids, special), means)
+
+
+def first_difference(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """Index of the first difference, or the length of the shorter one if it is the beginning of the other."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
 
 
 def _text_difference(ours: str, theirs: str) -> str:
     """A few lines of a unified diff around the first difference, with all characters visible."""
-    place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    place = first_difference(ours, theirs)
     start = ours.rfind("\n", 0, place) + 1
     one, two = ([repr(line)[1:-1] for line in side.splitlines(keepends=True)] for side in (ours, theirs))
     diff = list(difflib.unified_diff(one, two, "checkpoint", "file", lineterm="", n=1))
@@ -245,10 +233,10 @@ def _frame_difference(ours: Sequence[int], theirs: Sequence[int], special: Mappi
     return " and ".join(parts)
 
 
-def _id_difference(ours: Sequence[int], theirs: Sequence[int]) -> str:
-    if ours == theirs:
-        return ""
-    place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+def _id_difference(name: str, ours: Sequence[int], theirs: Sequence[int], special: Mapping[int, str]) -> str:
+    if name == _PROMPT and (around := _frame_difference(ours, theirs, special)):
+        return around
+    place = first_difference(ours, theirs)
     shown = [", ".join(map(str, side[place : place + 4])) or "the end" for side in (theirs, ours)]
     return (
         f"same text, different ids from token {place} on: {shown[0]} instead of {shown[1]} ({len(theirs)}, {len(ours)})"

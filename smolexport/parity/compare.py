@@ -19,7 +19,7 @@ import numpy as np
 from smolexport.calibration.statistics import Statistics
 from smolexport.errors import UsageError
 from smolexport.model import weights
-from smolexport.parity import chat, machine
+from smolexport.parity import chat
 from smolexport.parity.candidates import model_infos, reference_name
 from smolexport.parity.contamination import Overlap, check_runs, check_texts, note_on
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
@@ -39,10 +39,9 @@ from smolexport.parity.results import (
     TextInfo,
     WeightError,
 )
-from smolexport.parity.scoring import ContextTooSmall, ScoredCandidate, score_group
-from smolexport.parity.speed import bandwidth_share, speeds
+from smolexport.parity.scoring import ContextTooSmall, ScoredCandidate, score_group, tensor_errors
+from smolexport.parity.speed import bandwidth_share, machine_facts, memory_bandwidth, speeds
 from smolexport.parity.thresholds import Thresholds
-from smolexport.parity.weight_errors import tensor_errors
 from smolexport.parity.windows import Window
 
 
@@ -175,7 +174,7 @@ class _Job:
             found, note = speeds(models, np.array(run.ids, np.int64), context, settings, self.progress)
             rates = [speed for speed, _ in found]
             self.notes += [note] if note else []
-            bandwidth = machine.bandwidth(settings.threads)
+            bandwidth = memory_bandwidth(settings.threads)
         measured: list[dict[str, Any]] = []
         memory = peaks(models, context, settings, self.progress)
         for model, rate, (peak, _) in zip(models, rates, memory, strict=True):
@@ -201,7 +200,7 @@ class _Job:
             notes=(*self.reference.notes, *_conditions(text, settings, run.context, memory[0][1]), *self.notes),
             pairs=tuple(pairs),
             methods=side_by_side(results),
-            environment=machine.machine_facts([model.runtime for model in models], settings.threads),
+            environment=machine_facts([model.runtime for model in models], settings.threads),
             bandwidth_bytes_per_s=bandwidth,
         )
 

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError
-from smolexport.parity.greedy import Continuation, continue_greedily
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
 from smolexport.parity.logit_cache import LOGITS, LogitCache, LogitStore, Recorder, digest
 from smolexport.parity.metrics import Accumulator, Predictions, read_predictions
 from smolexport.parity.results import Accuracy
-from smolexport.parity.windows import Window, block_rows, blocks, cut, prompts
+from smolexport.parity.windows import Continuation, Window, block_rows, blocks, continue_greedily, cut, prompts
 from smolexport.run.session import DEFAULT_CONTEXT, Session, TextCodec, choose_context
 
 FLOOR = "floor.f64"

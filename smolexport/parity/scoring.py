@@ -2,6 +2,9 @@
 other.
 
 Memory holds one block of logits per candidate, one of the reference and one of the decoded weights.
+
+`tensor_errors` compares the weights themselves.  Rounding to two bits leaves a relative error of about 0.5; a zero
+matrix has 1, an unrelated matrix 1.4.  Norms and biases are floats of at least 16 bits in every format.
 """
 
 from __future__ import annotations
@@ -11,17 +14,25 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 
-from smolexport.errors import UsageError
+import numpy as np
+
+from smolexport.errors import FileFormatError, UsageError
 from smolexport.model import weights
-from smolexport.parity import greedy
-from smolexport.parity.chat import Expected, check
+from smolexport.model.spec import Tensor
+from smolexport.model.weights import ReadableTensor, Weights
+from smolexport.parity.chat import Expected, check, first_difference
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
 from smolexport.parity.metrics import Accumulator, Predictions
 from smolexport.parity.reference import ReferenceRun, predictions
-from smolexport.parity.results import Accuracy, Attribution, ChatCheck, Greedy
+from smolexport.parity.results import Accuracy, Attribution, ChatCheck, Greedy, WeightError
+from smolexport.parity.windows import agree
 from smolexport.run.session import Session
 from smolexport.text import failure
+
+PIECE = 1 << 20  # elements
+MATRIX, VECTOR = 0.9, 0.02  # largest relative errors that rounding explains
 
 
 class ContextTooSmall(Exception):  # noqa: N818
@@ -83,7 +94,7 @@ def score_group(
         decoded = stack.enter_context(_decoded(reference, run, models[0], mismatched, settings)) if attribute else None
         _score(run, found, sessions, decoded, settings, progress)
         for model, session, candidate in zip(models, sessions, found, strict=True):
-            agreed = tuple(greedy.agree(session, one, run.codec) for one in run.continuations)
+            agreed = tuple(agree(session, one, run.codec) for one in run.continuations)
             candidate.greedy = Greedy(run.greedy_tokens, agreed) if agreed else None
             candidate.tokenizer_note = _tokenizer_note(run, session)
             if conversations:
@@ -159,8 +170,7 @@ def _tokenizer_note(run: ReferenceRun, session: Session) -> str:
     except Exception as error:
         # a library's tokenizer may raise anything; the figures use the reference's ids and stay valid
         return f"tokenizer of the runtime fails on the text: {failure(error)}"
-    pairs = enumerate(zip(ids, own, strict=False))
-    place = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(ids), len(own)))
+    place = first_difference(ids, own)
     if place == len(ids) == len(own):
         return ""
     theirs, ours = (str(side[place]) if place < len(side) else "the end" for side in (own, ids))
@@ -168,3 +178,37 @@ def _tokenizer_note(run: ReferenceRun, session: Session) -> str:
         f"tokenizer of the runtime differs from token {place} on: {theirs} instead of {ours} "
         f"({len(own)} tokens instead of {len(ids)})"
     )
+
+
+def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[WeightError, ...]:
+    """The relative error of every tensor, in the order of the forward pass, read in pieces.
+
+    Args:
+        original: the checkpoint's weights.
+        stored: the exported file's weights.
+        path: the file, for messages.
+
+    Raises:
+        FileFormatError: a tensor is missing from the file or has another shape.
+    """
+    there = {tensor.key: tensor for tensor in stored}
+    found = []
+    for tensor in weights.canonical(original):
+        other = there.get(tensor.key)
+        if other is None or other.shape != tensor.shape:
+            raise FileFormatError(f"{path}: tensor {tensor.name} is missing or has another shape than the checkpoint's")
+        relative = _relative(original[tensor], stored[other], tensor)
+        rounded = relative <= (MATRIX if tensor.is_matrix else VECTOR)  # NaN compares false
+        found.append(WeightError(tensor.name, tensor.layer, tensor.size, relative, rounded))
+    return tuple(found)
+
+
+def _relative(a: ReadableTensor, b: ReadableTensor, tensor: Tensor) -> float:
+    """Root of the summed squared differences over that of `a`; 0 if both are 0."""
+    rows, step = tensor.rows, max(1, PIECE // tensor.columns)
+    apart = whole = 0.0
+    for start in range(0, rows, step):
+        x = a.read_rows(start, min(start + step, rows)).astype(np.float64)
+        apart += float(np.square(b.read_rows(start, min(start + step, rows)) - x).sum())
+        whole += float(np.square(x).sum())
+    return float(np.sqrt(apart / whole)) if whole else float(apart > 0)

@@ -7,22 +7,28 @@ them, each is reopened for each of its rounds.
 
 from __future__ import annotations
 
+import platform
+import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
 from smolexport.model.spec import Role
-from smolexport.parity import machine
 from smolexport.parity.candidates import model_infos
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
 from smolexport.parity.peak_memory import peaks
 from smolexport.parity.results import Estimate, ModelResult, NonNegative, Speed
-from smolexport.run.session import Session
+from smolexport.run.session import Runtime, Session, choose_threads
+
+READ = 256 << 20  # bytes, more than the processor's caches hold
+TIMES = 5
 
 Opened = tuple[Session, float]
 """A session, and the seconds that opening it took."""
@@ -62,7 +68,7 @@ def bench(models: Sequence[Candidate], settings: Settings, progress: Progress = 
         raise UsageError("nothing to measure: name at least one file, and at least one repetition")
     context = max(settings.prompt_tokens + settings.decode_tokens, settings.prefill_tokens)
     found, note = speeds(models, None, context, settings, progress)
-    rate = machine.bandwidth(settings.threads)
+    rate = memory_bandwidth(settings.threads)
     memory = peaks(models, context, settings, progress)
     rows = [
         BenchRow(info, speed, bandwidth_share(model, speed, rate), seconds, peak, (unknown,) if unknown else ())
@@ -70,7 +76,7 @@ def bench(models: Sequence[Candidate], settings: Settings, progress: Progress = 
             models, model_infos(models), found, memory, strict=True
         )
     ]
-    environment = machine.machine_facts([model.runtime for model in models], settings.threads)
+    environment = machine_facts([model.runtime for model in models], settings.threads)
     return Bench(rows, rate, environment, (note,) if note else ())
 
 
@@ -197,3 +203,44 @@ def bandwidth_share(model: Candidate, rate: Speed | None, bandwidth: float | Non
     untied = any(tensor.role is Role.HEAD for tensor in found)
     read = sum(tensor.size for tensor in found if not (untied and tensor.role is Role.EMBED))
     return rate.decode_tok_s.value * model.bits_per_weight / 8 * read / bandwidth
+
+
+def memory_bandwidth(threads: int | None = None) -> float:
+    """Memory read bandwidth of `threads` together, bytes per second, best of several runs; None: one per core."""
+    parts = np.array_split(np.ones(READ // 4, np.float32), choose_threads(threads))
+    rates = []
+    for _ in range(TIMES):
+        workers = [threading.Thread(target=np.max, args=(part,)) for part in parts]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        rates.append(READ / (time.perf_counter() - start))
+    return max(rates)
+
+
+def machine_facts(runtimes: Iterable[Runtime], threads: int | None) -> dict[str, str]:
+    """System, processor, cores, threads, memory, and the versions of `runtimes`, as text."""
+    import psutil
+
+    from smolexport.conversion.model_card import installed_version
+
+    logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False)
+    facts = {
+        "smolexport": installed_version(),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "processor": _processor(),
+        "cores": f"{logical} logical" + (f", {physical} physical" if physical else ""),
+        "threads": str(choose_threads(threads)),
+        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
+    }
+    return facts | {runtime.NAME: runtime.version() for runtime in runtimes}
+
+
+def _processor() -> str:
+    """Its model name if the system reports one, and its architecture."""
+    found = None
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+    return f"{found[1] if found else platform.processor() or 'unknown'} ({platform.machine()})"

@@ -8,10 +8,10 @@ import pytest
 import smolexport_on_table as table
 
 from smolexport.parity import speed
-from smolexport.parity.greedy import agree, continue_greedily
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import Divergence, Greedy
 from smolexport.parity.speed import lack_of_memory, speeds
+from smolexport.parity.windows import agree, continue_greedily
 
 PROMPT = np.array([5, 9, 17])
 
