@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -134,17 +133,14 @@ def short_names(models: Sequence[tuple[Path, str]]) -> list[str]:
     file on the same runtime gets a number.
     """
     found = [path.name or str(path) for path, _ in models]
-    longer = [f"{path.absolute().parent.name}/{path.name}" for path, _ in models], [str(path) for path, _ in models]
-    for names in longer:
-        paths: dict[str, set[Path]] = {}
-        for name, (path, _) in zip(found, models, strict=True):
-            paths.setdefault(name, set()).add(path)
-        found = [more if len(paths[name]) > 1 else name for name, more in zip(found, names, strict=True)]
-    on_runtimes = [f"{name} on {runtime}" for name, (_, runtime) in zip(found, models, strict=True)]
-    numbered = [f"{name} #{place}" for place, name in enumerate(on_runtimes, 1)]
-    for names in (on_runtimes, numbered):
-        counts = Counter(found)
-        found = [more if counts[name] > 1 else name for name, more in zip(found, names, strict=True)]
+    for step in range(4):
+        owners: dict[str, set[object]] = {}
+        for place, (name, (path, _)) in enumerate(zip(found, models, strict=True)):
+            owners.setdefault(name, set()).add(path if step < 2 else place)
+        for place, (name, (path, runtime)) in enumerate(zip(found, models, strict=True)):
+            in_folder = f"{path.absolute().parent.name}/{path.name}"
+            longer = in_folder, str(path), f"{name} on {runtime}", f"{name} #{place + 1}"
+            found[place] = longer[step] if len(owners[name]) > 1 else name
     return [printable(name) for name in found]
 
 

@@ -19,26 +19,15 @@ import numpy as np
 from smolexport.calibration.statistics import Statistics
 from smolexport.errors import UsageError
 from smolexport.model import weights
-from smolexport.parity import chat
+from smolexport.parity import chat, results
 from smolexport.parity.candidates import model_infos, reference_name
-from smolexport.parity.contamination import Overlap, check_runs, check_texts, note_on
+from smolexport.parity.contamination import check_runs, check_texts, notes_on
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
 from smolexport.parity.logit_cache import LogitCache
 from smolexport.parity.metrics import by_position
 from smolexport.parity.peak_memory import peaks
 from smolexport.parity.reference import ReferenceRun, run_reference
-from smolexport.parity.results import (
-    PLAIN,
-    CandidateResult,
-    Comparison,
-    MethodFile,
-    MethodRow,
-    ModelInfo,
-    Pair,
-    ReferenceResult,
-    TextInfo,
-    WeightError,
-)
+from smolexport.parity.results import PLAIN, CandidateResult, Comparison, MethodRow, WeightError
 from smolexport.parity.scoring import ContextTooSmall, ScoredCandidate, score_group, tensor_errors
 from smolexport.parity.speed import bandwidth_share, machine_facts, memory_bandwidth, speeds
 from smolexport.parity.thresholds import Thresholds
@@ -84,13 +73,13 @@ def compare(
     check_texts(candidates, text.encode("utf-8", "surrogatepass"))
     job = _Job(reference, candidates, settings, thresholds, progress or no_progress)
     with LogitCache(cache) as logit_cache:
-        run, scored, pairs = job.score(text, logit_cache, statistics)
-    return job.finish(run, scored, pairs)
+        run, scored = job.score(text, logit_cache, statistics)
+    return job.finish(run, scored)
 
 
 @dataclass
 class _Job:
-    """A comparison in progress: its inputs, what is known of each candidate's weights, and notes on the whole."""
+    """A comparison in progress: its inputs, and what is known so far of the candidates' weights and of the whole."""
 
     reference: Candidate
     candidates: Sequence[Candidate]
@@ -100,14 +89,15 @@ class _Job:
     notes: list[str] = field(default_factory=list)
     fingerprints: list[str | None] = field(default_factory=list)
     errors: list[tuple[WeightError, ...]] = field(default_factory=list)
+    pairs: list[results.Pair] = field(default_factory=list)
 
     def score(
         self, text: str, cache: LogitCache, statistics: Statistics | None
-    ) -> tuple[ReferenceRun, list[ScoredCandidate], list[Pair]]:
+    ) -> tuple[ReferenceRun, list[ScoredCandidate]]:
         """Score accuracy for all candidates.  If a candidate's context is shorter than the window, score again with
         windows that fit."""
         limit = None
-        overlaps: list[Overlap] = []
+        overlaps: list[tuple[int, int]] = []
 
         def check(windows: Sequence[Window]) -> None:
             if statistics is not None and any(one.calibration for one in self.candidates):
@@ -117,14 +107,14 @@ class _Job:
         while True:
             run = run_reference(self.reference, text, self.settings, cache, limit, self.progress, check)
             try:
-                scored, pairs, notes = self._score_groups(run)
+                scored = self._score_groups(run)
                 break
             except ContextTooSmall as small:
                 limit = small.context
-        self.notes += [*notes, *cache.notes]
+        self.notes += cache.notes
         if statistics is not None and overlaps:
-            self.notes += note_on(statistics, self.candidates, overlaps[-1])
-        return run, scored, pairs
+            self.notes += notes_on(statistics, self.candidates, *overlaps[-1])
+        return run, scored
 
     def _read_weights(self) -> None:
         """Fingerprint and tensor errors of each candidate as far as weights can be read; reads a file once."""
@@ -141,15 +131,16 @@ class _Job:
         self.fingerprints = [prints.get(one.path) if one.weights else None for one in self.candidates]
         self.errors = [errors.get(one.path, ()) if one.weights else () for one in self.candidates]
 
-    def _score_groups(self, run: ReferenceRun) -> tuple[list[ScoredCandidate], list[Pair], list[str]]:
-        """Scored candidates in their order, pairs of those with the same weights, and notes."""
+    def _score_groups(self, run: ReferenceRun) -> list[ScoredCandidate]:
+        """Scored candidates in their order; also sets the pairs of those with the same weights, and the first notes."""
         groups: dict[str | int, list[int]] = {}
         for index, fingerprint in enumerate(self.fingerprints):
             groups.setdefault(fingerprint or index, []).append(index)
         found: dict[int, ScoredCandidate] = {}
-        pairs = []
+        self.pairs = []
         lacking = _lacking_memory(self.reference, self.candidates) if self.settings.attribution else ""
         conversations, note = chat.ask(self.reference.path) if self.settings.chat else (None, "")
+        self.notes = [line for line in (lacking, note) if line]
         for number, indices in enumerate(groups.values()):
             models = [self.candidates[index] for index in indices]
             attribute = bool(self.settings.attribution and not lacking and self.reference.origin and models[0].weights)
@@ -159,20 +150,20 @@ class _Job:
             )  # fmt: skip
             for index, one in zip(indices, scored, strict=True):
                 found[index] = one
-                pairs += [Pair(index, indices[other], accuracy) for other, accuracy in one.pairs.items()]
-        return [found[index] for index in range(len(found))], pairs, [line for line in (lacking, note) if line]
+                self.pairs += [results.Pair(index, indices[other], accuracy) for other, accuracy in one.pairs.items()]
+        return [found[index] for index in range(len(found))]
 
     def _shifted(self, number: int, groups: int, stage: str, done: int, total: int) -> None:
         self.progress(stage, number * total + done, groups * total)
 
-    def finish(self, run: ReferenceRun, scored: Sequence[ScoredCandidate], pairs: Sequence[Pair]) -> Comparison:
+    def finish(self, run: ReferenceRun, scored: Sequence[ScoredCandidate]) -> Comparison:
         """Measure speed and memory, check the thresholds, and put everything together."""
         models, settings = [self.reference, *self.candidates], self.settings
         context, bandwidth = min(run.context, settings.context), None
         rates: list[Any] = [None] * len(models)
         if settings.repetitions:
-            found, note = speeds(models, np.array(run.ids, np.int64), context, settings, self.progress)
-            rates = [speed for speed, _ in found]
+            timed, note = speeds(models, np.array(run.ids, np.int64), context, settings, self.progress)
+            rates = [speed for speed, _ in timed]
             self.notes += [note] if note else []
             bandwidth = memory_bandwidth(settings.threads)
         measured: list[dict[str, Any]] = []
@@ -181,39 +172,33 @@ class _Job:
             share = bandwidth_share(model, rate, bandwidth)
             measured.append({"speed": rate, "bandwidth_share": share, "peak_rss_bytes": peak})
         window = run.windows[0]
-        text = TextInfo(len(run.ids), len(window.tokens), len(run.windows), window.scored)
-        results = []
+        text = results.TextInfo(len(run.ids), len(window.tokens), len(run.windows), window.scored)
+        found = []
         for index, (one, info) in enumerate(zip(scored, model_infos(self.candidates), strict=True)):
-            own = [pair for pair in pairs if index in (pair.first, pair.second)]
-            results.append(self._result(index, info, one, own, text, memory[index + 1][1], measured[index + 1]))
+            more = {**measured[index + 1], "by_position": by_position(one.accuracy, text)}
+            found.append(self._result(index, info, one, memory[index + 1][1], more))
         return Comparison(
             text=text,
             thresholds=self.thresholds,
-            reference=ReferenceResult(
+            reference=results.ReferenceResult(
                 model=self.reference.info(reference_name(self.reference.path)),
-                perplexity=results[0].accuracy.reference_perplexity,
+                perplexity=found[0].accuracy.reference_perplexity,
                 load_seconds=run.load_seconds,
                 noise_floor=run.noise_floor,
                 **measured[0],
             ),
-            candidates=tuple(results),
+            candidates=tuple(found),
             notes=(*self.reference.notes, *_conditions(text, settings, run.context, memory[0][1]), *self.notes),
-            pairs=tuple(pairs),
-            methods=side_by_side(results),
+            pairs=tuple(self.pairs),
+            methods=side_by_side(found),
             environment=machine_facts([model.runtime for model in models], settings.threads),
             bandwidth_bytes_per_s=bandwidth,
         )
 
     def _result(
-        self,
-        index: int,
-        info: ModelInfo,
-        scored: ScoredCandidate,
-        pairs: Sequence[Pair],
-        text: TextInfo,
-        peak_note: str,
-        measured: dict[str, Any],
+        self, index: int, info: results.ModelInfo, scored: ScoredCandidate, peak_note: str, measured: dict[str, Any]
     ) -> CandidateResult:
+        pairs = [pair.accuracy for pair in self.pairs if index in (pair.first, pair.second)]
         model, errors, limits = self.candidates[index], self.errors[index], self.thresholds.thresholds_for(info)
         notes = *model.notes, _mismatch_note(errors), scored.tokenizer_note, chat.note(scored.chat), peak_note
         return CandidateResult(
@@ -223,13 +208,12 @@ class _Job:
             load_seconds=scored.load_seconds,
             tokenizer_equal=not scored.tokenizer_note,
             notes=tuple(filter(None, notes)),
-            missed=limits.misses(scored.accuracy, scored.attribution, [pair.accuracy for pair in pairs]),
+            missed=limits.misses(scored.accuracy, scored.attribution, pairs),
             thresholds=limits,
             fingerprint=self.fingerprints[index],
             attribution=scored.attribution,
             tensor_errors=errors,
             calibration_errors=tuple(model.calibration_errors),
-            by_position=by_position(scored.accuracy, text),
             chat=scored.chat,
             **measured,
         )
@@ -266,7 +250,7 @@ def _mismatch_note(errors: Sequence[WeightError]) -> str:
     return f"{', '.join(names[:3])}{more}: not {what}; the error is attributed to the exporter"
 
 
-def _conditions(text: TextInfo, settings: Settings, context: int, peak_note: str) -> list[str]:
+def _conditions(text: results.TextInfo, settings: Settings, context: int, peak_note: str) -> list[str]:
     """Notes on the conditions of the measurement."""
     notes = [f"reference: {peak_note}"] if peak_note else []
     if text.window < settings.window:
@@ -297,6 +281,8 @@ def side_by_side(candidates: Sequence[CandidateResult]) -> tuple[MethodRow, ...]
     for key, row in ((key, row) for key, rows in groups.items() for row in rows if len(row) > 1):
         klds = {method: candidates[place].accuracy.kld.mean for method, place in row.items()}
         plain = klds[PLAIN].value if PLAIN in klds else 0.0
-        files = (MethodFile(m, row[m], kld, kld.value / plain if plain > 0 else None) for m, kld in klds.items())
+        files = (
+            results.MethodFile(m, row[m], kld, kld.value / plain if plain > 0 else None) for m, kld in klds.items()
+        )
         found.append(MethodRow(*key, tuple(files)))
     return tuple(found)

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +46,7 @@ class LogitStore:
     """Logits [n, v] in a .npy file: float32, or bfloat16 as the upper halves of float32 numbers."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileFormatError if `path` was not written by `Recorder`."""
+        """Raises FileFormatError if `path` was not written by `write_logits`."""
         self._path = path
         try:
             with path.open("rb") as file:
@@ -75,34 +75,26 @@ class LogitStore:
             yield rows if self._dtype == F32 else (rows.astype("<u4") << 16).view("<f4")
 
 
-class Recorder:
-    """Writes a `LogitStore` block by block."""
+def write_logits(path: Path, rows: int, vocab_size: int, blocks: Iterable[NDArray[np.float32]], *, bf16: bool) -> None:
+    """Write `blocks` of logits, together [rows, v], for `LogitStore`; `bf16`: they are bfloat16 numbers.
 
-    def __init__(self, path: Path, rows: int, vocab_size: int, *, bf16: bool) -> None:
-        """`bf16`: all logits are bfloat16 numbers.  Raises OutputError if the disk has not enough room."""
-        self._dtype = BF16 if bf16 else F32
-        check_space(path.parent, rows * vocab_size * self._dtype.itemsize)
-        self._file = path.open("wb")
-        shape = {"descr": npy.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (rows, vocab_size)}
-        npy.write_array_header_1_0(self._file, shape)
-
-    def add(self, logits: NDArray[np.float32]) -> None:
-        """Append `logits` [.., v].  Raises SessionError if they should be bfloat16 numbers and are not."""
-        bits = np.ascontiguousarray(logits, "<f4")
-        if self._dtype == BF16:
-            halves = bits.view("<u4")
-            if (halves & 0xFFFF).any():
-                raise SessionError("the reference computes in bf16, but its logits are not bfloat16 numbers")
-            bits = (halves >> 16).astype(BF16)
-        self._file.write(bits.reshape(-1).view(np.uint8).data)
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())  # after a power loss a file may have its full length but hold zeros
-        self._file.close()
+    Raises OutputError if the disk has not enough room, and SessionError if they should be bfloat16 numbers and are not.
+    """
+    dtype = BF16 if bf16 else F32
+    check_space(path.parent, rows * vocab_size * dtype.itemsize)
+    shape = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, vocab_size)}
+    with path.open("wb") as file:
+        npy.write_array_header_1_0(file, shape)
+        for logits in blocks:
+            bits = np.ascontiguousarray(logits, "<f4")
+            if bf16:
+                halves = bits.view("<u4")
+                if (halves & 0xFFFF).any():
+                    raise SessionError("the reference computes in bf16, but its logits are not bfloat16 numbers")
+                bits = (halves >> 16).astype(BF16)
+            file.write(bits.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())  # after a power loss a file may have its full length but hold zeros
 
 
 class LogitCache:

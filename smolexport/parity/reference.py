@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
-from smolexport.parity.logit_cache import LOGITS, LogitCache, LogitStore, Recorder, digest
+from smolexport.parity.logit_cache import LOGITS, LogitCache, LogitStore, digest, write_logits
 from smolexport.parity.metrics import Accumulator, Predictions, read_predictions
 from smolexport.parity.results import Accuracy
 from smolexport.parity.windows import Continuation, Window, block_rows, blocks, continue_greedily, cut, prompts
@@ -171,13 +171,15 @@ def _run(
 ) -> list[dict[str, object]]:
     """Write the logits of all windows to `folder`; returns the greedy continuations of `starts` as JSON values."""
     session, bf16 = lazy.session, lazy.reference.options.get("dtype") == "bf16"
-    rows = block_rows(session.vocab_size, settings.block_bytes)
-    with Recorder(folder / LOGITS, sum(w.scored for w in windows), session.vocab_size, bf16=bf16) as recorder:
+    rows, scored = block_rows(session.vocab_size, settings.block_bytes), sum(window.scored for window in windows)
+
+    def every() -> Iterator[NDArray[np.float32]]:
         for done, window in enumerate(windows):
             progress("reference", done, len(windows))
-            for logits in blocks(session, window, rows):
-                recorder.add(logits)
-    progress("reference", len(windows), len(windows))
+            yield from blocks(session, window, rows)
+        progress("reference", len(windows), len(windows))
+
+    write_logits(folder / LOGITS, scored, session.vocab_size, every(), bf16=bf16)
     found = []
     for done, prompt in enumerate(starts):
         progress("continue", done, len(starts))

@@ -15,6 +15,7 @@ from smolexport.errors import MissingDependencyError, OutputError, UsageError
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import check_reports, render_html, render_markdown, to_json, write_reports
 from smolexport.parity.report.charts import styles_of
+from smolexport.parity.report.tables import tables
 from smolexport.parity.results import Divergence, Greedy, ModelInfo
 from smolexport.parity.thresholds import Gate, Rule, Thresholds
 from tests.children import python
@@ -91,6 +92,16 @@ def test_the_page_holds_everything(rich, rich_page):
     assert "noise floor" in page.text
     assert "mean KLD at most 0.5" in page.text
     assert len(text.encode()) < 500_000
+
+
+def test_every_cell_stands_below_a_head(rich, rich_page):
+    drawn = re.findall(r"<table>.*?</table>", rich_page, re.DOTALL)
+    assert len(drawn) == len(tables(rich)) == 4
+    for table, drawing in zip(tables(rich), drawn, strict=True):
+        heads = re.findall(r'<th scope="col">(.*?)</th>', drawing, re.DOTALL)
+        assert heads == [table.heads[0], *table.heads[2:]]
+        rows = [row.count("<td>") for row in drawing.split("<tr")[2:]]
+        assert rows == [len(heads) - 1] * len(table.rows)
 
 
 def test_the_page_needs_nothing_else(rich_page):
