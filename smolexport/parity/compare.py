@@ -54,7 +54,7 @@ def compare(
         candidates: exported files of it with their runtimes.
         text: the text to score; prompts are cut from it too.
         settings: what to measure.
-        thresholds: what every candidate must meet; a `Gate` has rules per format and scheme.
+        thresholds: what every candidate must meet.
         cache: folder for the reference's logits, see `logit_cache.usual_folder`; None keeps nothing.
         statistics: calibration statistics of the candidates, to detect scored tokens in the calibration text.
         progress: called at each step.

@@ -19,12 +19,11 @@ Each threshold comes from the most specific table that sets it: `[gguf.q4_k_m]`,
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -49,7 +48,10 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds that a candidate must meet; null is not set."""
+    """Thresholds that a candidate must meet; null is not set.
+
+    Those of `rules`, which go from general to specific, replace them for the models that they match.
+    """
 
     max_kld: Annotated[float | None, "mean KLD against the reference, nats per token."] = None
     min_top1: Annotated[float | None, "share of positions with the same most likely token."] = None
@@ -59,21 +61,30 @@ class Thresholds:
     ] = None
     max_pair_kld: Annotated[float | None, "mean KLD against every other file with the same weights."] = None
 
-    def thresholds_for(self, model: ModelInfo) -> Thresholds:  # noqa: ARG002 - a gate chooses by it
-        """Thresholds for `model`: these, for every model."""
-        return self
+    rules: tuple[Rule, ...] = field(default=(), metadata={"hidden": True})
+
+    def thresholds_for(self, model: ModelInfo) -> Thresholds:
+        """Thresholds for `model`.  For a folder with several schemes, `int4+f32`, the first one counts."""
+        schemes = (None, model.scheme, model.scheme.partition("+")[0])
+        limits = replace(self, rules=())
+        for rule in self.rules:
+            if rule.format in (None, model.format) and rule.scheme in schemes:
+                limits = limits.overridden(rule.limits)
+        return limits
 
     def needs_attribution(self) -> bool:
-        """Whether checking needs the deviation split into its two parts."""
-        return self.max_exporter_kld is not None
+        """Whether checking any candidate needs the deviation split into its two parts."""
+        return any(limits.max_exporter_kld is not None for limits in (self, *(rule.limits for rule in self.rules)))
 
     def values(self) -> dict[str, float]:
-        """The thresholds that are set, by name."""
+        """The thresholds that are set for every model, by name."""
         return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
 
     def overridden(self, other: Thresholds) -> Thresholds:
-        """These thresholds; those that `other` sets replace them."""
-        return Thresholds(**(self.values() | other.values()))
+        """These thresholds; those that `other` sets for every model replace them, also in every rule."""
+        rules = tuple(rule._replace(limits=rule.limits.overridden(other)) for rule in self.rules)
+        limits: dict[str, Any] = self.values() | other.values()
+        return Thresholds(**limits, rules=rules)
 
     def checks(
         self, accuracy: Accuracy, attribution: Attribution | None = None, pairs: Sequence[Accuracy] = ()
@@ -124,41 +135,16 @@ class Rule(NamedTuple):
     limits: Thresholds
 
 
-@dataclass(frozen=True)
-class Gate(Thresholds):
-    """Thresholds with rules per format and scheme: its own are the defaults, `rules` go from general to specific."""
-
-    rules: tuple[Rule, ...] = field(default=(), metadata={"hidden": True})
-
-    def thresholds_for(self, model: ModelInfo) -> Thresholds:
-        """Thresholds for `model`.  For a folder with several schemes, `int4+f32`, the first one counts."""
-        schemes = (None, model.scheme, model.scheme.partition("+")[0])
-        limits = Thresholds(**self.values())
-        for rule in self.rules:
-            if rule.format in (None, model.format) and rule.scheme in schemes:
-                limits = limits.overridden(rule.limits)
-        return limits
-
-    def needs_attribution(self) -> bool:
-        """Whether checking any candidate needs the deviation split into its two parts."""
-        return any(limits.max_exporter_kld is not None for limits in (self, *(rule.limits for rule in self.rules)))
-
-    def overridden(self, other: Thresholds) -> Gate:
-        """This gate; the thresholds that `other` sets replace the defaults and those of every rule."""
-        rules = tuple(rule._replace(limits=rule.limits.overridden(other)) for rule in self.rules)
-        return Gate(**(self.values() | other.values()), rules=rules)
-
-
-_NAMES = tuple(field.name for field in dataclasses.fields(Thresholds))
+_NAMES = tuple(one.name for one in fields(Thresholds) if one.name != "rules")
 
 
 def gate_from(path: Path | None, flags: Thresholds) -> Thresholds:
-    """The gate in `path`, see `read_gate`, with `flags` overriding it; the flags alone if `path` is None."""
+    """The thresholds in `path`, see `read_gate`, with `flags` overriding them; the flags alone if `path` is None."""
     return flags if path is None else read_gate(path).overridden(flags)
 
 
-def read_gate(path: Path) -> Gate:
-    """The gate in the TOML file `path`.
+def read_gate(path: Path) -> Thresholds:
+    """The thresholds in the TOML file `path`.
 
     Raises:
         UsageError: the file does not exist or is not TOML, a table names no installed format or scheme, a key is not
@@ -188,7 +174,7 @@ def read_gate(path: Path) -> Gate:
                 raise UsageError(f"{path}: {key[1]} {key[2]} has two tables, under two names of the scheme")
             found[key] = limits
     ordered = sorted(found.items(), key=lambda one: one[0][0])
-    gate = Gate(**default.values(), rules=tuple(Rule(*key[1:], limits) for key, limits in ordered))
+    gate = Thresholds(**default.values(), rules=tuple(Rule(*key[1:], limits) for key, limits in ordered))
     if not any(limits.values() for limits in (gate, *found.values())):
         raise UsageError(f"{path}: sets no threshold; available: {', '.join(_NAMES)}")
     return gate

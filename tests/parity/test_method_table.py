@@ -19,7 +19,7 @@ from smolexport.parity.report import render, render_html, render_markdown, to_js
 from smolexport.parity.report.junit import to_junit
 from smolexport.parity.report.tables import described, method_rank
 from smolexport.parity.results import CalibrationEffect
-from smolexport.parity.thresholds import Gate, Rule, Thresholds
+from smolexport.parity.thresholds import Rule, Thresholds
 from smolexport.recipe import sidecar_of
 from tests.browser.chromium_for_tests import needs_chromium_alone, opened
 from tests.parity.rich_sheets import keeps_to_schema, moved
@@ -152,7 +152,7 @@ def test_hostile_methods_are_text(make_model, text):
 def test_a_gate_matches_the_scheme_of_a_calibrated_file(make_model):
     model = dataclasses.replace(make_model("int4.table"), calibration=Record("gptq"))
     assert described(model.info("int4.table")) == "table int4 gptq, table"
-    gate = Gate(rules=(Rule("table", "int4", Thresholds(max_kld=0.5)),))
+    gate = Thresholds(rules=(Rule("table", "int4", Thresholds(max_kld=0.5)),))
     assert gate.thresholds_for(model.info("int4.table")).max_kld == 0.5
 
 

@@ -17,7 +17,7 @@ from smolexport.parity.report import check_reports, render_html, render_markdown
 from smolexport.parity.report.charts import styles_of
 from smolexport.parity.report.tables import tables
 from smolexport.parity.results import Divergence, Greedy, ModelInfo
-from smolexport.parity.thresholds import Gate, Rule, Thresholds
+from smolexport.parity.thresholds import Rule, Thresholds
 from tests.children import python
 from tests.cli.commands import assert_refused, call
 from tests.parity.rich_sheets import judged_by, keeps_to_schema, moved, named
@@ -181,7 +181,7 @@ def test_markdown_is_the_sheet(rich):
 def test_a_gate_of_exceptions_alone_is_told(rich):
     """Nothing under [default]: what is asked stands in the rules, and no report may say that nothing was."""
     kind, scheme = rich.candidates[1].model.format, rich.candidates[1].model.scheme
-    gate = Gate(rules=(Rule(kind, scheme, Thresholds(max_exporter_kld=0.5)),))
+    gate = Thresholds(rules=(Rule(kind, scheme, Thresholds(max_exporter_kld=0.5)),))
     judged = judged_by(rich, gate)
     sheet = to_json(judged)
     keeps_to_schema(sheet)

@@ -154,11 +154,6 @@ def _floor_line(axes: Axes, floor: float, *, across: bool) -> None:
     axes.annotate("noise floor", **spot, textcoords="offset points", color=INKS["muted"], fontsize=7.5)
 
 
-def _beside(axes: Axes, text: str, point: tuple[float, float], gap: int, **box: Any) -> None:
-    """Write `text` right of the end of a bar."""
-    axes.annotate(text, point, xytext=(gap, 0), textcoords="offset points", va="center", fontsize=7.5, **box)
-
-
 def _size(comparison: Comparison, files: Styled) -> Chart | None:
     """Divergence against size: a point per file, with a line through the sizes of each format and method."""
     shown = [(file, own) for file, own in files if _drawable(file.accuracy.kld.mean.value)]
@@ -234,10 +229,10 @@ def _attribution(comparison: Comparison, files: Styled) -> Chart | None:
         bars = (("quantization", "part-a", row - 0.19), ("exporter", "part-b", row + 0.19))
         for mean, (part, ink, place) in zip(means, bars, strict=True):
             right = max(mean, left) if math.isfinite(mean) else left
-            axes.barh(place, right - left, 0.34, left=left, color=INKS[ink], label=None if row else part)
+            bar = axes.barh(place, right - left, 0.34, left=left, color=INKS[ink], label=None if row else part)
             text = _text(mean) if math.isfinite(mean) else "not finite"
             box = {"facecolor": INKS["surface"], "edgecolor": "none", "pad": 0.6}  # over the floor's line
-            _beside(axes, text, (right, place), 4, bbox=box)
+            axes.bar_label(bar, [text], padding=4, fontsize=7.5, bbox=box)
     axes.tick_params(axis="y", length=0)
     _rows(axes, [name for name, *_ in shown])
     axes.set(xlim=(left, max(positive) * 2.5), xlabel="mean KLD, nats per token")
@@ -474,8 +469,7 @@ def _speed(comparison: Comparison, files: Styled) -> Chart | None:
 
 def _bar(axes: Axes, row: int, rate: Estimate, colour: str, share: str = "") -> None:
     """A rate with its whisker and its figure."""
-    error = rate.error if math.isfinite(rate.error) else 0.0
-    axes.barh(row, rate.value, 0.62, color=colour, alpha=0.85)
-    if error:
-        axes.errorbar(rate.value, row, xerr=error, color=INKS["ink"], linewidth=1, capsize=2.5)
-    _beside(axes, rate_figure(rate).value + share, (rate.value + error, row), 5)
+    whisker = {"elinewidth": 1, "capsize": 2.5, "ecolor": INKS["ink"]}
+    error = rate.error if rate.error and math.isfinite(rate.error) else None
+    bar = axes.barh(row, rate.value, 0.62, color=colour, alpha=0.85, xerr=error, error_kw=whisker)
+    axes.bar_label(bar, [rate_figure(rate).value + share], padding=5, fontsize=7.5)
