@@ -77,14 +77,14 @@ def expect(folder: Path) -> Expected:
         questions["text added tokens"] = {"text": "a" + "".join(f" {text} b{text}" for text in added)}
     questions[_PROMPT] = {"text": "Once upon a time", "framed": True}
     if any(templates):
-        questions |= {f"chat {name}": asked for name, asked in conversations("".join(templates)).items()}
+        questions |= {f"chat {name}": question for name, question in conversations("".join(templates)).items()}
     codec = open_tokenizer(folder, spec)
     own = _ask(plugins.checkpoint_runtime("open_chat"), folder, questions)
     answers = {}
-    for name, asked in questions.items():
-        if "text" in asked and own[name].error:
+    for name, question in questions.items():
+        if "text" in question and own[name].error:
             raise TokenizerError(f"{folder}: transformers' tokenizer fails: {own[name].error}")
-        answers[name] = own[name] if own[name].error else _encoded(codec, own[name].text, asked)
+        answers[name] = own[name] if own[name].error else _encoded(codec, own[name].text, question)
     special = {token.id: token.text for token in spec.added}
     checks = (_compare(name, answers[name], own[name], "", special) for name in questions if not own[name].error)
     return Expected(questions, answers, tuple(checks), special)
@@ -118,15 +118,15 @@ def ask(folder: Path) -> tuple[Expected | None, str]:
 def note(checks: Sequence[ChatCheck]) -> str:
     """One line on the checks that differ or could not be made; empty if all are equal."""
     around, checks = _around(checks)
-    apart, unasked = ([one for one in checks if one.equal is state] for state in (False, None))
+    differing, unchecked = ([one for one in checks if one.equal is state] for state in (False, None))
     parts = [f"the runtime {one.difference}" for one in around]
-    if apart:
-        first = apart[0].difference.splitlines()
+    if differing:
+        first = differing[0].difference.splitlines()
         reason = first[0] if len(first) == 1 else "different prompt"
-        names = ", ".join(one.name for one in apart)
-        parts.append(f"{len(apart)} of {len(checks)} texts and chats differ from the checkpoint's: {names} ({reason})")
-    if unasked:
-        parts.append(f"not checked: {', '.join(one.name for one in unasked)} ({unasked[0].difference})")
+        names, ratio = ", ".join(one.name for one in differing), f"{len(differing)} of {len(checks)}"
+        parts.append(f"{ratio} texts and chats differ from the checkpoint's: {names} ({reason})")
+    if unchecked:
+        parts.append(f"not checked: {', '.join(one.name for one in unchecked)} ({unchecked[0].difference})")
     return "; ".join(parts)
 
 
@@ -142,8 +142,8 @@ def _candidate_answers(
     """Answers of the runtime, or of its session's codec and transformers, and the name of any substitute."""
     if hasattr(candidate.runtime, "open_chat"):
         return _ask(candidate.runtime, candidate.path, questions), ""
-    texts = {name: _encoded(codec, asked["text"], asked) for name, asked in questions.items() if "text" in asked}
-    chats = {name: asked for name, asked in questions.items() if name not in texts}
+    texts = {name: _encoded(codec, one["text"], one) for name, one in questions.items() if "text" in one}
+    chats = {name: one for name, one in questions.items() if name not in texts}
     if not chats:
         return texts, ""
     try:  # transformers reads the tokenizer of any folder
@@ -159,10 +159,10 @@ def _candidate_answers(
     return texts | own, "transformers on the folder's files"
 
 
-def _encoded(codec: TextCodec, text: str, asked: Mapping[str, Any]) -> Answer:
+def _encoded(codec: TextCodec, text: str, question: Mapping[str, Any]) -> Answer:
     """`text` and its ids, without those that the codec puts before every text unless the question asks for them."""
     try:
-        return Answer(text, tuple(codec.encode(text)[0 if asked.get("framed") else len(codec.encode("")) :]))
+        return Answer(text, tuple(codec.encode(text)[0 if question.get("framed") else len(codec.encode("")) :]))
     except Exception as error:  # a library's tokenizer may raise anything
         return Answer(error=failure(error))
 
@@ -175,10 +175,10 @@ def _ask(runtime: Runtime, path: Path, questions: Mapping[str, Mapping[str, Any]
     answers: dict[str, Answer] = {}
     missed, end = "", time.monotonic() + _TIMEOUT_ALL_S
     with Renderer(module, path) as renderer:
-        for name, asked in questions.items():
+        for name, question in questions.items():
             if time.monotonic() > end:
                 missed = missed or f"no answer within {_TIMEOUT_ALL_S:g} seconds"
-            answers[name] = Answer(error=missed, lost=True) if missed else renderer.ask(asked)
+            answers[name] = Answer(error=missed, lost=True) if missed else renderer.ask(question)
             if answers[name].lost:
                 missed = missed or f"not asked because '{name}' failed: {answers[name].error}"
     return answers
@@ -251,32 +251,32 @@ def _id_difference(name: str, ours: Sequence[int], theirs: Sequence[int], specia
 
 def conversations(template: str) -> dict[str, dict[str, Any]]:
     """Conversations by name: those that `template` distinguishes, judged by the words in it; it is not run."""
-    asked = {
-        "user": _asked("user"),
-        "system": _asked("system user answer again"),
-        "without generation prompt": _asked("system user answer", prompt=False),
-        "unanswered, without generation prompt": _asked("user answer again", prompt=False),
+    found = {
+        "user": _conversation("user"),
+        "system": _conversation("system user answer again"),
+        "without generation prompt": _conversation("system user answer", prompt=False),
+        "unanswered, without generation prompt": _conversation("user answer again", prompt=False),
     }
     words = set(re.findall(r"\w+", template))
     if "tools" in words:
-        asked["tools"] = _asked("system user", tools=1)
-        asked["tool call"] = _asked("user call result", tools=1)
-        asked["tool call, answered"] = _asked("system user call result answer again", tools=2)
+        found["tools"] = _conversation("system user", tools=1)
+        found["tool call"] = _conversation("user call result", tools=1)
+        found["tool call, answered"] = _conversation("system user call result answer again", tools=2)
     for name in sorted(words & {"xml_tools", "python_tools"}):
         switch: dict[str, Any] = {name: [_QUESTIONS["tool"]]}
-        asked[name] = _asked("system user", **switch)
+        found[name] = _conversation("system user", **switch)
     if "reasoning_content" in words:
-        asked["reasoning"] = _asked("user thought again")
+        found["reasoning"] = _conversation("user thought again")
     if "enable_thinking" in words:
         for state, value in (("on", True), ("off", False)):
-            asked[f"thinking {state}"] = _asked("user answer again", enable_thinking=value)
-            asked[f"thinking {state}, system"] = _asked("system user", enable_thinking=value)
+            found[f"thinking {state}"] = _conversation("user answer again", enable_thinking=value)
+            found[f"thinking {state}, system"] = _conversation("system user", enable_thinking=value)
             if "tools" in words:
-                asked[f"thinking {state}, tools"] = _asked("user", tools=1, enable_thinking=value)
-    return asked
+                found[f"thinking {state}, tools"] = _conversation("user", tools=1, enable_thinking=value)
+    return found
 
 
-def _asked(messages: str, *, tools: int = 0, prompt: bool = True, **switches: Any) -> dict[str, Any]:
+def _conversation(messages: str, *, tools: int = 0, prompt: bool = True, **switches: Any) -> dict[str, Any]:
     return {
         "messages": [_QUESTIONS["messages"][name] for name in messages.split()],
         "tools": [_QUESTIONS["tool"]] * tools or None,

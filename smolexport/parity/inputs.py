@@ -149,12 +149,6 @@ class Settings:
 
 
 _LEAST = {
-    "window": 4,
-    "greedy_tokens": 0,
-    "greedy_prompts": 0,
-    "prompt_tokens": 1,
-    "prefill_tokens": 1,
-    "decode_tokens": 1,
-    "repetitions": 0,
-    "block_bytes": 1,
-}
+    "window": 4, "greedy_tokens": 0, "greedy_prompts": 0, "prompt_tokens": 1, "prefill_tokens": 1, "decode_tokens": 1,
+    "repetitions": 0, "block_bytes": 1,
+}  # fmt: skip

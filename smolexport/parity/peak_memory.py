@@ -37,7 +37,7 @@ _TIMEOUT_S = 1800
 def peaks(
     models: Sequence[Candidate], context: int, settings: Settings, progress: Progress
 ) -> list[tuple[int | None, str]]:
-    """Peak resident bytes of each model in a fresh process, or None and the reason; None alone if not asked for."""
+    """Peak resident bytes of each model in a fresh process, or None and the reason, empty if not to be measured."""
     if not settings.memory:
         return [(None, "")] * len(models)
     found = []
@@ -98,20 +98,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int)
     parser.add_argument("--tokens", type=int, default=64, help="length of the block (64)")
     parser.add_argument("--options", type=json.loads, default={}, help="further arguments of the runtime's open, JSON")
-    asked = parser.parse_args(arguments)
-    open_session: Callable[..., Session] = importlib.import_module(asked.runtime).open
+    options = parser.parse_args(arguments)
+    open_session: Callable[..., Session] = importlib.import_module(options.runtime).open
     start = time.perf_counter()
     try:
-        with open_session(asked.path, threads=asked.threads, context=asked.context, **asked.options) as session:
+        with open_session(options.path, threads=options.threads, context=options.context, **options.options) as session:
             load_seconds = time.perf_counter() - start
-            count = min(asked.tokens, session.context - 1)
+            count = min(options.tokens, session.context - 1)
             row = session.append(np.arange(count) % session.vocab_size, last_only=True)[-1]
             session.append([int(row.argmax())], last_only=True)
             peak = peak_rss()
     except SmolexportError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    facts = {"runtime": asked.runtime, "path": str(asked.path), "tokens": count + 1, "load_seconds": load_seconds}
+    facts = {"runtime": options.runtime, "path": str(options.path), "tokens": count + 1, "load_seconds": load_seconds}
     sys.stdout.write(json.dumps({**facts, "peak_rss_bytes": peak}) + "\n")
     return 0
 

@@ -79,10 +79,10 @@ def run_reference(
         OutputError: the disk has no room for the logits, or what was written cannot be read back.
     """
     with ExitStack() as stack:
-        lazy = _LazySession(reference, settings, stack)
-        codec = lazy.codec
+        model = _Reference(reference, settings, stack)
+        codec = model.codec
         ids, bos = codec.encode(text), next(iter(codec.encode("")), None)
-        context = min(lazy.context, limit or lazy.context)
+        context = min(model.context, limit or model.context)
         windows = cut(ids, min(settings.window, context), bos=bos, limit=settings.max_windows)
         if check:
             check(windows)
@@ -98,11 +98,11 @@ def run_reference(
             "form": FORM,
         }
         key = digest(reference.path, facts, [*(window.tokens for window in windows), *starts])
-        with_floor = settings.attribution and reference.options.get("dtype") == "bf16"
+        with_floor = settings.attribution and model.bf16
         found = _stored(cache, key, windows, starts, with_floor=with_floor)
         if found is None:
             with cache.making(key) as (folder, content):
-                content["greedy"] = _run(lazy, windows, starts, count, settings, folder, progress)
+                content["greedy"] = model.run(windows, starts, count, folder, progress)
                 stack.close()  # the noise floor needs the memory
                 if with_floor:
                     _measure_floor(reference, windows, settings, folder, progress)
@@ -110,33 +110,60 @@ def run_reference(
             found = _stored(cache, key, windows, starts, with_floor=with_floor)
         if found is None:
             raise OutputError(f"{cache.folder / key}: the entry just written cannot be read back; check the disk")
-        return ReferenceRun(text, ids, codec, windows, *found, count, context, lazy.load_seconds)
+        return ReferenceRun(text, ids, codec, windows, *found, count, context, model.load_seconds)
 
 
-class _LazySession:
-    """The reference's session, opened on first use and closed by `stack`; with an `origin` much is known before."""
+class _Reference:
+    """The reference with a session that is opened on first use and closed by `stack`."""
 
-    def __init__(self, reference: Candidate, settings: Settings, stack: ExitStack) -> None:
-        self.reference, self._stack, self._threads = reference, stack, settings.threads
+    def __init__(self, model: Candidate, settings: Settings, stack: ExitStack) -> None:
+        self._model, self._settings, self._stack = model, settings, stack
         self._asked = settings.context if settings.context > DEFAULT_CONTEXT else None
+        self.bf16 = model.options.get("dtype") == "bf16"
         self.load_seconds: float | None = None
 
     @cached_property
     def session(self) -> Session:
         start = time.perf_counter()
-        session = self._stack.enter_context(self.reference.open(self._threads, self._asked))
+        session = self._stack.enter_context(self._model.open(self._settings.threads, self._asked))
         self.load_seconds = time.perf_counter() - start
         return session
 
     @cached_property
     def codec(self) -> TextCodec:
-        origin = self.reference.origin
-        return origin.codec() if origin else self.session.codec
+        return self._model.origin.codec() if self._model.origin else self.session.codec
 
     @property
     def context(self) -> int:
-        origin = self.reference.origin
+        origin = self._model.origin
         return choose_context(self._asked, origin.spec.context_length) if origin else self.session.context
+
+    def run(
+        self,
+        windows: Sequence[Window],
+        starts: Sequence[NDArray[np.int64]],
+        count: int,
+        folder: Path,
+        progress: Progress,
+    ) -> list[dict[str, object]]:
+        """Write the logits of all windows to `folder`; returns the continuations of `starts` as JSON values."""
+        session, total = self.session, len(windows)
+
+        def every() -> Iterator[NDArray[np.float32]]:
+            for done, window in enumerate(windows):
+                progress("reference", done, total)
+                yield from blocks(session, window, block_rows(session.vocab_size, self._settings.block_bytes))
+            progress("reference", total, total)
+
+        scored = sum(window.scored for window in windows)
+        write_logits(folder / LOGITS, scored, session.vocab_size, every(), bf16=self.bf16)
+        found: list[dict[str, object]] = []
+        for done, prompt in enumerate(starts):
+            progress("continue", done, len(starts))
+            one = continue_greedily(session, prompt, count, self.codec.stop_tokens)
+            found.append({"tokens": list(one.tokens), "margins": list(one.margins)})
+        progress("continue", len(starts), len(starts))
+        return found
 
 
 def _stored(
@@ -158,35 +185,6 @@ def _stored(
         pass
     cache.remove(key)
     return None
-
-
-def _run(
-    lazy: _LazySession,
-    windows: Sequence[Window],
-    starts: Sequence[NDArray[np.int64]],
-    count: int,
-    settings: Settings,
-    folder: Path,
-    progress: Progress,
-) -> list[dict[str, object]]:
-    """Write the logits of all windows to `folder`; returns the greedy continuations of `starts` as JSON values."""
-    session, bf16 = lazy.session, lazy.reference.options.get("dtype") == "bf16"
-    rows, scored = block_rows(session.vocab_size, settings.block_bytes), sum(window.scored for window in windows)
-
-    def every() -> Iterator[NDArray[np.float32]]:
-        for done, window in enumerate(windows):
-            progress("reference", done, len(windows))
-            yield from blocks(session, window, rows)
-        progress("reference", len(windows), len(windows))
-
-    write_logits(folder / LOGITS, scored, session.vocab_size, every(), bf16=bf16)
-    found = []
-    for done, prompt in enumerate(starts):
-        progress("continue", done, len(starts))
-        one = continue_greedily(session, prompt, count, lazy.codec.stop_tokens)
-        found.append({"tokens": list(one.tokens), "margins": list(one.margins)})
-    progress("continue", len(starts), len(starts))
-    return found
 
 
 def _from_json(prompt: NDArray[np.int64], one: Mapping[str, Any], vocab_size: int) -> Continuation:

@@ -97,19 +97,23 @@ def speeds(
     progress("speed", 0, total)
     note = lack_of_memory(models)
     with ExitStack() as stack:
-        opened: list[Opened] = []
+        opened, facts = [], []
         for model in models:
             with ExitStack() if note else nullcontext(stack) as kept:
-                opened.append(kept.enter_context(_opened(model, context, settings)))
+                session, seconds = kept.enter_context(_opened(model, context, settings))
+                facts.append((session.context, session.vocab_size, seconds))
+                opened += [] if note else [(session, seconds)]
+            del session  # no memory for a closed one
+        contexts, sizes, load_seconds = zip(*facts, strict=True)
         if ids is None:
-            ids = np.random.default_rng(0).integers(0, min(session.vocab_size for session, _ in opened), context)
+            ids = np.random.default_rng(0).integers(0, min(sizes), context)
 
         def use(place: int) -> AbstractContextManager[Opened]:
             return _opened(models[place], context, settings) if note else nullcontext(opened[place])
 
-        least = min(session.context for session, _ in opened)
+        least = min(contexts)
         found = measure(use, len(models), ids, least, settings, advance=lambda: progress("speed", next(steps), total))
-    return [(speed, seconds) for speed, (_, seconds) in zip(found, opened, strict=True)], note
+    return list(zip(found, load_seconds, strict=True)), note
 
 
 def lack_of_memory(models: Sequence[Candidate]) -> str:
@@ -227,20 +231,14 @@ def machine_facts(runtimes: Iterable[Runtime], threads: int | None) -> dict[str,
     from smolexport.conversion.model_card import installed_version
 
     logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False)
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.M) if info.exists() else None
     facts = {
         "smolexport": installed_version(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "processor": _processor(),
+        "processor": f"{name[1] if name else platform.processor() or 'unknown'} ({platform.machine()})",
         "cores": f"{logical} logical" + (f", {physical} physical" if physical else ""),
         "threads": str(choose_threads(threads)),
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
     }
     return facts | {runtime.NAME: runtime.version() for runtime in runtimes}
-
-
-def _processor() -> str:
-    """Its model name if the system reports one, and its architecture."""
-    found = None
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
-    return f"{found[1] if found else platform.processor() or 'unknown'} ({platform.machine()})"

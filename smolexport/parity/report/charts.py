@@ -1,7 +1,7 @@
 """The charts of the page, drawn from a comparison.  A chart without figures to show is left out.
 
 The colour shows a file's format; among files of one format, dashes and marker show scheme and method in the order of
-bits per weight, so that a scheme and method looks alike in all formats.
+bits per weight, so that the same scheme and method has the same style in all formats.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import math
 import statistics
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolexport.parity.report.svg import INKS, SERIES, log_scale, place_labels, short_power, style, to_svg
+from smolexport.parity.report.svg import INKS, SERIES, log_scale, place_labels, short_power, to_svg
 from smolexport.parity.report.tables import method_rank, rate_figure
 from smolexport.parity.results import CalibrationEffect, CandidateResult, Comparison, Estimate, ModelInfo
 
@@ -66,8 +67,11 @@ Styled = Sequence[tuple[CandidateResult, Style]]
 
 def charts(comparison: Comparison) -> list[Chart]:
     """All charts that `comparison` has figures for; needs matplotlib."""
+    import matplotlib
+
     files = list(zip(comparison.candidates, styles_of([file.model for file in comparison.candidates]), strict=True))
-    with style():
+    # whatever the user's own settings of matplotlib are
+    with matplotlib.rc_context(fname=Path(__file__).with_name("charts.mplstyle")):
         found = (
             _size(comparison, files),
             _attribution(comparison, files),
@@ -219,7 +223,7 @@ def _attribution(comparison: Comparison, files: Styled) -> Chart | None:
     if not positive:
         return None
     floor = _floor(comparison)
-    # a value that a log scale cannot show stands at the edge of the chart
+    # a value that a log scale cannot show is drawn at the edge of the chart
     left = max(1e-9, min([*positive, *([floor] if floor else [])]) / 4)
     figure = _figure(1.1 + 0.42 * len(shown))
     axes = figure.add_subplot()

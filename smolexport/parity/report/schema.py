@@ -9,7 +9,7 @@ import types
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from smolexport.parity.results import Comparison, Estimate
 
@@ -22,15 +22,6 @@ _TYPES: Mapping[object, Any] = {
     float: _NUMBER,
     object: {},
 }
-
-
-class _Member(NamedTuple):
-    """A member of a JSON object: a field or a public property of a dataclass."""
-
-    name: str
-    hint: Any
-    about: dict[str, Any]
-    inline: bool
 
 
 def to_json(value: object) -> Any:
@@ -69,18 +60,19 @@ def json_schema(result: type = Comparison) -> dict[str, Any]:
 
 
 @cache
-def _members(kind: type) -> tuple[_Member, ...]:
+def _members(kind: type) -> list[tuple[str, Any, dict[str, Any], bool]]:
+    """Fields and public properties: name, type, keywords of the schema, and whether its members go into the object."""
     hints = get_type_hints(kind, include_extras=True)
     found = [
-        _Member(field.name, *_annotated(hints[field.name]), field.metadata.get("inline", False))
+        (field.name, *_annotated(hints[field.name]), field.metadata.get("inline", False))
         for field in dataclasses.fields(kind)
         if not field.metadata.get("hidden")
     ]
     for name, value in vars(kind).items():
         if isinstance(value, property) and not name.startswith("_"):
             hint, about = _annotated(get_type_hints(value.fget, include_extras=True)["return"])
-            found.append(_Member(name, hint, {**about, "description": inspect.getdoc(value)}, inline=False))
-    return tuple(found)
+            found.append((name, hint, {**about, "description": inspect.getdoc(value)}, False))
+    return found
 
 
 def _annotated(hint: Any) -> tuple[Any, dict[str, Any]]:

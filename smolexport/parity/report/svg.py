@@ -6,9 +6,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -27,13 +25,6 @@ INKS = {
 _VARIABLES = {colour: f"var(--{name})" for name, colour in INKS.items()}
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _GAP = 7.0  # points between the centre of a marker and its label
-
-
-def style() -> AbstractContextManager[None]:
-    """Matplotlib's settings for the charts while the context is open, whatever the user's own settings are."""
-    import matplotlib
-
-    return matplotlib.rc_context(fname=Path(__file__).with_name("charts.mplstyle"))
 
 
 def to_svg(figure: Figure, key: str, alt: str) -> str:
