@@ -473,7 +473,7 @@ def _speed(comparison: Comparison, files: Styled) -> Chart | None:
 
 def _bar(axes: Axes, row: int, rate: Estimate, colour: str, share: str = "") -> None:
     """A rate with its whisker and its figure."""
-    whisker = {"elinewidth": 1, "capsize": 2.5, "ecolor": INKS["ink"]}
+    whisker = {"elinewidth": 1, "capsize": 2.5, "color": INKS["ink"], "ecolor": INKS["ink"]}
     error = rate.error if rate.error and math.isfinite(rate.error) else None
     bar = axes.barh(row, rate.value, 0.62, color=colour, alpha=0.85, xerr=error, error_kw=whisker)
     axes.bar_label(bar, [rate_figure(rate).value + share], padding=5, fontsize=7.5)
