@@ -110,7 +110,7 @@ class _Job:
                 scored = self._score_groups(run)
                 break
             except ContextTooSmall as small:
-                limit = small.context
+                (limit,) = small.args
         self.notes += cache.notes
         if statistics is not None and overlaps:
             self.notes += notes_on(statistics, self.candidates, *overlaps[-1])

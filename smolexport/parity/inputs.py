@@ -83,11 +83,6 @@ class Candidate:
     notes: tuple[str, ...] = ()
     unchanged: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
-    @property
-    def method(self) -> str | None:
-        """Calibration method, e.g. `gptq`; None for plain rounding."""
-        return self.calibration.method if self.calibration else None
-
     def open(self, threads: int | None, context: int | None, **more: object) -> Session:
         """A session of the model with its own options and `more`; raises what the runtime raises."""
         open_session: Callable[..., Session] = self.runtime.open
@@ -95,8 +90,9 @@ class Candidate:
 
     def info(self, name: str) -> ModelInfo:
         """The plain facts, under the `name` that reports use."""
+        method = self.calibration.method if self.calibration else None
         return ModelInfo(
-            name, self.path, self.format, self.scheme, self.method, self.runtime.NAME, dict(self.options), self.bytes,
+            name, self.path, self.format, self.scheme, method, self.runtime.NAME, dict(self.options), self.bytes,
             self.bits_per_weight,
         )  # fmt: skip
 

@@ -71,7 +71,7 @@ def run_reference(
         text: the text to score.
         settings: what to measure.
         cache: where its logits are kept.
-        limit: context length of the smallest candidate, if that is less than `settings` ask for.
+        limit: context length of the smallest candidate, if shorter than `settings` need.
         progress: called at each step.
         check: called with the windows before anything is run; may raise.
 
@@ -80,7 +80,7 @@ def run_reference(
     """
     with ExitStack() as stack:
         model = _Reference(reference, settings, stack)
-        codec = model.codec
+        codec, with_floor = model.codec, settings.attribution and model.bf16
         ids, bos = codec.encode(text), next(iter(codec.encode("")), None)
         context = min(model.context, limit or model.context)
         windows = cut(ids, min(settings.window, context), bos=bos, limit=settings.max_windows)
@@ -89,16 +89,7 @@ def run_reference(
         length = max(1, min(settings.prompt_tokens, context // 2))
         count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
         starts = prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []
-        facts = {
-            "runtime": [reference.runtime.NAME, reference.runtime.version()],
-            "options": dict(reference.options),
-            "greedy": count,
-            "stop": sorted(codec.stop_tokens),
-            "floor": settings.attribution,
-            "form": FORM,
-        }
-        key = digest(reference.path, facts, [*(window.tokens for window in windows), *starts])
-        with_floor = settings.attribution and model.bf16
+        key = digest(reference.path, model.facts(count), [*(window.tokens for window in windows), *starts])
         found = _stored(cache, key, windows, starts, with_floor=with_floor)
         if found is None:
             with cache.making(key) as (folder, content):
@@ -138,31 +129,32 @@ class _Reference:
         origin = self._model.origin
         return choose_context(self._asked, origin.spec.context_length) if origin else self.session.context
 
+    def facts(self, count: int) -> dict[str, object]:
+        """What the output depends on besides weights and tokens; `count` is the length of continuations."""
+        runtime, stop = self._model.runtime, sorted(self.codec.stop_tokens)
+        facts = {"runtime": [runtime.NAME, runtime.version()], "options": dict(self._model.options)}
+        return {**facts, "greedy": count, "stop": stop, "floor": self._settings.attribution, "form": FORM}
+
     def run(
-        self,
-        windows: Sequence[Window],
-        starts: Sequence[NDArray[np.int64]],
-        count: int,
-        folder: Path,
-        progress: Progress,
+        self, windows: Sequence[Window], starts: Sequence[NDArray[np.int64]], count: int, folder: Path, step: Progress
     ) -> list[dict[str, object]]:
         """Write the logits of all windows to `folder`; returns the continuations of `starts` as JSON values."""
         session, total = self.session, len(windows)
 
         def every() -> Iterator[NDArray[np.float32]]:
             for done, window in enumerate(windows):
-                progress("reference", done, total)
+                step("reference", done, total)
                 yield from blocks(session, window, block_rows(session.vocab_size, self._settings.block_bytes))
-            progress("reference", total, total)
+            step("reference", total, total)
 
         scored = sum(window.scored for window in windows)
         write_logits(folder / LOGITS, scored, session.vocab_size, every(), bf16=self.bf16)
         found: list[dict[str, object]] = []
         for done, prompt in enumerate(starts):
-            progress("continue", done, len(starts))
+            step("continue", done, len(starts))
             one = continue_greedily(session, prompt, count, self.codec.stop_tokens)
             found.append({"tokens": list(one.tokens), "margins": list(one.margins)})
-        progress("continue", len(starts), len(starts))
+        step("continue", len(starts), len(starts))
         return found
 
 

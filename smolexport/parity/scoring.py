@@ -36,11 +36,7 @@ MATRIX, VECTOR = 0.9, 0.02  # largest relative errors that rounding explains
 
 
 class ContextTooSmall(Exception):  # noqa: N818
-    """A candidate's context is shorter than a window: windows must be cut to `context` tokens."""
-
-    def __init__(self, context: int) -> None:
-        super().__init__(context)
-        self.context = context
+    """A candidate's context is shorter than a window: windows must be cut to the number of tokens in `args`."""
 
 
 @dataclass

@@ -69,12 +69,10 @@ def bench(models: Sequence[Candidate], settings: Settings, progress: Progress = 
     context = max(settings.prompt_tokens + settings.decode_tokens, settings.prefill_tokens)
     found, note = speeds(models, None, context, settings, progress)
     rate = memory_bandwidth(settings.threads)
-    memory = peaks(models, context, settings, progress)
+    infos, memory = model_infos(models), peaks(models, context, settings, progress)
     rows = [
         BenchRow(info, speed, bandwidth_share(model, speed, rate), seconds, peak, (unknown,) if unknown else ())
-        for model, info, (speed, seconds), (peak, unknown) in zip(
-            models, model_infos(models), found, memory, strict=True
-        )
+        for model, info, (speed, seconds), (peak, unknown) in zip(models, infos, found, memory, strict=True)
     ]
     environment = machine_facts([model.runtime for model in models], settings.threads)
     return Bench(rows, rate, environment, (note,) if note else ())

@@ -102,10 +102,7 @@ def _checked(logits: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.
 
 
 def _with_bos(ids: Sequence[int], bos: int | None) -> NDArray[np.int64]:
-    tokens = np.array(ids, dtype=np.int64)
-    if bos is not None:
-        tokens[0] = bos
-    return tokens
+    return np.array(ids if bos is None else [bos, *ids[1:]], np.int64)
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _divergence(greedy: Greedy | None) -> Cell:
 
 def _methods(comparison: Comparison) -> Table:
     """Files that differ only in their calibration method."""
-    names = sorted({file.method: 0 for row in comparison.methods for file in row.files}, key=method_rank)
+    names = sorted(dict.fromkeys(file.method for row in comparison.methods for file in row.files), key=method_rank)
     rows = []
     for row in comparison.methods:
         cells = {}
