@@ -91,10 +91,8 @@ class Candidate:
     def info(self, name: str) -> ModelInfo:
         """The plain facts, under the `name` that reports use."""
         method = self.calibration.method if self.calibration else None
-        return ModelInfo(
-            name, self.path, self.format, self.scheme, method, self.runtime.NAME, dict(self.options), self.bytes,
-            self.bits_per_weight,
-        )  # fmt: skip
+        facts = self.path, self.format, self.scheme, method, self.runtime.NAME, dict(self.options), self.bytes
+        return ModelInfo(name, *facts, self.bits_per_weight)
 
 
 @dataclass(frozen=True)

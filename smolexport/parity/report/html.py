@@ -15,7 +15,7 @@ from smolexport.parity.results import NEAR_TIE, CandidateResult, Comparison
 from smolexport.text import printable
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
 
 _LIMITS = {
     "max_kld": "mean KLD at most {:g}",
@@ -42,25 +42,21 @@ def render_html(comparison: Comparison) -> str:
     need_libraries()
     from smolexport.parity.report.charts import charts
 
-    page = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            comparison=comparison,
-            reference=comparison.reference,
-            files=list(comparison.candidates),
-            tables=tables(comparison),
-            charts=charts(comparison),
-            command=command_line(comparison),
-            limits=_stated(comparison.candidates),
-            near_tie=NEAR_TIE,
-        )
+    page = _template().render(
+        comparison=comparison,
+        reference=comparison.reference,
+        files=list(comparison.candidates),
+        tables=tables(comparison),
+        charts=charts(comparison),
+        command=command_line(comparison),
+        limits=_stated(comparison.candidates),
+        near_tie=NEAR_TIE,
     )
     return re.sub(r"\n\s*\n+", "\n", page) + "\n"
 
 
 @cache
-def _environment() -> Environment:
+def _template() -> Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -71,7 +67,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"printable": printable, "visible": _visible, "short": short_power}
-    return environment
+    return environment.get_template("page.html.j2")
 
 
 def _stated(files: Sequence[CandidateResult]) -> list[str]:

@@ -128,10 +128,8 @@ def _table(
 
 def _floor(comparison: Comparison, cells: Callable[[Accuracy], Sequence[Cell]]) -> list[Row]:
     """The row of the noise floor, if it was measured; it comes first, because smaller figures are not meaningful."""
-    reference = comparison.reference
-    detail = f"f32 against {reference.model.scheme}"
-    floor = reference.noise_floor
-    return [Row("noise floor", detail, cells(floor), "noise floor")] if floor else []
+    floor, scheme = comparison.reference.noise_floor, comparison.reference.model.scheme
+    return [Row("noise floor", f"f32 against {scheme}", cells(floor), "noise floor")] if floor else []
 
 
 def _accuracy(comparison: Comparison) -> Table:
