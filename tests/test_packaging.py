@@ -60,8 +60,8 @@ def test_demo_is_inside(names: list[str], demo: Path) -> None:
 
 
 def test_what_the_reports_are_made_from_is_inside(names: list[str]) -> None:
-    for file in ("page.html.j2", "page.css"):
-        assert f"smolexport/parity/report/{file}" in names
+    for file in ("report/page.html.j2", "report/page.css", "report/charts.mplstyle", "chat_questions.json"):
+        assert f"smolexport/parity/{file}" in names
 
 
 def test_nothing_else(names: list[str]) -> None:

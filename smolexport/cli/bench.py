@@ -13,9 +13,8 @@ from smolexport.errors import UsageError
 from smolexport.text import printable
 
 if TYPE_CHECKING:
-    from smolexport.parity.bench import Bench
     from smolexport.parity.inputs import Candidate
-    from smolexport.parity.results import Estimate
+    from smolexport.parity.speed import Bench
 
 
 @click.command("bench", short_help="Measure the speed of files.")
@@ -39,9 +38,9 @@ def command(
     not fit in memory together, each file is reopened for its rounds, and a note says so. The decode rate is also given
     as a share of what the machine's memory bandwidth, measured in the same run, allows.
     """
-    from smolexport.parity.bench import bench
     from smolexport.parity.inputs import Settings
     from smolexport.parity.report import to_json
+    from smolexport.parity.speed import bench
 
     models = _models(files, settings, runtimes)
     with stages(json) as progress:
@@ -69,39 +68,15 @@ def _models(files: tuple[str, ...], settings: dict[str, Any], runtimes: tuple[st
 
 
 def _show(result: Bench) -> None:
-    """Print a table, the notes and the machine on stdout."""
-    from rich.table import Table
+    """Print a table and the machine on stdout."""
+    from smolexport.parity.report.tables import speed_table
+    from smolexport.parity.report.terminal import print_table
 
-    from smolexport.parity.report.names import described, two_lines
-
-    first = result.models[0].speed
-    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
-    table.add_column("file", overflow="fold")
-    prefill, decode = f"prefill {first.prefill_tokens}\ntok/s", f"decode {first.decode_tokens}\ntok/s"
-    for column in ("size\nMB", "load\ns", "first token\nms", prefill, decode, "of the\nbandwidth", "peak RSS\nMB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in result.models:
-        model, rate = row.model, row.speed
-        table.add_row(
-            two_lines(model.name, described(model)),
-            f"{model.bytes / 1e6:,.1f}",
-            f"{row.load_seconds:.2f}",
-            *map(_cell, (rate.ttft_ms, rate.prefill_tok_s, rate.decode_tok_s)),
-            "-" if row.bandwidth_share is None else f"{100 * row.bandwidth_share:.0f} %",
-            "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
-        )
-    console().print(table, crop=False)
-    for note in (*result.notes, *(f"{row.model.name}: {note}" for row in result.models for note in row.notes)):
+    print_table(speed_table(result.models, result.bandwidth_bytes_per_s), console())
+    notes = [*result.notes, *(f"{row.model.name}: {note}" for row in result.models for note in row.notes)]
+    for note in notes:
         click.echo(f"note: {printable(note)}")
     facts = result.environment
     click.echo(
         f"{facts['processor']}, {facts['threads']} threads, {result.bandwidth_bytes_per_s / 1e9:.1f} GB/s of memory"
     )
-
-
-def _cell(estimate: Estimate) -> str:
-    """A rate and, if it has one, its standard error below it."""
-    from smolexport.parity.report.names import rate
-
-    value, error = rate(estimate)
-    return f"{value}\n[dim]±{error}[/dim]" if error else value

@@ -98,12 +98,10 @@ def command(
     from smolexport.model.checkpoint import find_checkpoint
     from smolexport.parity import candidates, contamination, report, thresholds
     from smolexport.parity.inputs import Settings
-    from smolexport.parity.report.junit import check_junit, write_junit
 
     ways = _calibrations(files, schemes, methods, stats)
-    report.check_reports(reports, force=force)
+    report.check_reports(reports, junit, force=force)
     limits = thresholds.gate_from(gate, thresholds.Thresholds(**{name: amounts.pop(name) for name in LIMITS}))
-    check_junit(junit)
     words, texts = _texts(text)
     ignored = {"ignore_config": amounts.pop("ignore_config")}
     place = {name: amounts.pop(name) for name in ("revision", "token")}
@@ -117,8 +115,7 @@ def command(
         contamination.check_texts(exported, *texts)
         how: Any = {"settings": amount, "thresholds": limits, "statistics": statistics}
         result = run(base, exported, words, cache=cache, quiet=json, **how)
-        report.write_reports(reports, result, force=force)
-        write_junit(result, junit)
+        report.write_reports(reports, result, junit, force=force)
         print_comparison(result, json=json)  # last: the reader of stdout may close it (`| head`)
     if not result.passed:
         raise click.exceptions.Exit(PARITY_MISSED)

@@ -9,52 +9,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from smolexport.calibration.statistics import Statistics
 from smolexport.errors import UsageError
 from smolexport.model import weights
-from smolexport.parity import chat, machine
-from smolexport.parity.contamination import Overlap, check_runs, check_texts, note_on
+from smolexport.parity import chat, results
+from smolexport.parity.candidates import model_infos, reference_name
+from smolexport.parity.contamination import check_runs, check_texts, notes_on
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
 from smolexport.parity.logit_cache import LogitCache
-from smolexport.parity.method_table import side_by_side
 from smolexport.parity.metrics import by_position
-from smolexport.parity.reference import ReferenceRun, required_context, run_reference
-from smolexport.parity.report.names import model_infos, reference_name
-from smolexport.parity.results import (
-    CandidateResult,
-    Comparison,
-    ModelInfo,
-    Pair,
-    ReferenceResult,
-    Speed,
-    TextInfo,
-    WeightError,
-)
-from smolexport.parity.scoring import ContextTooSmall, ScoredCandidate, decoded_bytes, score_group
-from smolexport.parity.speed import bandwidth_share, peaks, speeds
+from smolexport.parity.peak_memory import peaks
+from smolexport.parity.reference import ReferenceRun, run_reference
+from smolexport.parity.results import PLAIN, CandidateResult, Comparison, MethodRow, WeightError
+from smolexport.parity.scoring import ContextTooSmall, ScoredCandidate, score_group, tensor_errors
+from smolexport.parity.speed import bandwidth_share, machine_facts, memory_bandwidth, speeds
 from smolexport.parity.thresholds import Thresholds
-from smolexport.parity.weight_errors import tensor_errors
 from smolexport.parity.windows import Window
-
-
-@dataclass
-class _Measured:
-    """Results of the stages, in the order of the candidates; `speeds` and `peaks` begin with the reference."""
-
-    run: ReferenceRun
-    scored: Sequence[ScoredCandidate]
-    pairs: tuple[Pair, ...]
-    fingerprints: Sequence[str | None]
-    errors: Sequence[tuple[WeightError, ...]]
-    notes: list[str]
-    speeds: Sequence[Speed | None] = ()
-    peaks: Sequence[tuple[int | None, str]] = ()
-    bandwidth: float | None = None
 
 
 def compare(
@@ -77,7 +54,7 @@ def compare(
         candidates: exported files of it with their runtimes.
         text: the text to score; prompts are cut from it too.
         settings: what to measure.
-        thresholds: what every candidate must meet; a `Gate` has rules per format and scheme.
+        thresholds: what every candidate must meet.
         cache: folder for the reference's logits, see `logit_cache.usual_folder`; None keeps nothing.
         statistics: calibration statistics of the candidates, to detect scored tokens in the calibration text.
         progress: called at each step.
@@ -91,128 +68,170 @@ def compare(
     """
     settings, thresholds = settings or Settings(), thresholds or Thresholds()
     settings = replace(settings, attribution=settings.attribution or thresholds.needs_attribution())
-    progress = progress or no_progress
     if not candidates:
         raise UsageError("no file to compare with the checkpoint: name at least one")
     check_texts(candidates, text.encode("utf-8", "surrogatepass"))
+    job = _Job(reference, candidates, settings, thresholds, progress or no_progress)
     with LogitCache(cache) as logit_cache:
-        measured = _accuracy(reference, candidates, text, settings, logit_cache, progress, statistics)
-    models = [reference, *candidates]
-    context = min(measured.run.context, required_context(settings))
-    measured.speeds = [None] * len(models)
-    if settings.repetitions:
-        found, note = speeds(models, np.array(measured.run.ids, np.int64), context, settings, progress)
-        measured.speeds = [speed for speed, _ in found]
-        measured.notes += [note] if note else []
-        measured.bandwidth = machine.bandwidth(settings.threads)
-    measured.peaks = peaks(models, context, settings, progress)
-    return _assemble(models, measured, settings, thresholds)
+        run, scored = job.score(text, logit_cache, statistics)
+    return job.finish(run, scored)
 
 
-def _accuracy(
-    reference: Candidate,
-    candidates: Sequence[Candidate],
-    text: str,
-    settings: Settings,
-    cache: LogitCache,
-    progress: Progress,
-    statistics: Statistics | None,
-) -> _Measured:
-    """Score accuracy for all candidates.  If a candidate's context is shorter than the window, score again with windows
-    that fit."""
-    limit = None
-    overlap: list[Overlap] = []
-    calibrated = statistics is not None and any(one.calibration for one in candidates)
+@dataclass
+class _Job:
+    """A comparison in progress: its inputs, and what is known so far of the candidates' weights and of the whole."""
 
-    def check(windows: Sequence[Window]) -> None:
-        if statistics is not None and calibrated:
-            overlap[:] = [check_runs(statistics, windows)]
+    reference: Candidate
+    candidates: Sequence[Candidate]
+    settings: Settings
+    thresholds: Thresholds
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+    fingerprints: list[str | None] = field(default_factory=list)
+    errors: list[tuple[WeightError, ...]] = field(default_factory=list)
+    pairs: list[results.Pair] = field(default_factory=list)
 
-    groups, fingerprints = _groups(candidates, settings, progress)
-    errors = _errors(reference, candidates, settings)
-    while True:
-        run = run_reference(reference, text, settings, cache, limit, progress, check)
-        try:
-            scored, pairs, notes = _score_groups(reference, run, candidates, groups, errors, settings, progress)
-            break
-        except ContextTooSmall as small:
-            limit = small.context
-    notes += cache.notes
-    if statistics is not None and overlap:
-        notes += note_on(statistics, candidates, overlap[0])
-    return _Measured(run, scored, pairs, fingerprints, errors, notes)
+    def score(
+        self, text: str, cache: LogitCache, statistics: Statistics | None
+    ) -> tuple[ReferenceRun, list[ScoredCandidate]]:
+        """Score accuracy for all candidates.  If a candidate's context is shorter than the window, score again with
+        windows that fit."""
+        limit = None
+        overlaps: list[tuple[int, int]] = []
+
+        def check(windows: Sequence[Window]) -> None:
+            if statistics is not None and any(one.calibration for one in self.candidates):
+                overlaps.append(check_runs(statistics, windows))
+
+        self._read_weights()
+        while True:
+            run = run_reference(self.reference, text, self.settings, cache, limit, self.progress, check)
+            try:
+                scored = self._score_groups(run)
+                break
+            except ContextTooSmall as small:
+                (limit,) = small.args
+        self.notes += cache.notes
+        if statistics is not None and overlaps:
+            self.notes += notes_on(statistics, self.candidates, *overlaps[-1])
+        return run, scored
+
+    def _read_weights(self) -> None:
+        """Fingerprint and tensor errors of each candidate as far as weights can be read; reads a file once."""
+        reference, total = self.reference, len(self.candidates)
+        prints: dict[Path, str] = {}
+        errors: dict[Path, tuple[WeightError, ...]] = {}
+        for done, one in enumerate(self.candidates):
+            self.progress("fingerprint", done, total)
+            if one.weights and one.path not in prints:
+                prints[one.path] = weights.fingerprint(one.weights(), self.settings.threads or 1)
+                if self.settings.attribution and reference.weights:
+                    errors[one.path] = tensor_errors(reference.weights(), one.weights(), one.path)
+        self.progress("fingerprint", total, total)
+        self.fingerprints = [prints.get(one.path) if one.weights else None for one in self.candidates]
+        self.errors = [errors.get(one.path, ()) if one.weights else () for one in self.candidates]
+
+    def _score_groups(self, run: ReferenceRun) -> list[ScoredCandidate]:
+        """Scored candidates in their order; also sets the pairs of those with the same weights, and the first notes."""
+        groups: dict[str | int, list[int]] = {}
+        for index, fingerprint in enumerate(self.fingerprints):
+            groups.setdefault(fingerprint or index, []).append(index)
+        found: dict[int, ScoredCandidate] = {}
+        self.pairs = []
+        lacking = _lacking_memory(self.reference, self.candidates) if self.settings.attribution else ""
+        conversations, note = chat.ask(self.reference.path) if self.settings.chat else (None, "")
+        self.notes = [line for line in (lacking, note) if line]
+        for number, indices in enumerate(groups.values()):
+            models = [self.candidates[index] for index in indices]
+            attribute = bool(self.settings.attribution and not lacking and self.reference.origin and models[0].weights)
+            scored = score_group(
+                self.reference, run, models, self.settings, partial(self._shifted, number, len(groups)),
+                attribute=attribute, mismatched=_mismatched(self.errors[indices[0]]), conversations=conversations,
+            )  # fmt: skip
+            for index, one in zip(indices, scored, strict=True):
+                found[index] = one
+                self.pairs += [results.Pair(index, indices[other], accuracy) for other, accuracy in one.pairs.items()]
+        return [found[index] for index in range(len(found))]
+
+    def _shifted(self, number: int, groups: int, stage: str, done: int, total: int) -> None:
+        self.progress(stage, number * total + done, groups * total)
+
+    def finish(self, run: ReferenceRun, scored: Sequence[ScoredCandidate]) -> Comparison:
+        """Measure speed and memory, check the thresholds, and put everything together."""
+        models, settings = [self.reference, *self.candidates], self.settings
+        context, bandwidth = min(run.context, settings.context), None
+        rates: list[Any] = [None] * len(models)
+        if settings.repetitions:
+            timed, note = speeds(models, np.array(run.ids, np.int64), context, settings, self.progress)
+            rates = [speed for speed, _ in timed]
+            self.notes += [note] if note else []
+            bandwidth = memory_bandwidth(settings.threads)
+        measured: list[dict[str, Any]] = []
+        memory = peaks(models, context, settings, self.progress)
+        for model, rate, (peak, _) in zip(models, rates, memory, strict=True):
+            share = bandwidth_share(model, rate, bandwidth)
+            measured.append({"speed": rate, "bandwidth_share": share, "peak_rss_bytes": peak})
+        window = run.windows[0]
+        text = results.TextInfo(len(run.ids), len(window.tokens), len(run.windows), window.scored)
+        found = []
+        for index, (one, info) in enumerate(zip(scored, model_infos(self.candidates), strict=True)):
+            more = {**measured[index + 1], "by_position": by_position(one.accuracy, text)}
+            found.append(self._result(index, info, one, memory[index + 1][1], more))
+        return Comparison(
+            text=text,
+            thresholds=self.thresholds,
+            reference=results.ReferenceResult(
+                model=self.reference.info(reference_name(self.reference.path)),
+                perplexity=found[0].accuracy.reference_perplexity,
+                load_seconds=run.load_seconds,
+                noise_floor=run.noise_floor,
+                **measured[0],
+            ),
+            candidates=tuple(found),
+            notes=(*self.reference.notes, *_conditions(text, settings, run.context, memory[0][1]), *self.notes),
+            pairs=tuple(self.pairs),
+            methods=side_by_side(found),
+            environment=machine_facts([model.runtime for model in models], settings.threads),
+            bandwidth_bytes_per_s=bandwidth,
+        )
+
+    def _result(
+        self, index: int, info: results.ModelInfo, scored: ScoredCandidate, peak_note: str, measured: dict[str, Any]
+    ) -> CandidateResult:
+        pairs = [pair.accuracy for pair in self.pairs if index in (pair.first, pair.second)]
+        model, errors, limits = self.candidates[index], self.errors[index], self.thresholds.thresholds_for(info)
+        notes = *model.notes, _mismatch_note(errors), scored.tokenizer_note, chat.note(scored.chat), peak_note
+        return CandidateResult(
+            model=info,
+            accuracy=scored.accuracy,
+            greedy=scored.greedy,
+            load_seconds=scored.load_seconds,
+            tokenizer_equal=not scored.tokenizer_note,
+            notes=tuple(filter(None, notes)),
+            missed=limits.misses(scored.accuracy, scored.attribution, pairs),
+            thresholds=limits,
+            fingerprint=self.fingerprints[index],
+            attribution=scored.attribution,
+            tensor_errors=errors,
+            calibration_errors=tuple(model.calibration_errors),
+            chat=scored.chat,
+            **measured,
+        )
 
 
-def _groups(
-    candidates: Sequence[Candidate], settings: Settings, progress: Progress
-) -> tuple[Sequence[Sequence[int]], Sequence[str | None]]:
-    """Indices of the candidates of each group with the same weights, and the fingerprint of each candidate."""
-    known: dict[Path, str] = {}
-    groups: dict[str | int, list[int]] = {}
-    fingerprints = []
-    for index, candidate in enumerate(candidates):
-        progress("fingerprint", index, len(candidates))
-        if candidate.weights is not None and candidate.path not in known:
-            known[candidate.path] = weights.fingerprint(candidate.weights(), settings.threads or 1)
-        fingerprints.append(known.get(candidate.path))
-        groups.setdefault(fingerprints[-1] or index, []).append(index)
-    progress("fingerprint", len(candidates), len(candidates))
-    return list(groups.values()), fingerprints
-
-
-def _score_groups(
-    reference: Candidate,
-    run: ReferenceRun,
-    candidates: Sequence[Candidate],
-    groups: Sequence[Sequence[int]],
-    errors: Sequence[Sequence[WeightError]],
-    settings: Settings,
-    progress: Progress,
-) -> tuple[list[ScoredCandidate], tuple[Pair, ...], list[str]]:
-    """Scored candidates in their order, pairs, and notes."""
-    found: dict[int, ScoredCandidate] = {}
-    pairs = []
-    attribute, notes = _can_attribute(reference, candidates, settings)
-    conversations, note = chat.ask(reference.path) if settings.chat else (None, "")
-    notes += [note] if note else []
-    for number, indices in enumerate(groups):
-
-        def shifted(stage: str, done: int, total: int, number: int = number) -> None:
-            progress(stage, number * total + done, len(groups) * total)
-
-        models = [candidates[index] for index in indices]
-        scored = score_group(
-            reference, run, models, settings, shifted,
-            attribute=attribute and models[0].weights is not None,
-            mismatched=_mismatched(errors[indices[0]]), conversations=conversations,
-        )  # fmt: skip
-        for index, one in zip(indices, scored, strict=True):
-            found[index] = one
-            pairs += [Pair(index, indices[other], accuracy) for other, accuracy in one.pairs.items()]
-    return [found[index] for index in range(len(candidates))], tuple(pairs), notes
-
-
-def _can_attribute(reference: Candidate, candidates: Sequence[Candidate], settings: Settings) -> tuple[bool, list[str]]:
-    """Whether deviations can be split into two parts; if requested and impossible, a note with the reason."""
-    if not settings.attribution or reference.origin is None:
-        return False, []
+def _lacking_memory(reference: Candidate, candidates: Sequence[Candidate]) -> str:
+    """A note if decoded weights do not fit into memory as float32; empty if they do."""
     import psutil
 
-    needed = decoded_bytes(reference) + 2 * max(candidate.bytes for candidate in candidates)
+    if reference.origin is None:
+        return ""
+    decoded = sum(4 * tensor.size for tensor in reference.origin.spec.tensors())
+    needed = decoded + 2 * max(candidate.bytes for candidate in candidates)
     free = psutil.virtual_memory().available
     if needed <= free:
-        return True, []
+        return ""
     lacking = f"float32 weights need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    return False, [f"deviations are not split into quantization error and runtime error: {lacking}"]
-
-
-def _errors(reference: Candidate, candidates: Sequence[Candidate], settings: Settings) -> list[tuple[WeightError, ...]]:
-    """The tensor errors of each candidate, none if its or the reference's weights cannot be read; reads a file once."""
-    known: dict[Path, tuple[WeightError, ...]] = {}
-    for one in candidates:
-        if settings.attribution and reference.weights and one.weights and one.path not in known:
-            known[one.path] = tensor_errors(reference.weights(), one.weights(), one.path)
-    return [known.get(one.path, ()) if one.weights else () for one in candidates]
+    return f"deviations are not split into quantization error and runtime error: {lacking}"
 
 
 def _mismatched(errors: Sequence[WeightError]) -> list[str]:
@@ -221,79 +240,17 @@ def _mismatched(errors: Sequence[WeightError]) -> list[str]:
 
 
 def _mismatch_note(errors: Sequence[WeightError]) -> str:
-    """A note on these tensors; empty if there is none."""
     names = _mismatched(errors)
     if not names:
         return ""
     more = f" and {len(names) - 3} others" if len(names) > 3 else ""
-    what = (
-        "a rounded copy of the checkpoint's tensor" if len(names) == 1 else "rounded copies of the checkpoint's tensors"
-    )
+    what = "a rounded copy of the checkpoint's tensor"
+    if len(names) > 1:
+        what = "rounded copies of the checkpoint's tensors"
     return f"{', '.join(names[:3])}{more}: not {what}; the error is attributed to the exporter"
 
 
-def _assemble(
-    models: Sequence[Candidate], measured: _Measured, settings: Settings, thresholds: Thresholds
-) -> Comparison:
-    run, (peak, peak_note) = measured.run, measured.peaks[0]
-    window = run.windows[0]
-    text = TextInfo(len(run.ids), len(window.tokens), len(run.windows), window.scored)
-    infos = model_infos(models[1:])
-    results = tuple(
-        _result(measured, text, thresholds, *one) for one in zip(range(len(infos)), models[1:], infos, strict=True)
-    )
-    reference = ReferenceResult(
-        model=models[0].info(reference_name(models[0].path)),
-        perplexity=results[0].accuracy.reference_perplexity,
-        speed=measured.speeds[0],
-        load_seconds=run.load_seconds,
-        peak_rss_bytes=peak,
-        noise_floor=run.noise_floor,
-        bandwidth_share=bandwidth_share(models[0], measured.speeds[0], measured.bandwidth),
-    )
-    return Comparison(
-        text=text,
-        thresholds=thresholds,
-        reference=reference,
-        candidates=results,
-        notes=(*models[0].notes, *_notes(text, settings, run.context, peak_note), *measured.notes),
-        pairs=measured.pairs,
-        methods=side_by_side(results),
-        environment=machine.machine_facts([model.runtime for model in models], settings.threads),
-        bandwidth_bytes_per_s=measured.bandwidth,
-    )
-
-
-def _result(
-    measured: _Measured, text: TextInfo, thresholds: Thresholds, index: int, model: Candidate, info: ModelInfo
-) -> CandidateResult:
-    scored, errors, speed = measured.scored[index], measured.errors[index], measured.speeds[index + 1]
-    pairs = [pair.accuracy for pair in measured.pairs if index in (pair.first, pair.second)]
-    limits = thresholds.thresholds_for(info)
-    peak, peak_note = measured.peaks[index + 1]
-    notes = *model.notes, _mismatch_note(errors), scored.tokenizer_note, chat.note(scored.chat), peak_note
-    return CandidateResult(
-        model=info,
-        accuracy=scored.accuracy,
-        greedy=scored.greedy,
-        speed=speed,
-        load_seconds=scored.load_seconds,
-        peak_rss_bytes=peak,
-        tokenizer_equal=not scored.tokenizer_note,
-        notes=tuple(filter(None, notes)),
-        missed=limits.misses(scored.accuracy, scored.attribution, pairs),
-        thresholds=limits,
-        fingerprint=measured.fingerprints[index],
-        attribution=scored.attribution,
-        tensor_errors=errors,
-        calibration_errors=tuple(model.calibration_errors),
-        bandwidth_share=bandwidth_share(model, speed, measured.bandwidth),
-        by_position=by_position(scored.accuracy, text),
-        chat=scored.chat,
-    )
-
-
-def _notes(text: TextInfo, settings: Settings, context: int, peak_note: str) -> tuple[str, ...]:
+def _conditions(text: results.TextInfo, settings: Settings, context: int, peak_note: str) -> list[str]:
     """Notes on the conditions of the measurement."""
     notes = [f"reference: {peak_note}"] if peak_note else []
     if text.window < settings.window:
@@ -301,4 +258,31 @@ def _notes(text: TextInfo, settings: Settings, context: int, peak_note: str) -> 
         notes.append(f"windows of {text.window} tokens instead of {settings.window}: that is {cause}")
     if text.scored_positions < 100:
         notes.append(f"only {text.scored_positions} positions were scored: the high percentiles are not meaningful")
-    return tuple(notes)
+    return notes
+
+
+def side_by_side(candidates: Sequence[CandidateResult]) -> tuple[MethodRow, ...]:
+    """Files that differ only in their calibration method: one row per group with at least two methods.
+
+    A second file of the same method starts another row.
+    """
+    groups: dict[tuple[str, str, str, float], list[dict[str, int]]] = {}
+    for place, result in enumerate(candidates):
+        model = result.model
+        # apart from metadata, the method does not change a file's size
+        key = model.format, model.scheme, model.runtime, round(model.bits_per_weight, 2)
+        method, rows = model.method or PLAIN, groups.setdefault(key, [])
+        free = next((row for row in rows if method not in row), None)
+        if free is None:
+            rows.append({method: place})
+        else:
+            free[method] = place
+    found = []
+    for key, row in ((key, row) for key, rows in groups.items() for row in rows if len(row) > 1):
+        klds = {method: candidates[place].accuracy.kld.mean for method, place in row.items()}
+        plain = klds[PLAIN].value if PLAIN in klds else 0.0
+        files = (
+            results.MethodFile(m, row[m], kld, kld.value / plain if plain > 0 else None) for m, kld in klds.items()
+        )
+        found.append(MethodRow(*key, tuple(files)))
+    return tuple(found)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smolexport.errors import UsageError
 from smolexport.model.spec import ModelSpec
 from smolexport.model.weights import Weights
-from smolexport.parity.calibration_record import CalibrationEffect, Record
-from smolexport.parity.results import ModelInfo
-from smolexport.run.session import Runtime, TextCodec
+from smolexport.parity.results import CalibrationEffect, ModelInfo
+from smolexport.run.session import Runtime, Session, TextCodec
+
+if TYPE_CHECKING:
+    from smolexport.calibration.texts import TextSource
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the stage, the steps done and the steps in total."""
@@ -19,6 +22,23 @@ Progress = Callable[[str, int, int], None]
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """Ignore progress."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a file was calibrated.
+
+    Attributes:
+        method: `imatrix`, `gptq`, `distil`.
+        sources: the calibration texts.
+        tokens: total number of tokens in their windows.
+        windows_sha256: hash of the windows' token ids.
+    """
+
+    method: str
+    sources: tuple[TextSource, ...] = field(default=(), repr=False)
+    tokens: int = 0
+    windows_sha256: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,17 +83,16 @@ class Candidate:
     notes: tuple[str, ...] = ()
     unchanged: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
-    @property
-    def method(self) -> str | None:
-        """Calibration method, e.g. `gptq`; None for plain rounding."""
-        return self.calibration.method if self.calibration else None
+    def open(self, threads: int | None, context: int | None, **more: object) -> Session:
+        """A session of the model with its own options and `more`; raises what the runtime raises."""
+        open_session: Callable[..., Session] = self.runtime.open
+        return open_session(self.path, threads=threads, context=context, **{**self.options, **more})
 
     def info(self, name: str) -> ModelInfo:
         """The plain facts, under the `name` that reports use."""
-        return ModelInfo(
-            name, self.path, self.format, self.scheme, self.method, self.runtime.NAME, dict(self.options), self.bytes,
-            self.bits_per_weight,
-        )  # fmt: skip
+        method = self.calibration.method if self.calibration else None
+        facts = self.path, self.format, self.scheme, method, self.runtime.NAME, dict(self.options), self.bytes
+        return ModelInfo(name, *facts, self.bits_per_weight)
 
 
 @dataclass(frozen=True)
@@ -116,14 +135,14 @@ class Settings:
             if getattr(self, name) < least:
                 raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is too few, use at least {least}")
 
+    @property
+    def context(self) -> int:
+        """Context length that a session needs for everything that is measured."""
+        decode, prefill = (self.decode_tokens, self.prefill_tokens) if self.repetitions else (0, 0)
+        return max(self.window, self.prompt_tokens + max(self.greedy_tokens, decode), prefill)
+
 
 _LEAST = {
-    "window": 4,
-    "greedy_tokens": 0,
-    "greedy_prompts": 0,
-    "prompt_tokens": 1,
-    "prefill_tokens": 1,
-    "decode_tokens": 1,
-    "repetitions": 0,
-    "block_bytes": 1,
-}
+    "window": 4, "greedy_tokens": 0, "greedy_prompts": 0, "prompt_tokens": 1, "prefill_tokens": 1, "decode_tokens": 1,
+    "repetitions": 0, "block_bytes": 1,
+}  # fmt: skip

@@ -17,11 +17,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -46,7 +46,7 @@ class LogitStore:
     """Logits [n, v] in a .npy file: float32, or bfloat16 as the upper halves of float32 numbers."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileFormatError if `path` was not written by `Recorder`."""
+        """Raises FileFormatError if `path` was not written by `write_logits`."""
         self._path = path
         try:
             with path.open("rb") as file:
@@ -65,66 +65,50 @@ class LogitStore:
 
         Raises FileFormatError if the file is truncated.
         """
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(HEADER_BYTES + first * self.vocab_size * self._dtype.itemsize)
-            for part in np.array_split(np.empty(count, np.bool_), -(-count // step)):
-                yield self._read(file, len(part))
-
-    def _read(self, file: BinaryIO, rows: int) -> NDArray[np.float32]:
-        stored = np.empty((rows, self.vocab_size), self._dtype)
-        view = stored.reshape(-1).view(np.uint8).data
-        filled = 0
-        while filled < len(view):
-            got = file.readinto(view[filled:])  # type: ignore[attr-defined]
-            if not got:
+        for part in np.array_split(np.arange(first, first + count), -(-count // step)):
+            size = len(part) * self.vocab_size
+            offset = HEADER_BYTES + int(part[0]) * self.vocab_size * self._dtype.itemsize
+            stored = np.fromfile(self._path, self._dtype, size, offset=offset)
+            if len(stored) < size:
                 raise FileFormatError(f"{self._path}: is truncated; delete it")
-            filled += got
-        if self._dtype == F32:
-            return stored
-        return (stored.astype("<u4") << 16).view("<f4")
+            rows = stored.reshape(len(part), self.vocab_size)
+            yield rows if self._dtype == F32 else (rows.astype("<u4") << 16).view("<f4")
 
 
-class Recorder:
-    """Writes a `LogitStore` block by block."""
+def write_logits(path: Path, rows: int, vocab_size: int, blocks: Iterable[NDArray[np.float32]], *, bf16: bool) -> None:
+    """Write `blocks` of logits, together [rows, v], for `LogitStore`; `bf16`: they are bfloat16 numbers.
 
-    def __init__(self, path: Path, rows: int, vocab_size: int, *, bf16: bool) -> None:
-        """`bf16`: all logits are bfloat16 numbers.  Raises OutputError if the disk has not enough room."""
-        self._dtype = BF16 if bf16 else F32
-        check_space(path.parent, rows * vocab_size * self._dtype.itemsize)
-        self._file = path.open("wb")
-        shape = {"descr": npy.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (rows, vocab_size)}
-        npy.write_array_header_1_0(self._file, shape)
-
-    def add(self, logits: NDArray[np.float32]) -> None:
-        """Append `logits` [.., v].  Raises SessionError if they should be bfloat16 numbers and are not."""
-        bits = np.ascontiguousarray(logits, "<f4")
-        if self._dtype == BF16:
-            halves = bits.view("<u4")
-            if (halves & 0xFFFF).any():
-                raise SessionError("the reference computes in bf16, but its logits are not bfloat16 numbers")
-            bits = (halves >> 16).astype(BF16)
-        self._file.write(bits.reshape(-1).view(np.uint8).data)
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())  # after a power loss a file may have its full length but hold zeros
-        self._file.close()
+    Raises OutputError if the disk has not enough room, and SessionError if they should be bfloat16 numbers and are not.
+    """
+    dtype = BF16 if bf16 else F32
+    check_space(path.parent, rows * vocab_size * dtype.itemsize)
+    shape = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, vocab_size)}
+    with path.open("wb") as file:
+        npy.write_array_header_1_0(file, shape)
+        for logits in blocks:
+            bits = np.ascontiguousarray(logits, "<f4")
+            if bf16:
+                halves = bits.view("<u4")
+                if (halves & 0xFFFF).any():
+                    raise SessionError("the reference computes in bf16, but its logits are not bfloat16 numbers")
+                bits = (halves >> 16).astype(BF16)
+            file.write(bits.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())  # after a power loss a file may have its full length but hold zeros
 
 
 class LogitCache:
     """The entries in `folder`; with None, in a temporary folder that is removed on exit.
 
     Attributes:
+        folder: where the entries are.
         notes: a line per damaged entry.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._own = ExitStack()
-        self._folder = folder or self._own.enter_context(scratch_folder("smolexport-logits-"))
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder or self._own.enter_context(scratch_folder("smolexport-logits-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._sound: set[str] = set()  # keys of entries whose checksum was verified
         self.notes: list[str] = []
 
@@ -136,7 +120,7 @@ class LogitCache:
 
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
         """The entry's folder and facts; None if it is missing, or damaged and therefore removed."""
-        entry = self._folder / key
+        entry = self.folder / key
         if not os.path.lexists(entry):
             return None
         try:
@@ -153,7 +137,7 @@ class LogitCache:
 
     def remove(self, key: str) -> None:
         """Remove the damaged entry `key`."""
-        entry = self._folder / key
+        entry = self.folder / key
         self._sound.discard(key)
         self.notes.append(f"{entry}: the cached logits were damaged; the reference was run again")
         shutil.rmtree(entry, ignore_errors=True)
@@ -161,27 +145,24 @@ class LogitCache:
             entry.unlink(missing_ok=True)  # not a folder
 
     @contextmanager
-    def making(self, key: str, facts: dict[str, Any]) -> Iterator[Path]:
-        """A folder to write the entry in; the entry appears when the block ends, with `facts` as they are then."""
-        with scratch_folder(".making-", self._folder) as made:
+    def making(self, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """A folder to write the entry in, and a dict for its facts; the entry appears when the block ends."""
+        facts: dict[str, Any] = {}
+        with scratch_folder(".making-", self.folder) as made:
             partial = made / key
             partial.mkdir()
-            yield partial
+            yield partial, facts
             (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
             (partial / SUM).write_text(_sum(partial), encoding="ascii")
             with suppress(OSError):  # another process wrote the same entry
-                partial.rename(self._folder / key)
+                partial.rename(self.folder / key)
                 self._sound.add(key)
         with suppress(OSError):  # another process makes room too
             self._make_room(key)
 
-    def path(self, key: str) -> Path:
-        """The folder of the entry `key`."""
-        return self._folder / key
-
     def _make_room(self, key: str) -> None:
         """Remove the least recently used entries while all of them together are too large, but not `key`."""
-        entries = [entry for entry in self._folder.iterdir() if not entry.name.startswith(".")]
+        entries = [entry for entry in self.folder.iterdir() if not entry.name.startswith(".")]
         sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries if entry.is_dir()}
         for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
             if sum(sizes.values()) <= ROOM:
@@ -196,7 +177,7 @@ def _sum(entry: Path) -> str:
     total = hashlib.blake2b(digest_size=16)
     for file in sorted(entry.iterdir()):
         if file.name != SUM:
-            total.update(f"{file.name} {_content_digest(file)}\n".encode())
+            total.update(f"{file.name} {_content.__wrapped__(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -228,7 +209,7 @@ def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any
     for file in files:
         stat = file.stat()
         written = max(stat.st_mtime, stat.st_ctime)
-        read = _file_digest if abs(time.time() - written) > SETTLED else _file_digest.__wrapped__
+        read = _content if abs(time.time() - written) > SETTLED else _content.__wrapped__
         seen = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
         total.update(f"\n{file.name} {stat.st_size} {read(file, seen)}\n".encode())
     for array in arrays:
@@ -238,11 +219,7 @@ def digest(path: Path, facts: Mapping[str, object], arrays: Sequence[NDArray[Any
 
 
 @lru_cache(maxsize=1024)
-def _file_digest(path: Path, _seen: tuple[int, ...]) -> str:
+def _content(path: Path, _seen: tuple[int, ...] = ()) -> str:
     """Hash of the contents; `_seen` (size, times and inode) decides whether a known hash is still valid."""
-    return _content_digest(path)
-
-
-def _content_digest(path: Path) -> str:
     with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

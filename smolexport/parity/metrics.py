@@ -29,16 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, UsageError
-from smolexport.parity.results import (
-    KLD_EDGES,
-    Accuracy,
-    ByPosition,
-    DeltaP,
-    Estimate,
-    Histogram,
-    Spread,
-    TextInfo,
-)
+from smolexport.parity import results
+from smolexport.parity.results import Accuracy, Estimate
 
 LOG_PROBABILITY_FLOOR = -16.0
 TOP_TOKENS = 5
@@ -161,22 +153,22 @@ class Accumulator:
                 perplexity=_perplexity(_mean(nll)),
                 perplexity_ratio=_perplexity(_mean(gap)),
                 ln_perplexity_ratio=_mean(gap),
-                delta_p=DeltaP(_mean(delta_p), _root(_mean(delta_p**2))),
+                delta_p=results.DeltaP(_mean(delta_p), _root(_mean(delta_p**2))),
                 kld_histogram=histogram(divergence),
                 divergences=divergence,
                 same_top=same_top.astype(np.bool_),
             )
 
 
-def histogram(divergences: Float64) -> Histogram:
+def histogram(divergences: Float64) -> results.Histogram:
     """Count `divergences` [n] between the edges `KLD_EDGES`; a bin holds its lower edge, not its upper one."""
     finite = divergences[np.isfinite(divergences)]
-    bins = np.searchsorted(np.array(KLD_EDGES), finite, side="right")
-    below, *counts, above = np.bincount(bins, minlength=len(KLD_EDGES) + 1).tolist()
-    return Histogram(below, tuple(counts), above, len(divergences) - len(finite))
+    bins = np.searchsorted(np.array(results.KLD_EDGES), finite, side="right")
+    below, *counts, above = np.bincount(bins, minlength=len(results.KLD_EDGES) + 1).tolist()
+    return results.Histogram(below, tuple(counts), above, len(divergences) - len(finite))
 
 
-def by_position(accuracy: Accuracy, text: TextInfo) -> ByPosition | None:
+def by_position(accuracy: Accuracy, text: results.TextInfo) -> results.ByPosition | None:
     """Mean divergence and top-1 agreement over runs of neighbouring positions, over all windows.
 
     There are at most `RUNS` runs of nearly equal length, because single positions are noisy with few windows.  None if
@@ -188,7 +180,7 @@ def by_position(accuracy: Accuracy, text: TextInfo) -> ByPosition | None:
     kld = accuracy.divergences.reshape(-1, scored).mean(axis=0)
     same = accuracy.same_top.reshape(-1, scored).mean(axis=0)
     runs = np.array_split(np.arange(scored), min(RUNS, scored))
-    return ByPosition(
+    return results.ByPosition(
         tokens_before=tuple(text.window - scored + int(run[0]) for run in runs),
         kld=tuple(float(kld[run].mean()) for run in runs),
         top1_agreement=tuple(float(same[run].mean()) for run in runs),
@@ -229,17 +221,10 @@ def _divergence(reference: Predictions, candidate: Predictions) -> Float64:
     return total
 
 
-def _spread(divergence: Float64) -> Spread:
+def _spread(divergence: Float64) -> results.Spread:
     ordered = np.sort(divergence)
-    return Spread(
-        mean=_mean(divergence),
-        median=percentile(ordered, 0.5),
-        p90=percentile(ordered, 0.9),
-        p95=percentile(ordered, 0.95),
-        p99=percentile(ordered, 0.99),
-        p99_9=percentile(ordered, 0.999),
-        max=float(divergence.max()),
-    )
+    median, p90, p95, p99, p99_9 = (percentile(ordered, share) for share in (0.5, 0.9, 0.95, 0.99, 0.999))
+    return results.Spread(_mean(divergence), median, p90, p95, p99, p99_9, float(divergence.max()))
 
 
 def _perplexity(mean: Estimate) -> Estimate:

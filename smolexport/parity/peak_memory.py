@@ -28,10 +28,24 @@ from smolexport.processes import environment, fresh_python
 from smolexport.run.session import Session
 
 if TYPE_CHECKING:
-    from smolexport.parity.inputs import Candidate
+    from smolexport.parity.inputs import Candidate, Progress, Settings
 
 _MODULE = "smolexport.parity.peak_memory"
 _TIMEOUT_S = 1800
+
+
+def peaks(
+    models: Sequence[Candidate], context: int, settings: Settings, progress: Progress
+) -> list[tuple[int | None, str]]:
+    """Peak resident bytes of each model in a fresh process, or None and the reason, empty if not to be measured."""
+    if not settings.memory:
+        return [(None, "")] * len(models)
+    found = []
+    for done, model in enumerate(models):
+        progress("memory", done, len(models))
+        found.append(measure_peak(model, threads=settings.threads, context=context))
+    progress("memory", len(models), len(models))
+    return found
 
 
 def measure_peak(model: Candidate, *, threads: int | None = None, context: int | None = None) -> tuple[int | None, str]:
@@ -39,22 +53,20 @@ def measure_peak(model: Candidate, *, threads: int | None = None, context: int |
     module = getattr(model.runtime, "__name__", None)
     if not isinstance(module, str):
         return None, "peak memory is unknown: the runtime is not an importable module"
-    command = fresh_python(_MODULE, module, str(model.path))
-    command += [] if threads is None else ["--threads", str(threads)]
-    command += [] if context is None else ["--context", str(context)]
-    command += ["--options", json.dumps(dict(model.options))]
+    command = fresh_python(_MODULE, module, str(model.path), "--options", json.dumps(dict(model.options)))
+    for option, value in (("--threads", threads), ("--context", context)):
+        command += [] if value is None else [option, str(value)]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
             command, capture_output=True, text=True, env=environment(), timeout=_TIMEOUT_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"peak memory is unknown: {error}"
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return None, f"peak memory is unknown: {lines[-1]}"
-    try:
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            return None, f"peak memory is unknown: {lines[-1]}"
         # a library may have printed something before
         return int(json.loads(done.stdout.strip().splitlines()[-1])["peak_rss_bytes"]), ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"peak memory is unknown: {error}"
     except (ValueError, LookupError, TypeError):
         return None, "peak memory is unknown: the measuring process printed no figure"
 
@@ -79,13 +91,18 @@ def peak_rss() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the file named on the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description="Peak memory of one file.")
+    parser.add_argument("runtime", help="module of the runtime, e.g. smolexport_on_llamacpp")
+    parser.add_argument("path", type=Path, help="exported file or checkpoint folder")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--tokens", type=int, default=64, help="length of the block (64)")
+    parser.add_argument("--options", type=json.loads, default={}, help="further arguments of the runtime's open, JSON")
+    options = parser.parse_args(arguments)
     open_session: Callable[..., Session] = importlib.import_module(options.runtime).open
     start = time.perf_counter()
     try:
-        with open_session(
-            options.path, threads=options.threads, context=options.context, **json.loads(options.options)
-        ) as session:
+        with open_session(options.path, threads=options.threads, context=options.context, **options.options) as session:
             load_seconds = time.perf_counter() - start
             count = min(options.tokens, session.context - 1)
             row = session.append(np.arange(count) % session.vocab_size, last_only=True)[-1]
@@ -94,26 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SmolexportError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    facts = {
-        "runtime": options.runtime,
-        "path": str(options.path),
-        "tokens": count + 1,
-        "load_seconds": load_seconds,
-        "peak_rss_bytes": peak,
-    }
-    sys.stdout.write(json.dumps(facts) + "\n")
+    facts = {"runtime": options.runtime, "path": str(options.path), "tokens": count + 1, "load_seconds": load_seconds}
+    sys.stdout.write(json.dumps({**facts, "peak_rss_bytes": peak}) + "\n")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description="Peak memory of one file.")
-    parser.add_argument("runtime", help="module of the runtime, e.g. smolexport_on_llamacpp")
-    parser.add_argument("path", type=Path, help="exported file or checkpoint folder")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--context", type=int, default=None)
-    parser.add_argument("--tokens", type=int, default=64, help="length of the block (64)")
-    parser.add_argument("--options", default="{}", help="further arguments of the runtime's open, as JSON")
-    return parser
 
 
 if __name__ == "__main__":

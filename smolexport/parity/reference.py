@@ -1,7 +1,4 @@
-"""The reference, run once or read from the cache: windows, logits, greedy continuations, noise floor.
-
-Notation: v = vocab_size.
-"""
+"""The reference, run once or read from the cache: windows, logits, greedy continuations, noise floor."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import FileFormatError, OutputError
-from smolexport.parity.greedy import Continuation, continue_greedily
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
-from smolexport.parity.logit_cache import LOGITS, LogitCache, LogitStore, Recorder, digest
-from smolexport.parity.metrics import Accumulator, read_predictions
+from smolexport.parity.logit_cache import LOGITS, LogitCache, LogitStore, digest, write_logits
+from smolexport.parity.metrics import Accumulator, Predictions, read_predictions
 from smolexport.parity.results import Accuracy
-from smolexport.parity.windows import Window, block_rows, blocks, cut, prompts
+from smolexport.parity.windows import Continuation, Window, block_rows, blocks, continue_greedily, cut, prompts
 from smolexport.run.session import DEFAULT_CONTEXT, Session, TextCodec, choose_context
 
 FLOOR = "floor.f64"
@@ -58,12 +55,6 @@ class ReferenceRun:
     load_seconds: float | None
 
 
-def required_context(settings: Settings) -> int:
-    """Context length that a session needs for everything that `settings` measure."""
-    single = max(settings.greedy_tokens, settings.decode_tokens if settings.repetitions else 0)
-    return max(settings.window, settings.prompt_tokens + single, settings.prefill_tokens if settings.repetitions else 0)
-
-
 def run_reference(
     reference: Candidate,
     text: str,
@@ -80,7 +71,7 @@ def run_reference(
         text: the text to score.
         settings: what to measure.
         cache: where its logits are kept.
-        limit: context length of the smallest candidate, if that is less than `settings` ask for.
+        limit: context length of the smallest candidate, if shorter than `settings` need.
         progress: called at each step.
         check: called with the windows before anything is run; may raise.
 
@@ -88,41 +79,83 @@ def run_reference(
         OutputError: the disk has no room for the logits, or what was written cannot be read back.
     """
     with ExitStack() as stack:
-        session = _LazySession(reference, settings, stack)
-        codec = session.codec
-        ids = codec.encode(text)
-        context, bos = min(session.context, limit or session.context), next(iter(codec.encode("")), None)
+        model = _Reference(reference, settings, stack)
+        codec, with_floor = model.codec, settings.attribution and model.bf16
+        ids, bos = codec.encode(text), next(iter(codec.encode("")), None)
+        context = min(model.context, limit or model.context)
         windows = cut(ids, min(settings.window, context), bos=bos, limit=settings.max_windows)
         if check:
             check(windows)
-        starts, count = _starts(ids, context, settings, bos)
-        tokens = [*(w.tokens for w in windows), *starts]
-        key = digest(reference.path, _facts(reference, count, codec.stop_tokens, settings), tokens)
-        measured = settings.attribution and _is_bf16(reference)
-        found = _stored(cache, key, windows, starts, with_floor=measured)
+        length = max(1, min(settings.prompt_tokens, context // 2))
+        count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
+        starts = prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []
+        key = digest(reference.path, model.facts(count), [*(window.tokens for window in windows), *starts])
+        found = _stored(cache, key, windows, starts, with_floor=with_floor)
         if found is None:
-            facts: dict[str, Any] = {}
-            with cache.making(key, facts) as folder:
-                _record(session.opened, windows, settings, folder / LOGITS, progress, bf16=_is_bf16(reference))
-                given = _continuations(session.opened, starts, count, codec.stop_tokens, progress)
-                facts["greedy"] = [_as_json(one) for one in given]
-                session.close()
-                if measured:
+            with cache.making(key) as (folder, content):
+                content["greedy"] = model.run(windows, starts, count, folder, progress)
+                stack.close()  # the noise floor needs the memory
+                if with_floor:
                     _measure_floor(reference, windows, settings, folder, progress)
                 reference.unchanged()
-            found = _stored(cache, key, windows, starts, with_floor=measured)
+            found = _stored(cache, key, windows, starts, with_floor=with_floor)
         if found is None:
-            raise OutputError(f"{cache.path(key)}: the entry just written cannot be read back; check the disk")
-        return ReferenceRun(text, ids, codec, windows, *found, count, context, session.load_seconds)
+            raise OutputError(f"{cache.folder / key}: the entry just written cannot be read back; check the disk")
+        return ReferenceRun(text, ids, codec, windows, *found, count, context, model.load_seconds)
 
 
-def _starts(
-    ids: Sequence[int], context: int, settings: Settings, bos: int | None
-) -> tuple[list[NDArray[np.int64]], int]:
-    """The prompts, and the number of tokens to continue each of them by."""
-    length = max(1, min(settings.prompt_tokens, context // 2))
-    count = min(settings.greedy_tokens, context - length + 1)  # the last chosen token need not be fed
-    return (prompts(ids, length, settings.greedy_prompts, bos=bos) if count else []), count
+class _Reference:
+    """The reference with a session that is opened on first use and closed by `stack`."""
+
+    def __init__(self, model: Candidate, settings: Settings, stack: ExitStack) -> None:
+        self._model, self._settings, self._stack = model, settings, stack
+        self._asked = settings.context if settings.context > DEFAULT_CONTEXT else None
+        self.bf16 = model.options.get("dtype") == "bf16"
+        self.load_seconds: float | None = None
+
+    @cached_property
+    def session(self) -> Session:
+        start = time.perf_counter()
+        session = self._stack.enter_context(self._model.open(self._settings.threads, self._asked))
+        self.load_seconds = time.perf_counter() - start
+        return session
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        return self._model.origin.codec() if self._model.origin else self.session.codec
+
+    @property
+    def context(self) -> int:
+        origin = self._model.origin
+        return choose_context(self._asked, origin.spec.context_length) if origin else self.session.context
+
+    def facts(self, count: int) -> dict[str, object]:
+        """What the output depends on besides weights and tokens; `count` is the length of continuations."""
+        runtime, stop = self._model.runtime, sorted(self.codec.stop_tokens)
+        facts = {"runtime": [runtime.NAME, runtime.version()], "options": dict(self._model.options)}
+        return {**facts, "greedy": count, "stop": stop, "floor": self._settings.attribution, "form": FORM}
+
+    def run(
+        self, windows: Sequence[Window], starts: Sequence[NDArray[np.int64]], count: int, folder: Path, step: Progress
+    ) -> list[dict[str, object]]:
+        """Write the logits of all windows to `folder`; returns the continuations of `starts` as JSON values."""
+        session, total = self.session, len(windows)
+
+        def every() -> Iterator[NDArray[np.float32]]:
+            for done, window in enumerate(windows):
+                step("reference", done, total)
+                yield from blocks(session, window, block_rows(session.vocab_size, self._settings.block_bytes))
+            step("reference", total, total)
+
+        scored = sum(window.scored for window in windows)
+        write_logits(folder / LOGITS, scored, session.vocab_size, every(), bf16=self.bf16)
+        found: list[dict[str, object]] = []
+        for done, prompt in enumerate(starts):
+            step("continue", done, len(starts))
+            one = continue_greedily(session, prompt, count, self.codec.stop_tokens)
+            found.append({"tokens": list(one.tokens), "margins": list(one.margins)})
+        step("continue", len(starts), len(starts))
+        return found
 
 
 def _stored(
@@ -146,86 +179,6 @@ def _stored(
     return None
 
 
-class _LazySession:
-    """The reference's session, opened on first use."""
-
-    def __init__(self, reference: Candidate, settings: Settings, stack: ExitStack) -> None:
-        self._reference, self._settings, self._stack = reference, settings, stack
-        self._session: Session | None = None
-        self.load_seconds: float | None = None
-
-    @property
-    def opened(self) -> Session:
-        if self._session is None:
-            start = time.perf_counter()
-            needed = required_context(self._settings)
-            context = needed if needed > DEFAULT_CONTEXT else None
-            model = self._reference
-            open_session: Callable[..., Session] = model.runtime.open
-            opened = open_session(model.path, threads=self._settings.threads, context=context, **model.options)
-            self._session = self._stack.enter_context(opened)
-            self.load_seconds = time.perf_counter() - start
-        return self._session
-
-    @property
-    def codec(self) -> TextCodec:
-        origin = self._reference.origin
-        return self.opened.codec if origin is None else origin.codec()
-
-    @property
-    def context(self) -> int:
-        origin, needed = self._reference.origin, required_context(self._settings)
-        if origin is None:
-            return self.opened.context
-        return choose_context(needed if needed > DEFAULT_CONTEXT else None, origin.spec.context_length)
-
-    def close(self) -> None:
-        self._stack.close()
-        self._session = None
-
-
-def _is_bf16(reference: Candidate) -> bool:
-    return reference.options.get("dtype") == "bf16"
-
-
-def _facts(reference: Candidate, count: int, stop: frozenset[int], settings: Settings) -> dict[str, object]:
-    """What the entry depends on, besides weights and tokens."""
-    runtime = reference.runtime
-    return {
-        "runtime": [runtime.NAME, runtime.version()],
-        "options": dict(reference.options),
-        "greedy": count,
-        "stop": sorted(stop),
-        "floor": settings.attribution,
-        "form": FORM,
-    }
-
-
-def _record(
-    session: Session, windows: Sequence[Window], settings: Settings, path: Path, progress: Progress, *, bf16: bool
-) -> None:
-    rows = block_rows(session.vocab_size, settings.block_bytes)
-    with Recorder(path, sum(w.scored for w in windows), session.vocab_size, bf16=bf16) as recorder:
-        for done, window in enumerate(windows):
-            progress("reference", done, len(windows))
-            for logits in blocks(session, window, rows):
-                recorder.add(logits)
-    progress("reference", len(windows), len(windows))
-
-
-def _continuations(
-    session: Session, starts: Sequence[NDArray[np.int64]], count: int, stop: frozenset[int], progress: Progress
-) -> Iterator[Continuation]:
-    for done, prompt in enumerate(starts):
-        progress("continue", done, len(starts))
-        yield continue_greedily(session, prompt, count, stop)
-    progress("continue", len(starts), len(starts))
-
-
-def _as_json(one: Continuation) -> dict[str, list[float]]:
-    return {"tokens": list(one.tokens), "margins": list(one.margins)}
-
-
 def _from_json(prompt: NDArray[np.int64], one: Mapping[str, Any], vocab_size: int) -> Continuation:
     tokens, margins = tuple(map(operator.index, one["tokens"])), tuple(map(float, one["margins"]))
     if len(tokens) != len(margins) or not all(0 <= token < vocab_size for token in tokens):
@@ -237,39 +190,33 @@ def _measure_floor(
     reference: Candidate, windows: Sequence[Window], settings: Settings, folder: Path, progress: Progress
 ) -> None:
     """Run the reference in float32, compare it with the logits in `folder`, and write the figures there."""
-    open_session: Callable[..., Session] = reference.runtime.open
-    options = {**reference.options, "dtype": "f32"}
-    total = Accumulator()
-    with open_session(reference.path, threads=settings.threads, context=len(windows[0].tokens), **options) as session:
-        for done, (window, parts) in enumerate(
-            reference_blocks(LogitStore(folder / LOGITS), windows, settings.block_bytes)
-        ):
-            progress("floor", done, len(windows))
-            feed = blocks(session, window, block_rows(session.vocab_size, settings.block_bytes))
-            for logits, following in parts:
-                total.add(read_predictions(logits, following), read_predictions(next(feed), following))
-    progress("floor", len(windows), len(windows))
+    total, store = Accumulator(), LogitStore(folder / LOGITS)
+    with reference.open(settings.threads, len(windows[0].tokens), dtype="f32") as session:
+        for own, [found] in predictions(store, windows, [session], settings, progress, "floor"):
+            total.add(own, found)
     total.save(folder / FLOOR)
 
 
-def reference_blocks(
-    store: LogitStore, windows: Sequence[Window], block_bytes: int
-) -> Iterator[tuple[Window, Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]]]:
-    """Each window with the stored logits [.., v] of its scored positions and their true next tokens, block by block.
-
-    The blocks have the sizes of those that `windows.blocks` yields.
-    """
-    rows, first = block_rows(store.vocab_size, block_bytes), 0
-    for window in windows:
-        yield window, _of_window(store, window, first, rows)
+def predictions(
+    store: LogitStore,
+    windows: Sequence[Window],
+    sessions: Sequence[Session],
+    settings: Settings,
+    progress: Progress,
+    stage: str,
+) -> Iterator[tuple[Predictions, Iterator[Predictions]]]:
+    """For each block of scored positions the stored predictions and those of all `sessions`, made one by one."""
+    rows, first = block_rows(store.vocab_size, settings.block_bytes), 0
+    for done, window in enumerate(windows):
+        progress(stage, done, len(windows))
+        feeds, place = [blocks(session, window, rows) for session in sessions], 0
+        for logits in store.blocks(first, window.scored, rows):
+            following = window.following[place : place + len(logits)]
+            yield read_predictions(logits, following), _each(feeds, following)
+            place += len(logits)
         first += window.scored
+    progress(stage, len(windows), len(windows))
 
 
-def _of_window(
-    store: LogitStore, window: Window, first: int, rows: int
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    place = 0
-    for logits in store.blocks(first, window.scored, rows):
-        following = window.following[place : place + len(logits)]
-        place += len(logits)
-        yield logits, following
+def _each(feeds: Sequence[Iterator[NDArray[np.float32]]], following: NDArray[np.int64]) -> Iterator[Predictions]:
+    return (read_predictions(next(feed), following) for feed in feeds)

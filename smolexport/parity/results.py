@@ -1,8 +1,8 @@
 """What a comparison measured, as plain frozen data.
 
-These classes are also the JSON: `report.schema` turns them into JSON values and generates the JSON Schema from their
-type hints and docstrings.  Fields and properties are members of the JSON object, except fields marked `HIDDEN`;
-fields marked `INLINE` add their members to the object around them.
+These classes are also the JSON: `report.schema` turns them into JSON values and generates the JSON Schema from them.
+Fields, with limits and descriptions in `Annotated`, and properties are members of the JSON object, except fields marked
+`HIDDEN`; fields marked `INLINE` add their members to the object around them.
 
 Units: nats per token, tokens per second, milliseconds, seconds, bytes; shares are 0 to 1.
 """
@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.parity.calibration_record import CalibrationEffect
 from smolexport.parity.thresholds import Thresholds
 
 INLINE: Mapping[str, bool] = {"inline": True}
@@ -30,6 +29,9 @@ Share = Annotated[float, ("minimum", 0), ("maximum", 1)]
 
 NEAR_TIE = 0.1
 """Margin, in nats, below which a divergence is a near tie: the second token is nine tenths as likely as the first."""
+
+PLAIN = "rtn"
+"""Method of files that name none: plain rounding to nearest."""
 
 KLD_EDGES: tuple[float, ...] = tuple(float(f"{10 ** (exponent / 4):.4g}") for exponent in range(-36, 9))
 """Bin edges of the histograms, nats per token, four bins a decade: from the difference between two float32 runtimes to
@@ -43,6 +45,10 @@ class Estimate:
 
     value: float
     error: float
+
+
+PositiveEstimate = Annotated[Estimate, ("minimum", 0)]
+ShareEstimate = Annotated[Estimate, ("minimum", 0), ("maximum", 1)]
 
 
 @dataclass(frozen=True)
@@ -64,72 +70,48 @@ class DeltaP:
     """Change of the true token's probability."""
 
     mean: Estimate
-    rms: Annotated[Estimate, ("minimum", 0)]
+    rms: PositiveEstimate
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Number of positions per range of divergence.
+    """Number of positions per range of divergence."""
 
-    Attributes:
-        below: positions below the first edge.
-        counts: counts[i] positions lie from kld_edges[i] up to, not including, kld_edges[i + 1].
-        above: positions at or above the last edge.
-        not_finite: positions where a damaged file gave NaN or infinity.
-    """
-
-    below: Count
-    counts: tuple[Count, ...]
-    above: Count
-    not_finite: Count
+    below: Annotated[Count, "positions below the first edge."]
+    counts: Annotated[
+        tuple[Count, ...], "counts[i] positions lie from kld_edges[i] up to, not including, kld_edges[i + 1]."
+    ]
+    above: Annotated[Count, "positions at or above the last edge."]
+    not_finite: Annotated[Count, "positions where a damaged file gave NaN or infinity."]
 
 
 @dataclass(frozen=True)
 class ByPosition:
-    """Means over runs of neighbouring positions, over all windows.
+    """Means over runs of neighbouring positions, over all windows."""
 
-    Attributes:
-        tokens_before: number of the window's tokens before the first position of each run.
-        kld: mean divergence of each run.
-        top1_agreement: share of each run's positions with the same most likely token.
-    """
-
-    tokens_before: tuple[Count, ...]
-    kld: tuple[float, ...]
-    top1_agreement: tuple[Share, ...]
+    tokens_before: Annotated[tuple[Count, ...], "number of the window's tokens before the first position of each run."]
+    kld: Annotated[tuple[float, ...], "mean divergence of each run."]
+    top1_agreement: Annotated[tuple[Share, ...], "share of each run's positions with the same most likely token."]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One side against the other over all scored positions; `metrics` defines the figures.
+    """One side against the other over all scored positions; `metrics` defines the figures."""
 
-    Attributes:
-        positions: number of scored predictions.
-        kld: divergence per position, nats per token.
-        top1_agreement: share of positions with the same most likely token.
-        top5_overlap: mean share of the reference's five most likely tokens that are among the candidate's five.
-        reference_perplexity: perplexity of the reference.
-        perplexity: perplexity of the candidate.
-        perplexity_ratio: perplexity / reference_perplexity.
-        ln_perplexity_ratio: its logarithm; the error accounts for the covariance of the two.
-        delta_p: change of the true token's probability.
-        kld_histogram: the positions by divergence.
-        divergences: [positions] float64.
-        same_top: [positions] bool, whether both have the same most likely token.
-    """
-
-    positions: Count
-    kld: Spread
-    top1_agreement: Annotated[Estimate, ("minimum", 0), ("maximum", 1)]
-    top5_overlap: Share
-    reference_perplexity: Annotated[Estimate, ("minimum", 0)]
-    perplexity: Annotated[Estimate, ("minimum", 0)]
-    perplexity_ratio: Annotated[Estimate, ("minimum", 0)]
-    ln_perplexity_ratio: Estimate
-    delta_p: DeltaP
-    kld_histogram: Histogram
-    divergences: NDArray[np.float64] = field(repr=False, compare=False, metadata=HIDDEN)
-    same_top: NDArray[np.bool_] = field(repr=False, compare=False, metadata=HIDDEN)
+    positions: Annotated[Count, "number of scored predictions."]
+    kld: Annotated[Spread, "divergence per position, nats per token."]
+    top1_agreement: Annotated[ShareEstimate, "share of positions with the same most likely token."]
+    top5_overlap: Annotated[
+        Share, "mean share of the reference's five most likely tokens that are among the candidate's five."
+    ]
+    reference_perplexity: Annotated[PositiveEstimate, "perplexity of the reference."]
+    perplexity: Annotated[PositiveEstimate, "perplexity of the candidate."]
+    perplexity_ratio: Annotated[PositiveEstimate, "perplexity / reference_perplexity."]
+    ln_perplexity_ratio: Annotated[Estimate, "its logarithm; the error accounts for the covariance of the two."]
+    delta_p: Annotated[DeltaP, "change of the true token's probability."]
+    kld_histogram: Annotated[Histogram, "the positions by divergence."]
+    divergences: NDArray[np.float64] = field(repr=False, compare=False, metadata=HIDDEN)  # [positions]
+    same_top: NDArray[np.bool_] = field(repr=False, compare=False, metadata=HIDDEN)  # [positions]
 
 
 @dataclass(frozen=True)
@@ -139,58 +121,52 @@ class Attribution:
     The split runs the file's decoded weights on the reference's runtime in float32.  A wrong rope, a lost bias or a
     wrong norm shows in `exporter` even where 4 bits make `quantization` large.  So does a tensor that is not a rounded
     copy of the checkpoint's: the checkpoint's own tensor replaces it among the decoded weights.
-
-    Attributes:
-        quantization: the decoded weights against the reference: the effect of rounding the weights.
-        exporter: the file on its own runtime against its decoded weights: the effect of graph, metadata and runtime.
     """
 
-    quantization: Accuracy
-    exporter: Accuracy
+    quantization: Annotated[Accuracy, "the decoded weights against the reference: the effect of rounding the weights."]
+    exporter: Annotated[
+        Accuracy, "the file on its own runtime against its decoded weights: the effect of graph, metadata and runtime."
+    ]
 
 
 @dataclass(frozen=True)
 class WeightError:
-    """Deviation of one decoded tensor from the checkpoint's.
+    """Deviation of one decoded tensor from the checkpoint's."""
 
-    Attributes:
-        source: the tensor's name in the checkpoint.
-        layer: its layer; null outside the layers.
-        weights: number of elements.
-        relative: root of the summed squared differences over that of the weights; 0 is equal.
-        rounded: whether rounding can explain the error; if not, the file holds a different tensor.
-    """
+    source: Annotated[str, "the tensor's name in the checkpoint."]
+    layer: Annotated[Count | None, "its layer; null outside the layers."]
+    weights: Annotated[Count, "number of elements."]
+    relative: Annotated[NonNegative, "root of the summed squared differences over that of the weights; 0 is equal."]
+    rounded: Annotated[bool, "whether rounding can explain the error; if not, the file holds a different tensor."] = (
+        True
+    )
 
-    source: str
-    layer: Count | None
-    weights: Count
-    relative: NonNegative
-    rounded: bool = True
+
+@dataclass(frozen=True)
+class CalibrationEffect:
+    """Squared error of a matrix's outputs on the calibration text, relative to the outputs."""
+
+    source: Annotated[str, "the tensor's name in the checkpoint."]
+    layer: Annotated[int | None, "its layer; null outside the layers."]
+    kind: Annotated[str, "last part of its name, e.g. q_proj."]
+    before: Annotated[float, "error of rounding to nearest on the same scales."]
+    after: Annotated[float, "error of the file's method."]
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Greedy continuation of one prompt, up to the first token that differs.
+    """Greedy continuation of one prompt, up to the first token that differs."""
 
-    Attributes:
-        tokens: length of the reference's continuation, which ends early at a stop token.
-        position: index of the first token that differs; null if none does.
-        margin: gap between the reference's two largest logits there; near 0 it is a tie, not damage.
-        reference_token: the reference's token there.
-        candidate_token: the candidate's token there.
-        before: the text up to there, or the end of a long one.
-        reference_text: the reference's token as text.
-        candidate_text: the candidate's token as text.
-    """
-
-    tokens: Count
-    position: Count | None = None
-    margin: NonNegative | None = None
-    reference_token: Count | None = None
-    candidate_token: Count | None = None
-    before: str = ""
-    reference_text: str = ""
-    candidate_text: str = ""
+    tokens: Annotated[Count, "length of the reference's continuation, which ends early at a stop token."]
+    position: Annotated[Count | None, "index of the first token that differs; null if none does."] = None
+    margin: Annotated[
+        NonNegative | None, "gap between the reference's two largest logits there; near 0 it is a tie, not damage."
+    ] = None
+    reference_token: Annotated[Count | None, "the reference's token there."] = None
+    candidate_token: Annotated[Count | None, "the candidate's token there."] = None
+    before: Annotated[str, "the text up to there, or the end of a long one."] = ""
+    reference_text: Annotated[str, "the reference's token as text."] = ""
+    candidate_text: Annotated[str, "the candidate's token as text."] = ""
 
     @property
     def agreed_tokens(self) -> Count:
@@ -200,15 +176,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Greedy:
-    """Greedy continuations of all prompts.
+    """Greedy continuations of all prompts."""
 
-    Attributes:
-        tokens: most tokens per continuation.
-        prompts: one entry per prompt.
-    """
-
-    tokens: Count
-    prompts: tuple[Divergence, ...]
+    tokens: Annotated[Count, "most tokens per continuation."]
+    prompts: Annotated[tuple[Divergence, ...], "one entry per prompt."]
 
     @property
     def first_divergence(self) -> Count | None:
@@ -248,86 +219,56 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Speed:
-    """Rates over `repetitions` rounds.
+    """Rates over `repetitions` rounds."""
 
-    Attributes:
-        ttft_ms: time from a prompt of `prompt_tokens` to the first chosen token, milliseconds.
-        prefill_tok_s: tokens per second for a block of `prefill_tokens` in an empty context.
-        decode_tok_s: tokens per second for `decode_tokens` single steps after the prompt.
-        prompt_tokens: length of the prompt.
-        prefill_tokens: length of the block.
-        decode_tokens: number of single steps.
-        repetitions: number of rounds.
-    """
-
-    ttft_ms: Annotated[Estimate, ("minimum", 0)]
-    prefill_tok_s: Annotated[Estimate, ("minimum", 0)]
-    decode_tok_s: Annotated[Estimate, ("minimum", 0)]
-    prompt_tokens: Count
-    prefill_tokens: Count
-    decode_tokens: Count
-    repetitions: Count
+    ttft_ms: Annotated[
+        PositiveEstimate, "time from a prompt of `prompt_tokens` to the first chosen token, milliseconds."
+    ]
+    prefill_tok_s: Annotated[PositiveEstimate, "tokens per second for a block of `prefill_tokens` in an empty context."]
+    decode_tok_s: Annotated[PositiveEstimate, "tokens per second for `decode_tokens` single steps after the prompt."]
+    prompt_tokens: Annotated[Count, "length of the prompt."]
+    prefill_tokens: Annotated[Count, "length of the block."]
+    decode_tokens: Annotated[Count, "number of single steps."]
+    repetitions: Annotated[Count, "number of rounds."]
 
 
 @dataclass(frozen=True)
 class ChatCheck:
-    """One text or conversation on the file's runtime, compared with the checkpoint.
+    """One text or conversation on the file's runtime, compared with the checkpoint."""
 
-    Attributes:
-        name: `text …`, `chat …`, or `prompt` for the tokens that the runtime adds around a text to be continued.
-        equal: whether text and ids equal the checkpoint's; null if the runtime cannot be asked.
-        difference: a short unified diff, the first ids that differ, or why nothing was compared; empty if equal.
-        means: what answered, if not the runtime itself.
-    """
-
-    name: str
-    equal: bool | None
-    difference: str = ""
-    means: str = ""
+    name: Annotated[
+        str, "`text …`, `chat …`, or `prompt` for the tokens that the runtime adds around a text to be continued."
+    ]
+    equal: Annotated[bool | None, "whether text and ids equal the checkpoint's; null if the runtime cannot be asked."]
+    difference: Annotated[
+        str, "a short unified diff, the first ids that differ, or why nothing was compared; empty if equal."
+    ] = ""
+    means: Annotated[str, "what answered, if not the runtime itself."] = ""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model that was run.
+    """The model that was run."""
 
-    Attributes:
-        name: short name, unique within a report.
-        path: the file or folder.
-        format: gguf, onnx, mlx, checkpoint or another converter's format.
-        scheme: quantization scheme in the format's own words.
-        method: calibration method named in the file; null for plain rounding.
-        runtime: name of the runtime that ran it.
-        options: further options of the runtime.
-        bytes: size on disk.
-        bits_per_weight: mean over all weights.
-    """
-
-    name: str
-    path: Path
-    format: str
-    scheme: str
-    method: str | None
-    runtime: str
-    options: Mapping[str, object]
-    bytes: Count
-    bits_per_weight: NonNegative
+    name: Annotated[str, "short name, unique within a report."]
+    path: Annotated[Path, "the file or folder."]
+    format: Annotated[str, "gguf, onnx, mlx, checkpoint or another converter's format."]
+    scheme: Annotated[str, "quantization scheme in the format's own words."]
+    method: Annotated[str | None, "calibration method named in the file; null for plain rounding."]
+    runtime: Annotated[str, "name of the runtime that ran it."]
+    options: Annotated[Mapping[str, object], "further options of the runtime."]
+    bytes: Annotated[Count, "size on disk."]
+    bits_per_weight: Annotated[NonNegative, "mean over all weights."]
 
 
 @dataclass(frozen=True)
 class TextInfo:
-    """The text that was scored.
+    """The text that was scored."""
 
-    Attributes:
-        tokens: tokens of the whole text.
-        window: tokens per window.
-        windows: number of windows.
-        scored_per_window: scored predictions per window.
-    """
-
-    tokens: Count
-    window: Count
-    windows: Count
-    scored_per_window: Count
+    tokens: Annotated[Count, "tokens of the whole text."]
+    window: Annotated[Count, "tokens per window."]
+    windows: Annotated[Count, "number of windows."]
+    scored_per_window: Annotated[Count, "scored predictions per window."]
 
     @property
     def scored_positions(self) -> Count:
@@ -337,69 +278,60 @@ class TextInfo:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Speed and memory of a model.
+    """Speed and memory of a model."""
 
-    Attributes:
-        model: the model and its runtime.
-        speed: null if not measured.
-        bandwidth_share: decode rate over the rate at which memory bandwidth allows all weights to be read per token.
-        load_seconds: time to open the model, including the import of the runtime's library at its first use; null if
-            the cache of the reference's logits made opening unnecessary.
-        peak_rss_bytes: peak resident memory of a fresh process that runs it; null if not measured.
-    """
-
-    model: ModelInfo = field(metadata=INLINE)
-    speed: Speed | None
-    bandwidth_share: NonNegative | None
-    load_seconds: NonNegative | None
-    peak_rss_bytes: Count | None
+    model: Annotated[ModelInfo, "the model and its runtime."] = field(metadata=INLINE)
+    speed: Annotated[Speed | None, "null if not measured."]
+    bandwidth_share: Annotated[
+        NonNegative | None,
+        "decode rate over the rate at which memory bandwidth allows all weights to be read per token.",
+    ]
+    load_seconds: Annotated[
+        NonNegative | None,
+        "time to open the model, including the import of the runtime's library at its first use; null if the cache"
+        " of the reference's logits made opening unnecessary.",
+    ]
+    peak_rss_bytes: Annotated[
+        Count | None, "peak resident memory of a fresh process that runs it; null if not measured."
+    ]
 
 
 @dataclass(frozen=True)
 class ReferenceResult(ModelResult):
-    """Figures of the reference.
+    """Figures of the reference."""
 
-    Attributes:
-        perplexity: perplexity on the text.
-        noise_floor: the same weights in float32 against the reference: the error of the reference's own arithmetic.
-            Smaller figures of a file are not meaningful.  Null if the reference is float32 or it was not measured.
-    """
-
-    perplexity: Annotated[Estimate, ("minimum", 0)]
-    noise_floor: Accuracy | None = None
+    perplexity: Annotated[PositiveEstimate, "perplexity on the text."]
+    noise_floor: Annotated[
+        Accuracy | None,
+        "the same weights in float32 against the reference: the error of the reference's own arithmetic. Smaller "
+        "figures of a file are not meaningful. Null if the reference is float32 or it was not measured.",
+    ] = None
 
 
 @dataclass(frozen=True)
 class CandidateResult(ModelResult):
-    """Figures of one exported file.
+    """Figures of one exported file."""
 
-    Attributes:
-        accuracy: the file against the reference.
-        greedy: greedy continuations; null if not measured.
-        tokenizer_equal: whether the runtime's own tokenizer gives the reference's tokens for the text.
-        notes: what a reader of the figures should know.
-        missed: one sentence per threshold that was missed.
-        thresholds: the thresholds that applied to this file; null is not set.
-        fingerprint: fingerprint of the decoded weights, equal for files with equal weights; null if unknown.
-        attribution: the deviation in two parts; null if not measured.
-        tensor_errors: error of each tensor, in the order of the forward pass; empty if not measured.
-        calibration_errors: output errors from the report beside a calibrated file; empty without one.
-        by_position: accuracy by position in the window; null if the positions do not form whole windows.
-        chat: tokenizer and chat template checks; empty if not run.
-    """
-
-    accuracy: Accuracy = field(metadata=INLINE)
-    greedy: Greedy | None
-    tokenizer_equal: bool
-    notes: tuple[str, ...]
-    missed: tuple[str, ...]
-    thresholds: Thresholds
-    fingerprint: str | None = None
-    attribution: Attribution | None = None
-    tensor_errors: tuple[WeightError, ...] = ()
-    calibration_errors: tuple[CalibrationEffect, ...] = ()
-    by_position: ByPosition | None = None
-    chat: tuple[ChatCheck, ...] = ()
+    accuracy: Annotated[Accuracy, "the file against the reference."] = field(metadata=INLINE)
+    greedy: Annotated[Greedy | None, "greedy continuations; null if not measured."]
+    tokenizer_equal: Annotated[bool, "whether the runtime's own tokenizer gives the reference's tokens for the text."]
+    notes: Annotated[tuple[str, ...], "what a reader of the figures should know."]
+    missed: Annotated[tuple[str, ...], "one sentence per threshold that was missed."]
+    thresholds: Annotated[Thresholds, "the thresholds that applied to this file; null is not set."]
+    fingerprint: Annotated[
+        str | None, "fingerprint of the decoded weights, equal for files with equal weights; null if unknown."
+    ] = None
+    attribution: Annotated[Attribution | None, "the deviation in two parts; null if not measured."] = None
+    tensor_errors: Annotated[
+        tuple[WeightError, ...], "error of each tensor, in the order of the forward pass; empty if not measured."
+    ] = ()
+    calibration_errors: Annotated[
+        tuple[CalibrationEffect, ...], "output errors from the report beside a calibrated file; empty without one."
+    ] = ()
+    by_position: Annotated[
+        ByPosition | None, "accuracy by position in the window; null if the positions do not form whole windows."
+    ] = None
+    chat: Annotated[tuple[ChatCheck, ...], "tokenizer and chat template checks; empty if not run."] = ()
 
     @property
     def passed(self) -> bool:
@@ -409,34 +341,21 @@ class CandidateResult(ModelResult):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two candidates that hold the same weights, compared with each other: the difference between their runtimes.
+    """Two candidates that hold the same weights, compared with each other: the difference between their runtimes."""
 
-    Attributes:
-        first: index in candidates.
-        second: index in candidates.
-        accuracy: the second against the first.
-    """
-
-    first: Count
-    second: Count
-    accuracy: Accuracy = field(metadata=INLINE)
+    first: Annotated[Count, "index in candidates."]
+    second: Annotated[Count, "index in candidates."]
+    accuracy: Annotated[Accuracy, "the second against the first."] = field(metadata=INLINE)
 
 
 @dataclass(frozen=True)
 class MethodFile:
-    """One file of a row.
+    """One file of a row."""
 
-    Attributes:
-        method: calibration method; rtn for a file that names none.
-        candidate: index in candidates.
-        kld: mean divergence.
-        ratio: mean divergence over that of the plainly rounded file; null without one.
-    """
-
-    method: str
-    candidate: Count
-    kld: Estimate
-    ratio: float | None
+    method: Annotated[str, "calibration method; rtn for a file that names none."]
+    candidate: Annotated[Count, "index in candidates."]
+    kld: Annotated[Estimate, "mean divergence."]
+    ratio: Annotated[float | None, "mean divergence over that of the plainly rounded file; null without one."]
 
 
 @dataclass(frozen=True)
@@ -454,28 +373,21 @@ class MethodRow:
 class Comparison:
     """Exported files compared with their checkpoint.  Units: nats per token, tokens per second, milliseconds, seconds,
     bytes; shares are 0 to 1; null is absent or not finite.
-
-    Attributes:
-        text: what was scored.
-        thresholds: the thresholds of every file without a more specific rule; null is not set.
-        reference: figures of the checkpoint.
-        candidates: one entry per file and runtime.
-        notes: what a reader of the figures should know.
-        pairs: candidates of equal weights compared with each other.
-        methods: files that differ only in their calibration method, side by side.
-        environment: system, processor, cores, threads, versions of the libraries.
-        bandwidth_bytes_per_s: memory read bandwidth of the threads; null if not measured.
     """
 
-    text: TextInfo
-    thresholds: Thresholds
-    reference: ReferenceResult
-    candidates: Annotated[Sequence[CandidateResult], ("minItems", 1)]
-    notes: tuple[str, ...]
-    pairs: tuple[Pair, ...] = ()
-    methods: tuple[MethodRow, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    bandwidth_bytes_per_s: NonNegative | None = None
+    text: Annotated[TextInfo, "what was scored."]
+    thresholds: Annotated[Thresholds, "the thresholds of every file without a more specific rule; null is not set."]
+    reference: Annotated[ReferenceResult, "figures of the checkpoint."]
+    candidates: Annotated[Sequence[CandidateResult], ("minItems", 1), "one entry per file and runtime."]
+    notes: Annotated[tuple[str, ...], "what a reader of the figures should know."]
+    pairs: Annotated[tuple[Pair, ...], "candidates of equal weights compared with each other."] = ()
+    methods: Annotated[tuple[MethodRow, ...], "files that differ only in their calibration method, side by side."] = ()
+    environment: Annotated[Mapping[str, str], "system, processor, cores, threads, versions of the libraries."] = field(
+        default_factory=dict
+    )
+    bandwidth_bytes_per_s: Annotated[
+        NonNegative | None, "memory read bandwidth of the threads; null if not measured."
+    ] = None
 
     @property
     def schema(self) -> Literal[2]:

@@ -2,57 +2,54 @@
 other.
 
 Memory holds one block of logits per candidate, one of the reference and one of the decoded weights.
+
+`tensor_errors` compares the weights themselves.  Rounding to two bits leaves a relative error of about 0.5; a zero
+matrix has 1, an unrelated matrix 1.4.  Norms and biases are floats of at least 16 bits in every format.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 
-from smolexport.errors import UsageError
+import numpy as np
+
+from smolexport.errors import FileFormatError, UsageError
 from smolexport.model import weights
-from smolexport.parity import greedy
-from smolexport.parity.chat import Expected, check
+from smolexport.model.spec import Tensor
+from smolexport.model.weights import ReadableTensor, Weights
+from smolexport.parity.chat import Expected, check, first_difference
 from smolexport.parity.inputs import Candidate, Progress, Settings, no_progress
-from smolexport.parity.metrics import Accumulator, Predictions, read_predictions
-from smolexport.parity.reference import ReferenceRun, reference_blocks, required_context
-from smolexport.parity.results import Accuracy, Attribution, ChatCheck, Greedy
-from smolexport.parity.weight_errors import with_original_tensors
-from smolexport.parity.windows import block_rows, blocks
+from smolexport.parity.metrics import Accumulator, Predictions
+from smolexport.parity.reference import ReferenceRun, predictions
+from smolexport.parity.results import Accuracy, Attribution, ChatCheck, Greedy, WeightError
+from smolexport.parity.windows import agree
 from smolexport.run.session import Session
-from smolexport.text import reason
+from smolexport.text import failure
+
+PIECE = 1 << 20  # elements
+MATRIX, VECTOR = 0.9, 0.02  # largest relative errors that rounding explains
 
 
 class ContextTooSmall(Exception):  # noqa: N818
-    """A candidate's context is shorter than a window: windows must be cut to `context` tokens."""
-
-    def __init__(self, context: int) -> None:
-        super().__init__(context)
-        self.context = context
+    """A candidate's context is shorter than a window: windows must be cut to the number of tokens in `args`."""
 
 
 @dataclass
 class ScoredCandidate:
-    """A candidate and its figures; `pairs` holds the accuracy against later candidates of the group, by their index."""
+    """A candidate's figures; `pairs` holds the accuracy against later candidates of the group, by their index."""
 
-    model: Candidate
-    load_seconds: float = 0.0
+    load_seconds: float
     accuracy: Accuracy = field(init=False)
     attribution: Attribution | None = None
     greedy: Greedy | None = None
     tokenizer_note: str = ""
     chat: tuple[ChatCheck, ...] = ()
     pairs: dict[int, Accuracy] = field(default_factory=dict)
-
-
-def decoded_bytes(reference: Candidate) -> int:
-    """Memory for running decoded weights in float32; 0 if that is not possible."""
-    if reference.origin is None:
-        return 0
-    return sum(4 * tensor.size for tensor in reference.origin.spec.tensors())
 
 
 def score_group(
@@ -83,51 +80,49 @@ def score_group(
         ContextTooSmall: the context of a candidate is shorter than a window.
         UsageError: the vocabulary differs from the reference's.
     """
-    candidates = [ScoredCandidate(model) for model in models]
+    found, sessions = [], []
     with ExitStack() as stack:
-        sessions = [_open(stack, reference, run, candidate, settings) for candidate in candidates]
+        for model in models:
+            start = time.perf_counter()
+            sessions.append(stack.enter_context(model.open(settings.threads, min(run.context, settings.context))))
+            found.append(ScoredCandidate(time.perf_counter() - start))
+            _check_size(reference, run, model, sessions[-1], settings)
         decoded = stack.enter_context(_decoded(reference, run, models[0], mismatched, settings)) if attribute else None
-        _score(run, candidates, sessions, decoded, settings, progress)
-        for candidate, session in zip(candidates, sessions, strict=True):
-            candidate.greedy = _agreement(run, session)
+        _score(run, found, sessions, decoded, settings, progress)
+        for model, session, candidate in zip(models, sessions, found, strict=True):
+            agreed = tuple(agree(session, one, run.codec) for one in run.continuations)
+            candidate.greedy = Greedy(run.greedy_tokens, agreed) if agreed else None
             candidate.tokenizer_note = _tokenizer_note(run, session)
             if conversations:
-                candidate.chat = check(conversations, candidate.model, session)
-    return candidates
+                candidate.chat = check(conversations, model, session)
+    return found
 
 
-def _open(
-    stack: ExitStack, reference: Candidate, run: ReferenceRun, candidate: ScoredCandidate, settings: Settings
-) -> Session:
-    start = time.perf_counter()
-    model = candidate.model
-    open_session: Callable[..., Session] = model.runtime.open
-    context = min(run.context, required_context(settings))
-    session = stack.enter_context(open_session(model.path, threads=settings.threads, context=context, **model.options))
-    candidate.load_seconds = time.perf_counter() - start
+def _check_size(
+    reference: Candidate, run: ReferenceRun, model: Candidate, session: Session, settings: Settings
+) -> None:
     if session.vocab_size != run.store.vocab_size:
         raise UsageError(
             f"{model.path}: vocabulary of {session.vocab_size} tokens, {reference.path} has {run.store.vocab_size}: "
             "compare a file with the checkpoint that it was exported from"
         )
-    if session.context < context:
+    if session.context < min(run.context, settings.context):
         raise ContextTooSmall(session.context)
-    return session
 
 
 def _decoded(
     reference: Candidate, run: ReferenceRun, model: Candidate, mismatched: Collection[str], settings: Settings
 ) -> Session:
-    """The reference's runtime in float32 on the weights of `model`, except those that are `mismatched`."""
+    """The reference's runtime in float32 on the weights of `model`; the checkpoint's replace the `mismatched` ones."""
     if model.weights is None or reference.origin is None:
         raise UsageError(f"{model.path}: weights cannot be read back")
     stored = model.weights()
     if mismatched and reference.weights is not None:
-        stored = with_original_tensors(reference.weights(), stored, mismatched)
-    pairs = weights.read_back(stored, model.path, reference.origin.spec)
-    open_session: Callable[..., Session] = reference.runtime.open
-    options = {**reference.options, "dtype": "f32", "weights": weights.as_stored(reference.origin.spec, pairs)}
-    return open_session(reference.path, threads=settings.threads, context=len(run.windows[0].tokens), **options)
+        own = {tensor.key: values for tensor, values in reference.weights().items() if tensor.name in mismatched}
+        stored = {tensor: own.get(tensor.key, values) for tensor, values in stored.items()}
+    spec = reference.origin.spec
+    decoded = weights.as_stored(spec, weights.read_back(stored, model.path, spec))
+    return reference.open(settings.threads, len(run.windows[0].tokens), dtype="f32", weights=decoded)
 
 
 def _score(
@@ -138,62 +133,29 @@ def _score(
     settings: Settings,
     progress: Progress,
 ) -> None:
-    """Run every window through all sessions, block by block."""
-    totals = _Totals(len(candidates))
-    rows = block_rows(run.store.vocab_size, settings.block_bytes)
-    windows = run.windows
-    for done, (window, parts) in enumerate(reference_blocks(run.store, windows, settings.block_bytes)):
-        progress("score", done, len(windows))
-        feeds = [blocks(session, window, rows) for session in sessions]
-        middle = blocks(decoded, window, rows) if decoded else None
-        for logits, following in parts:
-            mine = read_predictions(logits, following)
-            between = read_predictions(next(middle), following) if middle else None
-            totals.add(mine, between, (read_predictions(next(feed), following) for feed in feeds))
-    progress("score", len(windows), len(windows))
-    for number, candidate in enumerate(candidates):
-        totals.fill(number, candidate)
-
-
-class _Totals:
-    """Accumulators of a group of `count` candidates."""
-
-    def __init__(self, count: int) -> None:
-        self._direct = [Accumulator() for _ in range(count)]
-        self._exporter = [Accumulator() for _ in range(count)]
-        self._quantization = Accumulator()
-        self._pairs: Mapping[tuple[int, int], Accumulator] = {
-            pair: Accumulator() for pair in combinations(range(count), 2)
-        }
-        self._attributed = False
-
-    def add(self, reference: Predictions, decoded: Predictions | None, candidates: Iterator[Predictions]) -> None:
-        """Add a block.  Candidates' predictions are made one by one, and kept only if there are pairs to compare."""
-        if decoded:
-            self._attributed = True
-            self._quantization.add(reference, decoded)
+    """Run every window through all sessions, block by block, and store the figures in `candidates`."""
+    direct = [Accumulator() for _ in candidates]
+    quantization, exporter = Accumulator(), [Accumulator() for _ in candidates]
+    pairs = {pair: Accumulator() for pair in combinations(range(len(candidates)), 2)}
+    every = [*([decoded] if decoded else []), *sessions]
+    for own, others in predictions(run.store, run.windows, every, settings, progress, "score"):
+        between = next(others) if decoded else None
+        if between:
+            quantization.add(own, between)
         kept: list[Predictions] = []
-        for number, found in enumerate(candidates):
-            self._direct[number].add(reference, found)
-            if decoded:
-                self._exporter[number].add(decoded, found)
+        for number, found in enumerate(others):
+            direct[number].add(own, found)
+            if between:
+                exporter[number].add(between, found)
             for other, before in enumerate(kept):
-                self._pairs[other, number].add(before, found)
-            if self._pairs:
+                pairs[other, number].add(before, found)
+            if pairs:  # one block at a time unless they are compared with each other
                 kept.append(found)
-
-    def fill(self, number: int, candidate: ScoredCandidate) -> None:
-        """Store the figures in `candidate`."""
-        candidate.accuracy = self._direct[number].result()
-        if self._attributed:
-            candidate.attribution = Attribution(self._quantization.result(), self._exporter[number].result())
-        candidate.pairs = {second: total.result() for (first, second), total in self._pairs.items() if first == number}
-
-
-def _agreement(run: ReferenceRun, session: Session) -> Greedy | None:
-    """Greedy agreement on all prompts; None without prompts."""
-    found = [greedy.agree(session, one, run.codec) for one in run.continuations]
-    return Greedy(run.greedy_tokens, tuple(found)) if found else None
+    for number, candidate in enumerate(candidates):
+        candidate.accuracy = direct[number].result()
+        if decoded:
+            candidate.attribution = Attribution(quantization.result(), exporter[number].result())
+        candidate.pairs = {second: total.result() for (first, second), total in pairs.items() if first == number}
 
 
 def _tokenizer_note(run: ReferenceRun, session: Session) -> str:
@@ -203,9 +165,8 @@ def _tokenizer_note(run: ReferenceRun, session: Session) -> str:
         own = session.codec.encode(run.text)
     except Exception as error:
         # a library's tokenizer may raise anything; the figures use the reference's ids and stay valid
-        return f"tokenizer of the runtime fails on the text: {type(error).__name__}: {reason(error)}"
-    pairs = enumerate(zip(ids, own, strict=False))
-    place = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(ids), len(own)))
+        return f"tokenizer of the runtime fails on the text: {failure(error)}"
+    place = first_difference(ids, own)
     if place == len(ids) == len(own):
         return ""
     theirs, ours = (str(side[place]) if place < len(side) else "the end" for side in (own, ids))
@@ -213,3 +174,37 @@ def _tokenizer_note(run: ReferenceRun, session: Session) -> str:
         f"tokenizer of the runtime differs from token {place} on: {theirs} instead of {ours} "
         f"({len(own)} tokens instead of {len(ids)})"
     )
+
+
+def tensor_errors(original: Weights, stored: Weights, path: Path) -> tuple[WeightError, ...]:
+    """The relative error of every tensor, in the order of the forward pass, read in pieces.
+
+    Args:
+        original: the checkpoint's weights.
+        stored: the exported file's weights.
+        path: the file, for messages.
+
+    Raises:
+        FileFormatError: a tensor is missing from the file or has another shape.
+    """
+    there = {tensor.key: tensor for tensor in stored}
+    found = []
+    for tensor in weights.canonical(original):
+        other = there.get(tensor.key)
+        if other is None or other.shape != tensor.shape:
+            raise FileFormatError(f"{path}: tensor {tensor.name} is missing or has another shape than the checkpoint's")
+        relative = _relative(original[tensor], stored[other], tensor)
+        rounded = relative <= (MATRIX if tensor.is_matrix else VECTOR)  # NaN compares false
+        found.append(WeightError(tensor.name, tensor.layer, tensor.size, relative, rounded))
+    return tuple(found)
+
+
+def _relative(a: ReadableTensor, b: ReadableTensor, tensor: Tensor) -> float:
+    """Root of the summed squared differences over that of `a`; 0 if both are 0."""
+    rows, step = tensor.rows, max(1, PIECE // tensor.columns)
+    apart = whole = 0.0
+    for start in range(0, rows, step):
+        x = a.read_rows(start, min(start + step, rows)).astype(np.float64)
+        apart += float(np.square(b.read_rows(start, min(start + step, rows)) - x).sum())
+        whole += float(np.square(x).sum())
+    return float(np.sqrt(apart / whole)) if whole else float(apart > 0)

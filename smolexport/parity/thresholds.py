@@ -19,16 +19,15 @@ Each threshold comes from the most specific table that sets it: `[gguf.q4_k_m]`,
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
-import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from smolexport import plugins
 from smolexport.errors import UsageError
 from smolexport.text import label, reason, show
 
@@ -38,66 +37,62 @@ if TYPE_CHECKING:
 _DEFAULT = "default"
 
 
-@dataclass(frozen=True)
-class Check:
-    """One figure checked against one threshold.
-
-    Attributes:
-        kind: the threshold's name; `finite` for the check that always applies.
-        figure: the measured value, NaN if not measured.
-        limit: the threshold, None for `finite`.
-        miss: a sentence if the threshold was missed, else empty.
-    """
+class Check(NamedTuple):
+    """One figure checked against one threshold, or (of kind `finite`, without a limit) for being a number."""
 
     kind: str
-    figure: float
+    figure: float  # NaN if not measured
     limit: float | None
-    miss: str
+    miss: str  # a sentence if the threshold was missed, else empty
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """Thresholds that a candidate must meet; null is not set.
 
-    Attributes:
-        max_kld: mean KLD against the reference, nats per token.
-        min_top1: share of positions with the same most likely token.
-        max_ppl_ratio: perplexity over the reference's perplexity.
-        max_exporter_kld: mean KLD of the file on its runtime against its own decoded weights.
-        max_pair_kld: mean KLD against every other file with the same weights.
+    Those of `rules`, which go from general to specific, replace them for the models that they match.
     """
 
-    max_kld: float | None = None
-    min_top1: float | None = None
-    max_ppl_ratio: float | None = None
-    max_exporter_kld: float | None = None
-    max_pair_kld: float | None = None
+    max_kld: Annotated[float | None, "mean KLD against the reference, nats per token."] = None
+    min_top1: Annotated[float | None, "share of positions with the same most likely token."] = None
+    max_ppl_ratio: Annotated[float | None, "perplexity over the reference's perplexity."] = None
+    max_exporter_kld: Annotated[
+        float | None, "mean KLD of the file on its runtime against its own decoded weights."
+    ] = None
+    max_pair_kld: Annotated[float | None, "mean KLD against every other file with the same weights."] = None
 
-    def thresholds_for(self, model: ModelInfo) -> Thresholds:  # noqa: ARG002 - a gate chooses by it
-        """Thresholds for `model`: these, for every model."""
-        return self
+    rules: tuple[Rule, ...] = field(default=(), metadata={"hidden": True})
+
+    def thresholds_for(self, model: ModelInfo) -> Thresholds:
+        """Thresholds for `model`.  For a folder with several schemes, `int4+f32`, the first one counts."""
+        schemes = (None, model.scheme, model.scheme.partition("+")[0])
+        limits = replace(self, rules=())
+        for rule in self.rules:
+            if rule.format in (None, model.format) and rule.scheme in schemes:
+                limits = limits.overridden(rule.limits)
+        return limits
 
     def needs_attribution(self) -> bool:
-        """Whether checking needs the deviation split into its two parts."""
-        return self.max_exporter_kld is not None
+        """Whether checking any candidate needs the deviation split into its two parts."""
+        return any(limits.max_exporter_kld is not None for limits in (self, *(rule.limits for rule in self.rules)))
 
     def values(self) -> dict[str, float]:
-        """The thresholds that are set, by name."""
+        """The thresholds that are set for every model, by name."""
         return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
 
     def overridden(self, other: Thresholds) -> Thresholds:
-        """These thresholds; those that `other` sets replace them."""
-        return Thresholds(**(self.values() | other.values()))
+        """These thresholds; those that `other` sets for every model replace them, also in every rule."""
+        rules = tuple(rule._replace(limits=rule.limits.overridden(other)) for rule in self.rules)
+        limits: dict[str, Any] = self.values() | other.values()
+        return Thresholds(**limits, rules=rules)
 
     def checks(
         self, accuracy: Accuracy, attribution: Attribution | None = None, pairs: Sequence[Accuracy] = ()
     ) -> tuple[Check, ...]:
         """Check each threshold that is set.  Figures that are not finite always miss.
 
-        Args:
-            accuracy: the candidate against the reference.
-            attribution: its deviation in two parts; with None, `max_exporter_kld` is missed.
-            pairs: the candidate against others with the same weights; without any, `max_pair_kld` is not checked.
+        Without `attribution`, `max_exporter_kld` is missed; without `pairs`, the candidate against others with the same
+        weights, `max_pair_kld` is not checked.
         """
         kld, ratio = accuracy.kld.mean.value, accuracy.perplexity_ratio.value
         broken = ""
@@ -117,9 +112,11 @@ class Thresholds:
         found = [Check("finite", kld, None, broken)]
         for name, limit in self.values().items():
             if name in figures:
-                figure, words = figures[name]
-                unknown = name == "max_exporter_kld" and attribution is None
-                miss = f"{name} = {limit:g} was not measured" if unknown else _miss(name, figure, limit, words)
+                (figure, words), least = figures[name], name.startswith("min_")
+                met = figure >= limit if least else figure <= limit  # NaN meets no limit
+                miss = "" if met else f"{words.format(figure)} is {'below' if least else 'above'} {limit:g}"
+                if name == "max_exporter_kld" and attribution is None:
+                    miss = f"{name} = {limit:g} was not measured"
                 found.append(Check(name, figure, limit, broken or miss))
         return tuple(found)
 
@@ -130,8 +127,7 @@ class Thresholds:
         return tuple(dict.fromkeys(check.miss for check in self.checks(accuracy, attribution, pairs) if check.miss))
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """Thresholds for the candidates of `format` and `scheme`; None matches any."""
 
     format: str | None
@@ -139,54 +135,16 @@ class Rule:
     limits: Thresholds
 
 
-@dataclass(frozen=True)
-class Gate(Thresholds):
-    """Thresholds with rules per format and scheme: its own are the defaults, `rules` go from general to specific."""
-
-    rules: tuple[Rule, ...] = field(default=(), metadata={"hidden": True})
-
-    def thresholds_for(self, model: ModelInfo) -> Thresholds:
-        """Thresholds for `model`.  For a folder with several schemes, `int4+f32`, the first one counts."""
-        schemes = (None, model.scheme, model.scheme.partition("+")[0])
-        limits = Thresholds(**self.values())
-        for rule in self.rules:
-            if rule.format in (None, model.format) and rule.scheme in schemes:
-                limits = limits.overridden(rule.limits)
-        return limits
-
-    def needs_attribution(self) -> bool:
-        """Whether checking any candidate needs the deviation split into its two parts."""
-        return any(limits.max_exporter_kld is not None for limits in (self, *(rule.limits for rule in self.rules)))
-
-    def overridden(self, other: Thresholds) -> Gate:
-        """This gate; the thresholds that `other` sets replace the defaults and those of every rule."""
-        rules = tuple(dataclasses.replace(rule, limits=rule.limits.overridden(other)) for rule in self.rules)
-        return Gate(**(self.values() | other.values()), rules=rules)
-
-
-_NAMES = tuple(field.name for field in dataclasses.fields(Thresholds))
-
-
-def _miss(name: str, figure: float, limit: float, words: str) -> str:
-    """Empty if `figure` meets `limit`; NaN meets no limit."""
-    least = name.startswith("min_")
-    meets: Callable[[float, float], bool] = operator.ge if least else operator.le
-    if meets(figure, limit):
-        return ""
-    return f"{words.format(figure)} is {'below' if least else 'above'} {limit:g}"
+_NAMES = tuple(one.name for one in fields(Thresholds) if one.name != "rules")
 
 
 def gate_from(path: Path | None, flags: Thresholds) -> Thresholds:
-    """The gate in `path` with `flags` overriding it; the flags alone if `path` is None.
-
-    Raises:
-        UsageError: see `read_gate`.
-    """
+    """The thresholds in `path`, see `read_gate`, with `flags` overriding them; the flags alone if `path` is None."""
     return flags if path is None else read_gate(path).overridden(flags)
 
 
-def read_gate(path: Path) -> Gate:
-    """The gate in the TOML file `path`.
+def read_gate(path: Path) -> Thresholds:
+    """The thresholds in the TOML file `path`.
 
     Raises:
         UsageError: the file does not exist or is not TOML, a table names no installed format or scheme, a key is not
@@ -201,7 +159,7 @@ def read_gate(path: Path) -> Gate:
         raise UsageError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number of thousands of digits
         raise UsageError(f"{path}: is not TOML: {reason(error)}") from error
-    rules: list[tuple[int, Rule]] = []
+    found: dict[_Key, Thresholds] = {}
     default = Thresholds()
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -210,57 +168,51 @@ def read_gate(path: Path) -> Gate:
             )
         if name == _DEFAULT:
             default = _limits(path, name, table)
-        else:
-            rules += _rules(path, name, table)
-    seen: set[tuple[int, str | None, str | None]] = set()
-    for rank, rule in rules:
-        if (rank, rule.format, rule.scheme) in seen:
-            raise UsageError(f"{path}: {rule.format} {rule.scheme} has two tables, under two names of the scheme")
-        seen.add((rank, rule.format, rule.scheme))
-    rules.sort(key=lambda ranked: ranked[0])
-    gate = Gate(**default.values(), rules=tuple(rule for _, rule in rules))
-    if not any(limits.values() for limits in (gate, *(rule.limits for rule in gate.rules))):
+            continue
+        for key, limits in _rules(path, name, table):
+            if key in found:
+                raise UsageError(f"{path}: {key[1]} {key[2]} has two tables, under two names of the scheme")
+            found[key] = limits
+    ordered = sorted(found.items(), key=lambda one: one[0][0])
+    gate = Thresholds(**default.values(), rules=tuple(Rule(*key[1:], limits) for key, limits in ordered))
+    if not any(limits.values() for limits in (gate, *found.values())):
         raise UsageError(f"{path}: sets no threshold; available: {', '.join(_NAMES)}")
     return gate
 
 
-def _rules(path: Path, name: str, table: Mapping[str, Any]) -> list[tuple[int, Rule]]:
-    """The rules of one top-level table, each with its rank from general to specific."""
-    formats, lower = _formats(), name.lower()
+_Key = tuple[int, str, str | None]
+"""Rank of a rule from general to specific, format, scheme."""
+
+
+def _rules(path: Path, name: str, table: Mapping[str, Any]) -> list[tuple[_Key, Thresholds]]:
+    """The rules of one top-level table."""
+    formats, lower = {module.FORMAT: module for module in map(plugins.converter, plugins.converters())}, name.lower()
     if lower in formats:
         inner = {key: value for key, value in table.items() if isinstance(value, dict)}
-        found = [(1, Rule(lower, None, _limits(path, name, {k: v for k, v in table.items() if k not in inner})))]
+        own = _limits(path, name, {key: value for key, value in table.items() if key not in inner})
+        found: list[tuple[_Key, Thresholds]] = [((1, lower, None), own)]
         for key, values in inner.items():
-            scheme = formats[lower](key)
+            scheme = _scheme(formats[lower], key)
             if scheme is None:
                 raise UsageError(f"{path}: [{label(f'{name}.{key}')}]: format {lower} has no such scheme")
-            found.append((3, Rule(lower, scheme, _limits(path, f"{name}.{key}", values))))
+            found.append(((3, lower, scheme), _limits(path, f"{name}.{key}", values)))
         return found
     limits = _limits(path, name, table)
-    known = {each: scheme for each, find in formats.items() if (scheme := find(name)) is not None}
-    # an alias of one format's scheme may be the name of another's
-    own = {each: scheme for each, scheme in known.items() if scheme == lower.replace("-", "_")}
-    found = [(2, Rule(each, scheme, limits)) for each, scheme in (own or known).items()]
-    if not found:
+    known = {each: scheme for each, module in formats.items() if (scheme := _scheme(module, name)) is not None}
+    if not known:
         known_tables = f"{_DEFAULT}, the formats {', '.join(formats)}, and their schemes (see `smolexport list`)"
         raise UsageError(f"{path}: [{label(name)}]: unknown table; use {known_tables}")
-    return found
+    # an alias of one format's scheme may be the name of another's
+    exact = {each: scheme for each, scheme in known.items() if scheme == lower.replace("-", "_")}
+    return [((2, each, scheme), limits) for each, scheme in (exact or known).items()]
 
 
-def _formats() -> dict[str, Callable[[str], str | None]]:
-    """Installed formats by name, each with a function from a scheme's name or alias to its name, None if unknown."""
-    from smolexport import plugins
-
-    def finder(converter: Any) -> Callable[[str], str | None]:
-        def find(name: str) -> str | None:
-            try:
-                return str(converter.find_scheme(name).name)
-            except UsageError:
-                return None
-
-        return find
-
-    return {module.FORMAT: finder(module) for module in map(plugins.converter, plugins.converters())}
+def _scheme(converter: Any, name: str) -> str | None:
+    """The converter's name of the scheme with this name or alias; None if it has none."""
+    try:
+        return str(converter.find_scheme(name).name)
+    except UsageError:
+        return None
 
 
 def _limits(path: Path, table: str, values: Mapping[str, Any]) -> Thresholds:
@@ -272,12 +224,8 @@ def _limits(path: Path, table: str, values: Mapping[str, Any]) -> Thresholds:
             hint = f", did you mean {near[0]}?" if near else ""
             raise UsageError(f"{where}: is not a threshold{hint}; available: {', '.join(_NAMES)}")
         if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
-            raise UsageError(f"{where} = {_shown(value)}: must be a number, at least 0")
+            shown = str(value).lower() if isinstance(value, bool) else show(value, 40)  # as TOML writes it
+            raise UsageError(f"{where} = {shown}: must be a number, at least 0")
         if key == "min_top1" and value > 1:
             raise UsageError(f"{where} = {value}: must be a share, at most 1")
     return Thresholds(**values)
-
-
-def _shown(value: object) -> str:
-    """A value as TOML writes it, on one short line."""
-    return str(value).lower() if isinstance(value, bool) else show(value, 40)

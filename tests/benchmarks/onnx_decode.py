@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from smolexport.model.spec import Role
-from smolexport.parity.machine import bandwidth
+from smolexport.parity.speed import memory_bandwidth
 from tests.benchmarks.export_memory import write_random
 from tests.benchmarks.turns import Player, in_turns, ratio, serve
 from tests.core.published_configs import PUBLISHED
@@ -184,7 +184,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     rows = []
     for threads in args.threads:
         cases = [(w, s) for w in ways for s in (False, True) if not s or (w != "torch" and threads > 1)]
-        limit = bandwidth(threads) / read
+        limit = memory_bandwidth(threads) / read
         tail = [str(args.prompt), str(args.tokens)]
         start = [sys.executable, "-m", "tests.benchmarks.onnx_decode", "--serve"]
         commands = {(w, s): [*start, w, str(folders[w]), str(threads), str(int(s)), *tail] for w, s in cases}

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from smolexport.parity.machine import bandwidth
+from smolexport.parity.speed import memory_bandwidth
 from tests.benchmarks.export_memory import write_random
 from tests.benchmarks.turns import Player, in_turns, ratio, serve
 from tests.core.published_configs import PUBLISHED
@@ -208,7 +208,7 @@ def measure(
     for key in ("prefill", "decode"):
         row |= {key: statistics.median(turns["ours"][key]), f"{key}_theirs": statistics.median(turns["theirs"][key])}
         row[f"{key}_ratio"] = ratio(turns["ours"][key], turns["theirs"][key])
-    row["bandwidth_share"] = row["decode"] * made.plan.nbytes / bandwidth(args.threads)
+    row["bandwidth_share"] = row["decode"] * made.plan.nbytes / memory_bandwidth(args.threads)
     return row
 
 

@@ -152,7 +152,7 @@ def test_a_setting_that_no_runtime_has(tiny: Path, exported: Path, folder: Path)
     each = "llama.cpp has kv_type, flash_attention, batch, gpu_layers; mlx has dtype"
     assert_refused(two, f"--set nothere: no runtime has such an option; {each}")
     one = call("compare", tiny, folder, folder, "--set", "nothere=1")
-    assert_refused(one, "--set nothere: mlx has no such option; it has dtype")
+    assert_refused(one, "--set nothere: no runtime has such an option; mlx has dtype")
 
 
 @needs_runtimes

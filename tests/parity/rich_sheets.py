@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smolexport.parity.candidates import short_names
 from smolexport.parity.metrics import histogram, percentile
 from smolexport.parity.report import json_schema
-from smolexport.parity.report.names import short_names
 from smolexport.parity.results import (
     Accuracy,
     Attribution,

@@ -19,7 +19,7 @@ from smolexport.parity.candidates import exported, reference
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.results import CandidateResult, Comparison
-from smolexport.parity.weight_errors import MATRIX, tensor_errors
+from smolexport.parity.scoring import MATRIX, tensor_errors
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.onnx_for_tests import onnxruntime
 from tests.runtimes.onnx_edits import edited

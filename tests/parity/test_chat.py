@@ -14,7 +14,7 @@ from smolexport.conversion.pipeline import export
 from smolexport.errors import TokenizerError
 from smolexport.parity import chat
 from smolexport.parity.candidates import exported
-from smolexport.parity.conversations import TEXTS, conversations
+from smolexport.parity.chat import TEXTS, conversations
 from smolexport.testing.checkpoints import write_checkpoint, write_tokenizer
 from tests.tokenizers_for_tests import real_folder
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,11 +8,10 @@ import pytest
 import smolexport_on_table as table
 
 from smolexport.parity import speed
-from smolexport.parity.greedy import agree, continue_greedily
 from smolexport.parity.inputs import Settings
-from smolexport.parity.interleave import lack_of_memory
 from smolexport.parity.results import Divergence, Greedy
-from smolexport.parity.speed import speeds
+from smolexport.parity.speed import lack_of_memory, speeds
+from smolexport.parity.windows import agree, continue_greedily
 
 PROMPT = np.array([5, 9, 17])
 
@@ -102,8 +102,9 @@ def measure(make_model, settings, *, context=4096):
     ]
     steps = []
     found = speed.measure(
-        sessions, np.arange(40), settings, clock=lambda: time[0], advance=lambda: steps.append(len(log))
-    )
+        lambda place: nullcontext((sessions[place], 0.0)), 2, np.arange(40), context, settings,
+        clock=lambda: time[0], advance=lambda: steps.append(len(log)),
+    )  # fmt: skip
     return found, log, steps
 
 
@@ -124,13 +125,14 @@ def test_rates_are_tokens_over_time(make_model):
 
 def test_error_of_a_rate_is_the_standard_error(make_model):
     decode = [1.0, 2.0, 1.5, 1.25, 4.0]
-    readings = [0.0, 0.0, 0.0]  # the round that does not count
+    readings = []
     for seconds in decode:
         readings += [10.0, 10.5, 10.5 + seconds, 20.0, 22.0]
     ticks = iter(readings)
     session = table.open(make_model("a.table").path)
     settings = Settings(prefill_tokens=100, decode_tokens=4, repetitions=5)
-    (found,) = speed.measure([session], np.arange(40), settings, clock=lambda: next(ticks))
+    opened = nullcontext((session, 0.0))
+    (found,) = speed.measure(lambda _: opened, 1, np.arange(40), session.context, settings, clock=lambda: next(ticks))
     rates = [4 / seconds for seconds in decode]
     assert found.decode_tok_s.value == pytest.approx(np.mean(rates))
     assert found.decode_tok_s.error == pytest.approx((np.var(rates, ddof=1) / 5) ** 0.5)
@@ -172,8 +174,8 @@ def test_without_room_for_all_at_most_one_is_open(make_model, monkeypatch):
     assert [one.decode_tok_s.value > 0 for one, _ in found] == [True] * 3
     assert "was reopened" in note
     assert (most[0], open_now[0]) == (1, 0)
-    # for their contexts, for the round that does not count, and in turns
-    assert "".join(name[0] for name in opened) == "abc" + "abc" + "abc" + "bca"
+    # for their contexts, and in turns
+    assert "".join(name[0] for name in opened) == "abc" + "abc" + "bca"
 
 
 def test_one_model_and_small_models_are_kept_open(make_model, monkeypatch):

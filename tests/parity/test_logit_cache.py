@@ -17,7 +17,7 @@ from smolexport.errors import FileFormatError, OutputError, SessionError
 from smolexport.parity import candidates, logit_cache
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
-from smolexport.parity.logit_cache import LogitCache, LogitStore, Recorder, digest
+from smolexport.parity.logit_cache import LogitCache, LogitStore, digest, write_logits
 from smolexport.parity.metrics import Accumulator
 from tests.children import python
 from tests.mutations import changed_bytes, read_or_refused
@@ -26,9 +26,7 @@ ONCE = Settings(window=64, repetitions=0, memory=False)
 
 
 def write(path: Path, logits: np.ndarray, *, bf16: bool) -> LogitStore:
-    with Recorder(path, *logits.shape, bf16=bf16) as recorder:
-        for part in np.array_split(logits, 3):
-            recorder.add(part)
+    write_logits(path, *logits.shape, np.array_split(logits, 3), bf16=bf16)
     return LogitStore(path)
 
 
@@ -60,8 +58,8 @@ def test_logits_come_back_to_the_bit(tmp_path: Path, bf16: bool) -> None:
 
 
 def test_what_is_no_bfloat16_is_not_cut(tmp_path: Path) -> None:
-    with Recorder(tmp_path / "l.npy", 1, 2, bf16=True) as recorder, pytest.raises(SessionError, match="not bfloat16"):
-        recorder.add(np.array([[1.0, 1.001]], np.float32))
+    with pytest.raises(SessionError, match="not bfloat16"):
+        write_logits(tmp_path / "l.npy", 1, 2, [np.array([[1.0, 1.001]], np.float32)], bf16=True)
 
 
 def test_damage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +74,7 @@ def test_damage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(FileFormatError, match=r"l\.npy"):
             LogitStore(path)
     with pytest.raises(OutputError):
-        Recorder(path, 1 << 40, 1 << 20, bf16=False)
+        write_logits(path, 1 << 40, 1 << 20, [], bf16=False)
 
 
 def test_a_second_comparison_does_not_play_the_reference(make_model, text, tmp_path: Path) -> None:
@@ -165,15 +163,15 @@ def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(logit_cache, "ROOM", 800)
     cache = LogitCache(tmp_path)
     for number in range(4):
-        with cache.making(f"k{number}", {}) as folder:
+        with cache.making(f"k{number}") as (folder, _):
             write(folder / "logits.npy", np.zeros((4, 5), np.float32), bf16=False)
         cache.find("k0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k0", "k2", "k3"]
 
 
 def test_nothing_is_left_of_an_entry_that_fails(tmp_path: Path) -> None:
-    making = LogitCache(tmp_path).making("k", {})
-    (making.__enter__() / "logits.npy").write_bytes(b"x")
+    making = LogitCache(tmp_path).making("k")
+    (making.__enter__()[0] / "logits.npy").write_bytes(b"x")
     assert list(tmp_path.iterdir())
     assert not making.__exit__(RuntimeError, RuntimeError(), None)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from smolexport.errors import FileFormatError
 from smolexport.parity import reference as reference_module
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
-from smolexport.parity.logit_cache import SUM, LogitCache, LogitStore, Recorder, _sum
+from smolexport.parity.logit_cache import SUM, LogitCache, LogitStore, _sum, write_logits
 from smolexport.parity.metrics import COLUMNS, Accumulator
 from smolexport.parity.reference import run_reference
 from tests.mutations import changed_bytes, changed_json, read_or_refused
@@ -104,8 +104,7 @@ HEADERS = [
 def test_headers_that_are_not_ours(tmp_path: Path) -> None:
     path, random = tmp_path / "l.npy", Random(2)
     logits = np.arange(21, dtype=np.float32).reshape(3, 7)
-    with Recorder(path, 3, 7, bf16=False) as recorder:
-        recorder.add(logits)
+    write_logits(path, 3, 7, [logits], bf16=False)
     whole = path.read_bytes()
     assert whole[:128] == header(PLAIN.format("(3, 7)")), "as NumPy writes it"
     assert (np.load(path) == logits).all()

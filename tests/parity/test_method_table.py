@@ -12,19 +12,14 @@ import pytest
 from rich.console import Console
 
 from smolexport.conversion.source_model import CALIBRATION_KEY
-from smolexport.parity.calibration_record import (
-    CalibrationEffect,
-    Record,
-    read_calibration_errors,
-    read_calibration_record,
-)
-from smolexport.parity.compare import compare
-from smolexport.parity.inputs import Settings
-from smolexport.parity.method_table import columns, side_by_side
+from smolexport.parity.candidates import read_calibration_errors, read_calibration_record
+from smolexport.parity.compare import compare, side_by_side
+from smolexport.parity.inputs import Record, Settings
 from smolexport.parity.report import render, render_html, render_markdown, to_json
 from smolexport.parity.report.junit import to_junit
-from smolexport.parity.report.names import described
-from smolexport.parity.thresholds import Gate, Rule, Thresholds
+from smolexport.parity.report.tables import described, method_rank
+from smolexport.parity.results import CalibrationEffect
+from smolexport.parity.thresholds import Rule, Thresholds
 from smolexport.recipe import sidecar_of
 from tests.browser.chromium_for_tests import needs_chromium_alone, opened
 from tests.parity.rich_sheets import keeps_to_schema, moved
@@ -100,14 +95,16 @@ def test_methods_stand_side_by_side(comparison):
     assert rows[0].files[1].ratio == solved / plain
     assert 0 < solved < plain
     terminal, markdown = printed(comparison), render_markdown(comparison)
-    assert "Methods at equal size, mean KLD" in terminal
+    assert "Calibration methods at equal size" in terminal
     assert f"{solved / plain:.2f} x rtn" in terminal
-    assert "| format | rtn | gptq | distil |" in markdown
-    assert f"({solved / plain:.2f}) |" in markdown
-    assert next(line for line in markdown.splitlines() if line.startswith("| table q5, table")).split(" | ")[2] == "-"
+    assert "| format | runtime | rtn | gptq | distil |" in markdown
+    assert f"({solved / plain:.2f} x rtn) |" in markdown
+    assert (
+        next(line for line in markdown.splitlines() if line.startswith("| `table q5` | table")).split(" | ")[3] == "-"
+    )
     page = render_html(comparison)
     assert "Calibration methods at equal size" in page
-    assert f"{solved / plain:.2f} × rtn" in page
+    assert f"{solved / plain:.2f} x rtn" in page
 
 
 def test_other_sizes_and_single_methods_are_no_row(comparison):
@@ -120,7 +117,8 @@ def test_other_sizes_and_single_methods_are_no_row(comparison):
 
 
 def test_columns_go_from_the_plainest_on():
-    assert columns(["distil", "of a stranger", "rtn", "distil"]) == ["rtn", "distil", "of a stranger"]
+    assert sorted(["of a stranger", "distil", "rtn"], key=method_rank) == ["rtn", "distil", "of a stranger"]
+    assert method_rank(None) == method_rank("rtn")
 
 
 def test_curves_join_the_sizes_of_a_method(comparison):
@@ -154,7 +152,7 @@ def test_hostile_methods_are_text(make_model, text):
 def test_a_gate_matches_the_scheme_of_a_calibrated_file(make_model):
     model = dataclasses.replace(make_model("int4.table"), calibration=Record("gptq"))
     assert described(model.info("int4.table")) == "table int4 gptq, table"
-    gate = Gate(rules=(Rule("table", "int4", Thresholds(max_kld=0.5)),))
+    gate = Thresholds(rules=(Rule("table", "int4", Thresholds(max_kld=0.5)),))
     assert gate.thresholds_for(model.info("int4.table")).max_kld == 0.5
 
 

@@ -57,7 +57,7 @@ def test_every_chart_is_there(light):
         assert height > 100
         assert shapes > 20
     assert light["outside"] == []
-    assert light["tables"] == 4
+    assert light["tables"] == 5
 
 
 def test_nothing_is_wider_than_the_window(light):

@@ -14,9 +14,10 @@ import pytest
 from smolexport.errors import MissingDependencyError, OutputError, UsageError
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report import check_reports, render_html, render_markdown, to_json, write_reports
-from smolexport.parity.report.styles import styles_of
+from smolexport.parity.report.charts import styles_of
+from smolexport.parity.report.tables import tables
 from smolexport.parity.results import Divergence, Greedy, ModelInfo
-from smolexport.parity.thresholds import Gate, Rule, Thresholds
+from smolexport.parity.thresholds import Rule, Thresholds
 from tests.children import python
 from tests.cli.commands import assert_refused, call
 from tests.parity.rich_sheets import judged_by, keeps_to_schema, moved, named
@@ -93,6 +94,16 @@ def test_the_page_holds_everything(rich, rich_page):
     assert len(text.encode()) < 500_000
 
 
+def test_every_cell_stands_below_a_head(rich, rich_page):
+    drawn = re.findall(r"<table>.*?</table>", rich_page, re.DOTALL)
+    assert len(drawn) == len(tables(rich)) == 4
+    for table, drawing in zip(tables(rich), drawn, strict=True):
+        heads = re.findall(r'<th scope="col">(.*?)</th>', drawing, re.DOTALL)
+        assert heads == [table.heads[0], *table.heads[2:]]
+        rows = [row.count("<td>") for row in drawing.split("<tr")[2:]]
+        assert rows == [len(heads) - 1] * len(table.rows)
+
+
 def test_the_page_needs_nothing_else(rich_page):
     page, text = Page(rich_page), rich_page
     assert not {"script", "img", "link", "iframe", "object", "embed", "base"} & set(page.tags)
@@ -151,15 +162,16 @@ def test_names_are_text_in_markdown_too(rich):
 def test_markdown_is_the_sheet(rich):
     text = render_markdown(rich)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert [table.count("\n") for table in tables] == [5, 3, 5]
+    assert [table.count("\n") for table in tables] == [6, 5, 4, 5]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     first = rich.candidates[0]
     row = next(line for line in tables[0].splitlines() if "demo-q8_0.gguf" in line)
     assert row.startswith("| `demo-q8_0.gguf` | gguf q8\\_0, llama.cpp | ")
     assert f"{first.accuracy.kld.mean.value:.3g} ± " in row
-    assert "41 of 64" in row
-    assert f"{first.attribution.exporter.kld.mean.value:.3g} ± " in row
+    assert "| 9, mean 38.0 (margin 0.031, 1 near tie) |" in row
+    parts = next(line for line in tables[1].splitlines() if "demo-q8_0.gguf" in line)
+    assert f"{first.attribution.exporter.kld.mean.value:.3g} ± " in parts
     command = "smolexport compare demo demo-q8_0.gguf demo-int4-onnx --dtype bf16 --window 128 --max-windows 4 "
     assert f"`{command}--max-kld 0.5" in text
     assert "processor: AMD EPYC 7B13" in text
@@ -169,7 +181,7 @@ def test_markdown_is_the_sheet(rich):
 def test_a_gate_of_exceptions_alone_is_told(rich):
     """Nothing under [default]: what is asked stands in the rules, and no report may say that nothing was."""
     kind, scheme = rich.candidates[1].model.format, rich.candidates[1].model.scheme
-    gate = Gate(rules=(Rule(kind, scheme, Thresholds(max_exporter_kld=0.5)),))
+    gate = Thresholds(rules=(Rule(kind, scheme, Thresholds(max_exporter_kld=0.5)),))
     judged = judged_by(rich, gate)
     sheet = to_json(judged)
     keeps_to_schema(sheet)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from smolexport.parity.candidates import reference_name, short_names
 from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.metrics import RUNS, by_position, histogram
 from smolexport.parity.report import json_schema, to_json
-from smolexport.parity.report.names import reference_name, short_names
 from smolexport.parity.results import KLD_EDGES, TextInfo
 from tests.parity.rich_sheets import enriched, keeps_to_schema
 

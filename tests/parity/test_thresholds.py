@@ -13,7 +13,7 @@ from smolexport.parity.compare import compare
 from smolexport.parity.inputs import Settings
 from smolexport.parity.report.junit import checks_of, to_junit
 from smolexport.parity.results import Attribution, Pair
-from smolexport.parity.thresholds import Gate, Rule, Thresholds, gate_from, read_gate
+from smolexport.parity.thresholds import Rule, Thresholds, gate_from, read_gate
 from tests.parity.rich_sheets import judged_by, moved, named
 
 QUICK = Settings(window=64, repetitions=0, greedy_tokens=0, memory=False)
@@ -123,7 +123,7 @@ def test_no_gate_file_is_an_error(tmp_path):
 def judged(make_model, text):
     """Two like files, of which the gate asks more of the first."""
     models = [make_model("strict.table", noise=0.1), make_model("easy.table", noise=0.1, seed=7)]
-    gate = Gate(max_kld=9.0, rules=(Rule("table", "strict", Thresholds(max_kld=1e-9, min_top1=0.0)),))
+    gate = Thresholds(max_kld=9.0, rules=(Rule("table", "strict", Thresholds(max_kld=1e-9, min_top1=0.0)),))
     return compare(make_model("bf16.table"), models, text=text, settings=QUICK, thresholds=gate)
 
 
@@ -183,7 +183,7 @@ def test_junit_has_a_case_for_each_file_and_threshold(judged):
 
 def test_junit_says_what_else_failed_and_what_the_pairs_did(judged):
     results = [dataclasses.replace(judged.candidates[0], missed=("something new",)), judged.candidates[1]]
-    gate = Gate(max_pair_kld=0.5)
+    gate = Thresholds(max_pair_kld=0.5)
     pairs = (Pair(0, 1, figures(judged, 0.7)),)
     found = judged_by(dataclasses.replace(judged, candidates=results, pairs=pairs), gate)
     kinds = [[(check.kind, bool(check.miss)) for check in checks_of(found, index)] for index in (0, 1)]

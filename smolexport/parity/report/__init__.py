@@ -1,15 +1,10 @@
 """A comparison as a report: JSON, tables for a terminal, Markdown, an HTML page, JUnit XML.
 
-All of them are made from the same `results.Comparison`.
-
 schema     results as JSON values, and the JSON Schema of them (`python -m smolexport.parity.report` prints it)
-names      names of models, and figures as text
-terminal   tables of 100 columns
-markdown   tables for a model card
-html       the page, with jinja2 (`page.html.j2`, `page.css`) and charts
-charts     the charts, with matplotlib (`calibration_chart`, `styles`, `label_layout`, `svg`)
-files      `--report FILE`: the format follows from the file name
+tables     the tables, described once; `terminal`, `markdown` and `html` (`page.html.j2`, `page.css`) draw them
+charts     the page's charts, with matplotlib (`charts.mplstyle`); `svg` makes them part of the page
 junit      the verdicts as JUnit XML
+files      `--report FILE`, whose format follows from the file name, and `--junit FILE`
 """
 
 from __future__ import annotations

@@ -7,10 +7,8 @@ figures.  Elements and attributes are those that the schemas of Jenkins and Ant 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from xml.etree import ElementTree
 
-from smolexport.files import atomic_file, check_target
 from smolexport.parity.results import CandidateResult, Comparison
 from smolexport.parity.thresholds import Check
 from smolexport.text import printable
@@ -33,27 +31,6 @@ def to_junit(comparison: Comparison) -> str:
     suite.set("skipped", "0")
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
-
-
-def check_junit(path: Path | None) -> None:
-    """Raise, before any work, if `path` cannot be written; None means no report.
-
-    Raises:
-        OutputError: the path is a folder, or its folder does not exist or cannot be written to.
-    """
-    if path is not None:
-        check_target(path, 0, force=True, option="--junit")
-
-
-def write_junit(comparison: Comparison, path: Path | None) -> None:
-    """Write `to_junit` to `path`, completely or not at all, replacing an earlier report; None writes nothing.
-
-    Raises:
-        OutputError: the disk is full or the folder cannot be written to.
-    """
-    if path is not None:
-        with atomic_file(path, force=True) as file:
-            file.write(to_junit(comparison).encode("utf-8"))
 
 
 def checks_of(comparison: Comparison, index: int) -> tuple[Check, ...]:

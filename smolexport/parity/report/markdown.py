@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from smolexport.parity.method_table import PLAIN, columns
-from smolexport.parity.report.names import ABSENT, described, figure, number, percent, rate
-from smolexport.parity.results import Accuracy, Attribution, Comparison, Greedy, MethodFile
+from smolexport.parity.report.tables import Cell, Row, Table, tables
+from smolexport.parity.results import Comparison
 from smolexport.parity.thresholds import Thresholds
 from smolexport.text import printable
 
@@ -16,8 +15,8 @@ FLAGS = "max_kld", "min_top1", "max_ppl_ratio"  # thresholds with an option of `
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """Tables in GitHub's Markdown: accuracy, methods, pairs, speed; then missed thresholds and the conditions."""
-    parts = [make(comparison) for make in (_accuracy, _methods, _pairs, _speed, _verdicts, _conditions)]
+    """The tables in GitHub's Markdown; then missed thresholds and the conditions."""
+    parts = [*map(_table, tables(comparison)), _verdicts(comparison), _conditions(comparison)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -43,95 +42,21 @@ def _threshold_options(limits: Sequence[Thresholds]) -> list[str]:
     return [word for name, limit in values.items() for word in (f"--{name.replace('_', '-')}", f"{limit:g}")]
 
 
-def _accuracy(comparison: Comparison) -> str:
-    reference, floor = comparison.reference, comparison.reference.noise_floor
-    parts = any(result.attribution for result in comparison.candidates)
-    head = ["file", "format", "KLD, nats/token", "KLD 99 %", "top-1, %", "perplexity ratio", "greedy tokens agreed"]
-    head += ["KLD by quantization", "KLD by exporter"] if parts else []
-    rows = []
-    if floor:
-        kind = f"f32 against {_text(reference.model.scheme)}"
-        rows.append(["*noise floor*", kind, *_figures(floor), ABSENT, *[ABSENT] * (2 * parts)])
-    for result in comparison.candidates:
-        row = [_code(result.model.name), _text(described(result.model)), *_figures(result.accuracy)]
-        rows.append([*row, _greedy(result.greedy), *(_parts(result.attribution) if parts else [])])
-    title = (
-        f"Accuracy against {_code(reference.model.name)} in {_text(reference.model.scheme)} "
-        f"(perplexity {reference.perplexity.value:.4g}), {comparison.text.scored_positions:,} positions:"
-    )
-    return f"{title}\n\n{_table(head, rows, left=2)}"
+def _table(table: Table) -> str:
+    heads = [_text(head.replace("-\n", "").replace("\n", " ")) for head in table.heads]
+    rule = [":--" if place < 2 else "--:" for place in range(len(heads))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, rule, *map(_row, table.rows))]
+    return "\n\n".join(filter(None, (f"{table.title}:", "\n".join(lines), _text(" ".join(table.legend)))))
 
 
-def _figures(accuracy: Accuracy) -> list[str]:
-    return [
-        _cell(figure(accuracy.kld.mean, "{:.3g}")),
-        f"{accuracy.kld.p99:.3g}",
-        _cell(percent(accuracy.top1_agreement)),
-        _cell(figure(accuracy.perplexity_ratio, "{:.4f}")),
-    ]
+def _row(row: Row) -> list[str]:
+    name = _code(row.name) if row.kind == "file" else f"*{_text(row.name)}*"
+    return [name, _text(row.detail), *map(_cell, row.cells)]
 
 
-def _cell(shown: tuple[str, str]) -> str:
-    return " ± ".join(filter(None, shown))
-
-
-def _greedy(greedy: Greedy | None) -> str:
-    return ABSENT if greedy is None else f"{greedy.median_agreed_tokens:g} of {greedy.tokens}"
-
-
-def _parts(attribution: Attribution | None) -> list[str]:
-    if attribution is None:
-        return [ABSENT] * 2
-    return [_cell(figure(part.kld.mean, "{:.3g}")) for part in (attribution.quantization, attribution.exporter)]
-
-
-def _methods(comparison: Comparison) -> str:
-    if not comparison.methods:
-        return ""
-    methods = columns(file.method for row in comparison.methods for file in row.files)
-    rows = []
-    for row in comparison.methods:
-        cells = {file.method: _method(file) for file in row.files}
-        kind = _text(f"{row.format} {row.scheme}, {row.runtime}")
-        rows.append([kind, *(cells.get(method, ABSENT) for method in methods)])
-    title = f"KLD, nats/token, of calibration methods at equal size (ratio to {PLAIN}, plain rounding):"
-    return f"{title}\n\n{_table(['format', *map(_text, methods)], rows, left=1)}"
-
-
-def _method(file: MethodFile) -> str:
-    kld = _cell(figure(file.kld, "{:.3g}"))
-    return kld if file.method == PLAIN or file.ratio is None else f"{kld} ({file.ratio:.2f})"
-
-
-def _pairs(comparison: Comparison) -> str:
-    if not comparison.pairs:
-        return ""
-    names = [_code(result.model.name) for result in comparison.candidates]
-    rows = [[names[pair.first], names[pair.second], *_figures(pair.accuracy)[:3]] for pair in comparison.pairs]
-    head = ["same weights", "on another runtime", "KLD, nats/token", "KLD 99 %", "top-1, %"]
-    return f"Files with the same weights, compared with each other:\n\n{_table(head, rows, left=2)}"
-
-
-def _speed(comparison: Comparison) -> str:
-    results = (comparison.reference, *comparison.candidates)
-    speeds = [result.speed for result in results if result.speed]
-    head = ["file", "size, MB", "bits per weight"]
-    lengths = ""
-    if speeds:
-        head += ["first token, ms", "prefill, tok/s", "decode, tok/s"]
-        lengths = f" (prefill of {speeds[0].prefill_tokens} tokens, decode of {speeds[0].decode_tokens})"
-    shares = comparison.bandwidth_bytes_per_s is not None
-    head += (["of memory bandwidth"] if shares else []) + ["peak memory, MB"]
-    rows = []
-    for result in results:
-        model, speed, peak = result.model, result.speed, result.peak_rss_bytes
-        row = [_code(model.name), f"{model.bytes / 1e6:,.1f}", f"{model.bits_per_weight:.2f}"]
-        if speeds:
-            rates = (speed.ttft_ms, speed.prefill_tok_s, speed.decode_tok_s) if speed else [None] * 3
-            row += [_cell(rate(one)) for one in rates]
-        row += [number(result.bandwidth_share, "{:.0%}")] if shares else []
-        rows.append([*row, number(None if peak is None else peak / 1e6, "{:,.0f}")])
-    return f"Size and speed{lengths}:\n\n{_table(head, rows, left=1)}"
+def _cell(cell: Cell) -> str:
+    value = " ± ".join(filter(None, (cell.value, cell.error)))
+    return f"{value} ({', '.join(cell.notes)})" if cell.notes else value
 
 
 def _verdicts(comparison: Comparison) -> str:
@@ -146,21 +71,13 @@ def _conditions(comparison: Comparison) -> str:
     text = comparison.text
     lines = [
         f"Measured with {_code(command_line(comparison))} on {text.tokens:,} tokens of text: {text.windows} windows "
-        f"of {text.window} tokens, the last {text.scored_per_window} predictions of each scored. "
-        "KLD is the divergence of the predictions, 0 if they are equal; "
-        "± is one standard error; agreed tokens are the median over the prompts."
+        f"of {text.window} tokens, the last {text.scored_per_window} predictions of each scored."
     ]
     if comparison.environment:
         lines.append("; ".join(f"{_text(key)}: {_text(value)}" for key, value in comparison.environment.items()) + ".")
     notes = [*comparison.notes, *(f"{one.model.name}: {note}" for one in comparison.candidates for note in one.notes)]
     lines += ["\n".join(f"- {_text(note)}" for note in notes)] if notes else []
     return "\n\n".join(lines)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
-    """A table whose columns after the first `left` are right-aligned."""
-    lines = [head, [":--" if place < left else "--:" for place in range(len(head))], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _code(name: str) -> str:

@@ -5,32 +5,23 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import re
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from smolexport.parity.results import Comparison, Estimate
 
+_NUMBER = {"type": ["number", "null"]}  # null: not finite
 _TYPES: Mapping[object, Any] = {
     str: {"type": "string"},
     Path: {"type": "string"},
     bool: {"type": "boolean"},
     int: {"type": "integer"},
-    float: {"type": ["number", "null"]},  # null: not finite
+    float: _NUMBER,
     object: {},
 }
-
-
-class _Member(NamedTuple):
-    """A member of a JSON object: a field or a public property of a dataclass."""
-
-    name: str
-    hint: Any
-    description: str
-    inline: bool
 
 
 def to_json(value: object) -> Any:
@@ -69,40 +60,37 @@ def json_schema(result: type = Comparison) -> dict[str, Any]:
 
 
 @cache
-def _members(kind: type) -> tuple[_Member, ...]:
-    hints, described = get_type_hints(kind, include_extras=True), _descriptions(kind)
+def _members(kind: type) -> list[tuple[str, Any, dict[str, Any], bool]]:
+    """Fields and public properties: name, type, keywords of the schema, and whether its members go into the object."""
+    hints = get_type_hints(kind, include_extras=True)
     found = [
-        _Member(field.name, hints[field.name], described.get(field.name, ""), field.metadata.get("inline", False))
+        (field.name, *_annotated(hints[field.name]), field.metadata.get("inline", False))
         for field in dataclasses.fields(kind)
         if not field.metadata.get("hidden")
     ]
     for name, value in vars(kind).items():
         if isinstance(value, property) and not name.startswith("_"):
-            hint = get_type_hints(value.fget, include_extras=True)["return"]
-            found.append(_Member(name, hint, inspect.getdoc(value) or "", inline=False))
-    return tuple(found)
-
-
-def _descriptions(kind: type) -> dict[str, str]:
-    """Descriptions under `Attributes:` in the docstrings of a class and its bases, by name, each on one line."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        _, _, listed = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Attributes:\n")
-        entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, re.MULTILINE)
-        found |= {name: " ".join(words.split()) for name, words in entries}
+            hint, about = _annotated(get_type_hints(value.fget, include_extras=True)["return"])
+            found.append((name, hint, {**about, "description": inspect.getdoc(value)}, False))
     return found
+
+
+def _annotated(hint: Any) -> tuple[Any, dict[str, Any]]:
+    """The type that a hint annotates, and the keywords of the schema that it adds: limits, then its description."""
+    if get_origin(hint) is not Annotated:
+        return hint, {}
+    plain, *more = get_args(hint)
+    return plain, dict(("description", one) if isinstance(one, str) else one for one in more)
 
 
 def _object_schema(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
-    for name, hint, description, inline in _members(kind):
-        about = {"description": description} if description else {}
-        plain, limits = _limits(hint)
+    for name, hint, about, inline in _members(kind):
         if inline:
             properties |= _object_schema(hint, definitions)["properties"]
-        elif plain is Estimate:
-            properties[name] = _TYPES[float] | limits | about
-            properties[f"{name}_error"] = {**_TYPES[float], "minimum": 0, "description": "Standard error."}
+        elif hint is Estimate:
+            properties[name] = _NUMBER | about
+            properties[f"{name}_error"] = {**_NUMBER, "minimum": 0, "description": "Standard error."}
         else:
             properties[name] = _schema_of(hint, definitions) | about
     summary = (inspect.getdoc(kind) or "").partition("\n\n")[0]
@@ -115,31 +103,22 @@ def _object_schema(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _limits(hint: Any) -> tuple[Any, dict[str, Any]]:
-    """The type that a hint annotates, and the keywords of the schema that it adds."""
-    if get_origin(hint) is not Annotated:
-        return hint, {}
-    plain, *limits = get_args(hint)
-    return plain, dict(limits)
-
-
 def _schema_of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    hint, limits = _limits(hint)
+    hint, about = _annotated(hint)
     origin, arguments = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        name = getattr(hint, "__name__", "")
-        if name not in definitions:
-            definitions[name] = _object_schema(hint, definitions)  # type: ignore[arg-type]
-        return {"$ref": f"#/$defs/{name}", **limits}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if hint.__name__ not in definitions:
+            definitions[hint.__name__] = _object_schema(hint, definitions)
+        return {"$ref": f"#/$defs/{hint.__name__}"}
     if origin is Literal:
         return {"const": arguments[0]}
     if origin in (Union, types.UnionType):
         return _nullable(_schema_of(next(part for part in arguments if part is not type(None)), definitions))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {"type": "object", "additionalProperties": _schema_of(arguments[1], definitions), **limits}
+        return {"type": "object", "additionalProperties": _schema_of(arguments[1], definitions)}
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return {"type": "array", "items": _schema_of(arguments[0], definitions), **limits}
-    return {**_TYPES[hint], **limits}
+        return {"type": "array", "items": _schema_of(arguments[0], definitions)}
+    return {**_TYPES[hint], **about}
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
