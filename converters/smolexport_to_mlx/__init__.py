@@ -21,7 +21,7 @@ from smolexport.conversion.writer import Sink
 from smolexport.errors import UsageError
 from smolexport.files import atomic_folder, check_target
 from smolexport.model.spec import Tensor
-from smolexport.quant import MicroFormat
+from smolexport.quant.planar import MicroFormat
 from smolexport_to_mlx import architectures, companions
 from smolexport_to_mlx.card import card
 from smolexport_to_mlx.config import compose, quantization_object

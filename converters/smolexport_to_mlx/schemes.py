@@ -15,9 +15,8 @@ from smolexport.conversion import portable
 from smolexport.conversion.converter import named_scheme
 from smolexport.conversion.portable import Storage
 from smolexport.model.spec import ModelSpec, Role, Tensor
-from smolexport.quant import FORMATS, AffineFormat, MicroFormat, PortableFormat, RowFormat
-from smolexport.quant.affine import BITS, GROUPS
-from smolexport.quant.microscale import MODES, Mode
+from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant.planar import AFFINE_BITS, GROUPS, MODES, AffineFormat, MicroFormat, Mode, PortableFormat
 
 Dtype = Literal["F32", "F16", "BF16"]
 Encoder = Literal["mlx", "recode", "search"]
@@ -200,10 +199,10 @@ def _schemes() -> list[Scheme]:
         *(Floats(name, about, DTYPES[name]) for name, about in floats.items()),
         *(Portable(name, about) for name, about in portable.SCHEMES.items()),
         Portable(portable.AUTO_BITS, portable.AUTO_BITS_ABOUT),
-        *(Affine(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits) for bits in BITS),
+        *(Affine(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits) for bits in AFFINE_BITS),
         *(
             Affine(f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group)
-            for bits in BITS
+            for bits in AFFINE_BITS
             for group in (32, 128)
         ),
         *(
@@ -218,7 +217,7 @@ def _schemes() -> list[Scheme]:
 
 SCHEMES: Mapping[str, Scheme] = {s.name: s for s in _schemes()}
 ALIASES: Mapping[str, str] = {
-    **{f"q{bits}_g64": f"q{bits}" for bits in BITS},
+    **{f"q{bits}_g64": f"q{bits}" for bits in AFFINE_BITS},
     "best4": "q4_g32",
     "float32": "f32",
     "float16": "f16",

@@ -23,7 +23,7 @@ from smolexport.errors import TensorError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Tensor
 from smolexport.model.tensor_file import StoredTensor
-from smolexport.quant import first_nonfinite, largest
+from smolexport.quant.arrays import first_nonfinite, largest
 from smolexport.text import label
 
 CHUNK_BYTES = 2 << 20  # as float32; half of that costs a tenth more time
@@ -117,11 +117,11 @@ def _encode(checkpoint: Checkpoint, chunk: Chunk) -> list[Encoded]:
     made: Made = {}
     found = []
     for number, entry in chunk.wanted:
-        if entry.format.lattice and entry.encoder is None and len(chunk.wanted) == 1 and entry.via is None:
+        if entry.format.canonical and entry.encoder is None and len(chunk.wanted) == 1 and entry.via is None:
             encoded = entry.format.encode(rows, entry.importance)  # one step where nothing is shared
         else:
             encoded = entry.encode(rows, chunk.start, made)
-            encoded = entry.format.repack(encoded, rows.shape[1]) if entry.format.lattice else encoded
+            encoded = entry.format.repack(encoded, rows.shape[1]) if entry.format.canonical else encoded
         if large:
             _refuse_overflow(stored, rows, chunk.start, entry, encoded)
         elif entry.importance is not None or entry.encoder is not None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
+from smolexport.quant import arrays
 from smolexport.quant.bit_layouts import Layout, layout_of
 from smolexport.quant.formats import RowFormat
 
@@ -186,8 +187,5 @@ def fitting_layout(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> La
     layout = layout_of(form)
     if layout is None:
         raise UsageError(f"{form.name}: its values are no grid of less than 8 bits")
-    width = form.row_bytes(columns)
-    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype != np.uint8 or not rows.flags.c_contiguous:
-        found = f"{rows.dtype} {rows.shape}"
-        raise UsageError(f"{form.name}: expected a C-contiguous uint8 array [n, {width}], found {found}")
+    arrays.encoded(form.name, rows, form.row_bytes(columns))
     return layout

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from smolexport.errors import UsageError
-from smolexport.quant import FORMATS, BlockFormat, first_nonfinite
+from smolexport.quant import FORMATS, BlockFormat
+from smolexport.quant.arrays import first_nonfinite
 from tests.core.quant import rows
 
 EVERY = {"argvalues": FORMATS.values(), "ids": list(FORMATS)}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant import MicroFormat, Part, RowFormat
+from smolexport.quant import Part, RowFormat
+from smolexport.quant.planar import MicroFormat
 from tests.core.quant import libmlx, rows
 
 MODES = ("mxfp4", "nvfp4", "mxfp8")
@@ -206,7 +207,7 @@ def test_rows_are_independent_and_rounded_first(mode: Any) -> None:
 
 def test_is_a_row_format() -> None:
     form: RowFormat = MicroFormat("nvfp4", "F16")
-    assert (form.name, form.block, form.lattice) == ("nvfp4", 16, None)
+    assert (form.name, form.block, form.canonical) == ("nvfp4", 16, None)
     assert form.parts(64) == (Part("weight", "U32", 8), Part("scales", "U8", 4))
     assert form.row_bytes(64) == 36
     assert MicroFormat("mxfp8", "F16").parts(64) == (Part("weight", "U32", 16), Part("scales", "U8", 2))

@@ -13,13 +13,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.bitstream import load_codes, store_codes
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import store_bytes
-from smolexport.quant.lane_floats import e4m3_bits, e4m3_value, exponents_up, powers_of_two
-from smolexport.quant.lanes import (
+from smolexport.quant.kernels.codes import load_codes, store_bytes, store_codes
+from smolexport.quant.kernels.floats import e4m3_bits, e4m3_value, exponents_up, powers_of_two
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.lanes import (
     WIDTH,
     largest_of_half,
     load,
@@ -30,7 +28,7 @@ from smolexport.quant.lanes import (
     store,
     where,
 )
-from smolexport.quant.planar_io import fetch_rounded, put_part, round_lanes
+from smolexport.quant.kernels.tile import fetch_rounded, put_part, round_lanes
 
 TILE = 2048
 ZERO, ONE, BIAS = np.float32(0), np.float32(1), np.float32(127)
@@ -43,9 +41,7 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
     top = E2M1_TOP if bits == 4 else E4M3_TOP
 
     @kernel
-    def encode_microscale(
-        f32: NDArray[Any], u16: NDArray[Any], kind: int, dtype: int, columns: int, out: NDArray[Any]
-    ) -> None:
+    def encode_microscale(source: Any, dtype: int, columns: int, out: Array) -> None:
         buffer, scales = np.empty(TILE, np.float32), np.zeros((2, TILE // group), np.float32)
         codes, exponents = np.empty(TILE * bits // 8, np.uint8), np.empty(TILE // group, np.uint8)
         per_row, group_bytes = columns // group, group * bits // 8
@@ -55,7 +51,7 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
             count = min(TILE // group, groups - first)
             place = (first // per_row, first % per_row, per_row, row_bytes)
             tile = buffer[: count * group]
-            fetch_rounded(f32, u16, kind, dtype, first * group, tile)
+            fetch_rounded(source, dtype, first * group, tile)
             find_scales(tile, group, top, dtype, scales)
             for i in range(0, count, WIDTH):
                 store_bytes(exponents, i, load(scales[1], i))
@@ -74,7 +70,7 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
 
 
 @helper
-def find_scales(tile: NDArray[Any], group: int, top: np.float32, dtype: int, scales: NDArray[Any]) -> None:
+def find_scales(tile: Array, group: int, top: np.float32, dtype: int, scales: Array) -> None:
     """Scales to `scales[0]` and the bytes that stand for them to `scales[1]`."""
     count = tile.size // group
     for i in range(count):
@@ -126,7 +122,7 @@ def decoder(bits: int, group: int) -> Callable[..., None]:
     """The kernel for elements of 4 or 8 bits in groups of 16 (with E4M3 scales) or 32."""
 
     @kernel
-    def decode_microscale(data: NDArray[Any], columns: int, out: NDArray[Any]) -> None:
+    def decode_microscale(data: Array, columns: int, out: Array) -> None:
         """Element * scale."""
         per_row, group_bytes = columns // group, group * bits // 8
         row_bytes, table = per_row * (group_bytes + 1), scale_table(group)
@@ -149,7 +145,7 @@ def decoder(bits: int, group: int) -> Callable[..., None]:
 
 
 @helper
-def scale_table(group: int) -> NDArray[Any]:
+def scale_table(group: int) -> Array:
     """The values of all 256 scale bytes."""
     table = np.empty(256, np.float32)
     for byte in range(256):

@@ -6,53 +6,30 @@ of fifth bits; 128 bytes of nibbles, for each run of 64 elements 32 bytes with t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import codes, joined, low_bits, store_bytes, upper
-from smolexport.quant.lanes import WIDTH, load, magnitude, splat, sqrt, store, where
-from smolexport.quant.search import at_most, search_range
-from smolexport.quant.superblock import (
+from smolexport.quant.kernels.codes import joined, low_bits, store_bytes, upper
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.lanes import WIDTH, load, magnitude, splat, sqrt, store
+from smolexport.quant.kernels.search import at_most, search_range
+from smolexport.quant.kernels.superblock import (
     SUPER,
-    importance_weights,
     keep,
-    mean_square,
     round_by_search,
+    round_group,
     round_to_largest,
     scratch,
+    search_weighted,
 )
-from smolexport.quant.tile import gather, gather_importance, spread, take_half
+from smolexport.quant.kernels.tile import gather, gather_importance, spread, take_half
 
 GROUP, GROUPS = 32, 8
-ZERO, TWO, GROUP_SIZE = np.float32(0), np.float32(2), np.float32(32)
+ZERO, GROUP_SIZE = np.float32(0), np.float32(32)
 HEADER = 16  # bytes before the codes
-
-
-def encode_q4_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
-    """Weights of the error: root mean square of the group plus the element's magnitude."""
-    encode(f32, u16, kind, out, 15, np.float32(-1.0), 21)
-
-
-def encode_q5_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
-    """As Q4_K, with fewer trials."""
-    encode(f32, u16, kind, out, 31, np.float32(-0.5), 16)
-
-
-def encode_q4_k_weighted(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
-) -> None:
-    """Weights of the error: importance * sqrt(2 * mean square of the super-block + square of the element)."""
-    encode_weighted(f32, u16, kind, importance, out, 15)
-
-
-def encode_q5_k_weighted(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
-) -> None:
-    """As Q4_K."""
-    encode_weighted(f32, u16, kind, importance, out, 31)
 
 
 @helper
@@ -62,15 +39,16 @@ def block_bytes(top: int) -> int:
 
 
 @kernel
-def encode(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, out: NDArray[Any], top: int, start: np.float32, trials: int
-) -> None:
-    """Both formats without importance, one kernel: to compile it takes seconds."""
+def encode(top: int, start: np.float32, trials: int, source: Any, out: Array) -> None:
+    """Both formats without importance, one kernel: to compile it takes seconds.
+
+    Weights of the squared error: root mean square of the group plus the element's magnitude.
+    """
     nbytes = block_bytes(top)
     row, x, planes, found, w, c = scratch(nbytes, GROUPS)
     for first in range(0, out.size // nbytes, WIDTH):
         count = min(WIDTH, out.size // nbytes - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         for j in range(GROUPS):
             sum_x2 = splat(ZERO)
             for e in range(j * GROUP, (j + 1) * GROUP):
@@ -86,9 +64,7 @@ def encode(
 
 
 @kernel
-def encode_weighted(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], out: NDArray[Any], top: int
-) -> None:
+def encode_weighted(top: int, source: Any, importance: Array, out: Array) -> None:
     """Both formats with importance."""
     nbytes = block_bytes(top)
     limit = 255 if top == 15 else 63  # for Q4_K the reference lets a code that wrapped pass
@@ -96,12 +72,9 @@ def encode_weighted(
     v, sums = np.empty(SUPER * WIDTH, np.float32), np.empty(GROUPS * WIDTH, np.float32)
     for first in range(0, out.size // nbytes, WIDTH):
         count = min(WIDTH, out.size // nbytes - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         gather_importance(importance, first, SUPER, v)
-        variance = mean_square(x, TWO)
-        for j in range(GROUPS):
-            store(sums, j * WIDTH, importance_weights(x, v, j * GROUP, GROUP, variance, w))
-            keep(found, j, search_range(x, j * GROUP, w, GROUP, top, np.float32(-0.9), np.float32(0.05), 37, False, c))
+        search_weighted(x, v, np.float32(2), GROUPS, top, found, sums, w, c)
         d = round_by_search(found[0], sums, GROUPS, 63, c, planes, 0)
         dmin = round_by_search(found[1], sums, GROUPS, 63, c, planes, 2)
         write_block(x, found, d, dmin, top, limit, planes)
@@ -109,19 +82,12 @@ def encode_weighted(
 
 
 @helper
-def write_block(
-    x: NDArray[Any], found: NDArray[Any], d: Any, dmin: Any, top: int, limit: int, planes: NDArray[Any]
-) -> None:
+def write_block(x: Array, found: Array, d: Any, dmin: Any, top: int, limit: int, planes: Array) -> None:
     """Round all values on the grid of the stored scales and pack; where a scale is zero, the search's codes stay."""
     store_scales(found, limit, planes)
     for j in range(GROUPS):
         scale, low = d * load(found[0], j * WIDTH), dmin * load(found[1], j * WIDTH)
-        inverse, base = load(found[2], j * WIDTH), load(found[3], j * WIDTH)
-        lost = scale == splat(ZERO)
-        for e in range(j * GROUP, (j + 1) * GROUP):
-            value = load(x, e * WIDTH)
-            code, searched = codes((value + low) / scale, 0, top), codes(inverse * (value - base), 0, top)
-            store(x, e * WIDTH, where(lost, searched, code))
+        round_group(x, found, j, GROUP, top, scale, low)
     nibbles_at = block_bytes(top) - 128
     for e in range(GROUP):
         fifths = splat(ZERO)
@@ -134,7 +100,7 @@ def write_block(
 
 
 @helper
-def store_scales(found: NDArray[Any], limit: int, planes: NDArray[Any]) -> None:
+def store_scales(found: Array, limit: int, planes: Array) -> None:
     """Pack the codes of scales and mins into the byte planes 4 ... 15."""
     scales, mins = np.empty((2, GROUPS * WIDTH), np.float32)
     pack_codes(found[0], limit, scales)
@@ -147,7 +113,7 @@ def store_scales(found: NDArray[Any], limit: int, planes: NDArray[Any]) -> None:
 
 
 @helper
-def pack_codes(values: NDArray[Any], limit: int, packed: NDArray[Any]) -> None:
+def pack_codes(values: Array, limit: int, packed: Array) -> None:
     """Bring eight codes to their stored form: six bits, of which the last four lend their upper two to the first four.
 
     Args:
@@ -164,42 +130,34 @@ def pack_codes(values: NDArray[Any], limit: int, packed: NDArray[Any]) -> None:
         store(values, (j + 4) * WIDTH, joined(low_bits(late, 4), upper(octet, 6), 4))
 
 
-@kernel
-def decode_q4_k(data: NDArray[Any], out: NDArray[Any]) -> None:
-    """d * scale * code - dmin * min."""
-    decode(data, out, 15)
+def decoder(top: int) -> Callable[..., None]:
+    """The kernel for codes of 4 or 5 bits."""
 
+    @kernel
+    def decode_k(data: Array, out: Array) -> None:
+        nbytes = block_bytes(top)
+        nibbles_at = nbytes - 128
+        for block in range(data.size // nbytes):
+            stored = data[block * nbytes : (block + 1) * nbytes]
+            target = out[block * SUPER : (block + 1) * SUPER]
+            d, dmin = take_half(stored, 0), take_half(stored, 2)
+            for j in range(GROUPS):
+                scale, low = stored_scale(stored, j, d, dmin)
+                nibbles = stored[nibbles_at + j // 2 * 32 : nibbles_at + j // 2 * 32 + 32]
+                fifths = stored[HEADER : HEADER + 32]
+                group = target[j * GROUP : (j + 1) * GROUP]
+                shift = np.uint8(4 * (j % 2))
+                for e in range(GROUP):
+                    code = np.uint8((nibbles[e] >> shift) & np.uint8(15))
+                    if top == 31:
+                        code = np.uint8(code | (((fifths[e] >> np.uint8(j)) & np.uint8(1)) << np.uint8(4)))
+                    group[e] = scale * np.float32(code) - low
 
-@kernel
-def decode_q5_k(data: NDArray[Any], out: NDArray[Any]) -> None:
-    """d * scale * code - dmin * min."""
-    decode(data, out, 31)
-
-
-@helper
-def decode(data: NDArray[Any], out: NDArray[Any], top: int) -> None:
-    """Both formats."""
-    nbytes = block_bytes(top)
-    nibbles_at = nbytes - 128
-    for block in range(data.size // nbytes):
-        stored = data[block * nbytes : (block + 1) * nbytes]
-        target = out[block * SUPER : (block + 1) * SUPER]
-        d, dmin = take_half(stored, 0), take_half(stored, 2)
-        for j in range(GROUPS):
-            scale, low = stored_scale(stored, j, d, dmin)
-            nibbles = stored[nibbles_at + j // 2 * 32 : nibbles_at + j // 2 * 32 + 32]
-            fifths = stored[HEADER : HEADER + 32]
-            group = target[j * GROUP : (j + 1) * GROUP]
-            shift = np.uint8(4 * (j % 2))
-            for e in range(GROUP):
-                code = np.uint8((nibbles[e] >> shift) & np.uint8(15))
-                if top == 31:
-                    code = np.uint8(code | (((fifths[e] >> np.uint8(j)) & np.uint8(1)) << np.uint8(4)))
-                group[e] = scale * np.float32(code) - low
+    return decode_k
 
 
 @helper
-def stored_scale(stored: NDArray[Any], j: int, d: np.float32, dmin: np.float32) -> tuple[np.float32, np.float32]:
+def stored_scale(stored: Array, j: int, d: np.float32, dmin: np.float32) -> tuple[np.float32, np.float32]:
     """(scale, min) of group `j` of an encoded block."""
     packed = stored[4:16]
     if j < 4:
@@ -209,3 +167,8 @@ def stored_scale(stored: NDArray[Any], j: int, d: np.float32, dmin: np.float32) 
         scale = np.uint8((rest & np.uint8(15)) | ((packed[j - 4] >> np.uint8(6)) << np.uint8(4)))
         low = np.uint8((rest >> np.uint8(4)) | ((packed[j] >> np.uint8(6)) << np.uint8(4)))
     return d * np.float32(scale), dmin * np.float32(low)
+
+
+encode_q4_k, encode_q5_k = partial(encode, 15, np.float32(-1.0), 21), partial(encode, 31, np.float32(-0.5), 16)
+encode_q4_k_weighted, encode_q5_k_weighted = partial(encode_weighted, 15), partial(encode_weighted, 31)
+decode_q4_k, decode_q5_k = decoder(15), decoder(31)
