@@ -1,4 +1,4 @@
-"""What encodes and decodes rows, compiled by numba at its first use; nothing outside imports this without a need.
+"""Codecs of rows, compiled by numba at their first use.
 
 ```
 jit.py         how kernels are compiled and cached

@@ -5,8 +5,8 @@ range straddles zero the step is stretched so that zero is a value too.
 
 The search, one group per lane: from several ranges, narrower than the group's and a little wider, the values are
 rounded to codes, and scale and bias follow from the codes by weighted least squares, the scale once more after the bias
-is rounded to its storage type.  What counts is the error of the codes that belong to scale and bias as they are stored;
-the best is then refined from its own codes in the same way.
+is rounded to its storage type.  The error is that of the codes for scale and bias as they are
+stored; the best is then refined from its own codes in the same way.
 
 Kernels are compiled for a number of bits, so that packing is shifts by constants; the rest are arguments.
 
@@ -51,7 +51,7 @@ from smolexport.quant.kernels.tile import (
 TILE = 2048  # elements, more where that is less than WIDTH groups
 ZERO, ONE, INFINITY, EPSILON = (np.float32(v) for v in (0, 1, np.inf, 1e-7))
 ENDS = 5  # trials for each end of the range
-WIDEST, STRIDE = np.float32(-0.5), np.float32(0.625)  # by how many steps an end moves inwards: -0.5 ... 2
+WIDEST, STRIDE = np.float32(-0.5), np.float32(0.625)  # how many steps an end moves inwards: -0.5 ... 2
 POLISH = 3  # refinements of the best
 # A grid must be better by more than the rounding errors of two sums of 128 squares, so that none is worse than it was.
 MARGIN = np.float32(1 - 2.0**-15)
@@ -59,7 +59,7 @@ MARGIN = np.float32(1 - 2.0**-15)
 
 @lean_helper
 def position(x: Any, scale: Any, bias: Any) -> Any:
-    """Where values lie on a grid, between two codes for most; 0 for what lies below code 0."""
+    """Positions of values on a grid, fractions of codes included; 0 below code 0."""
     place = (x - bias) / scale
     return where(place > splat(ZERO), place, splat(ZERO))
 
@@ -112,7 +112,7 @@ def transpose(tile: Array, start: int, group: int, importance: Array, first: int
 
 @helper
 def search_lanes(x: Array, w: Array, n: int, top: int, dtype: int, scale: Any, bias: Any) -> Any:
-    """(scale, bias) with the smallest weighted squared error; those given where no trial is better."""
+    """(scale, bias) with the smallest weighted squared error; the given ones where no trial is better."""
     low, high, sum_w, sum_x = group_sums(x, w, n)
     step = (high - low) / splat(np.float32(top))
     new_scale, new_bias, best = scale, bias, splat(INFINITY)
@@ -150,7 +150,7 @@ def group_sums(x: Array, w: Array, n: int) -> Any:
 def fit(
     x: Array, w: Array, n: int, top: int, dtype: int, scale: Any, bias: Any, low: Any, sum_w: Any, sum_x: Any
 ) -> Any:
-    """(scale, bias), rounded to the storage type, that suit the codes on another grid best."""
+    """Least-squares (scale, bias), rounded to the storage type, for the codes on another grid."""
     zero, last, inverse = splat(ZERO), splat(np.float32(top)), splat(ONE) / scale
     sum_q = sum_qq = sum_xq = zero
     for e in range(n):
@@ -168,7 +168,7 @@ def fit(
 
 @helper
 def grid_error(x: Array, w: Array, n: int, top: int, scale: Any, bias: Any) -> Any:
-    """Weighted squared error of a grid with the codes that are nearest on it."""
+    """Weighted squared error of the nearest codes on a grid."""
     error, last = splat(ZERO), splat(np.float32(top))
     for e in range(n):
         value = load(x, e * WIDTH)

@@ -1,6 +1,6 @@
-"""Rows of 8-bit integers with one scale each: a row is its codes, 128 higher than what they stand for, then its scale.
+"""Rows of 8-bit integers with one scale each: a row is its codes, each 128 above its integer, then its scale.
 
-A row is any number of bytes, so scales are not aligned.
+A row may be any number of bytes, so scales are not aligned.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from smolexport.quant.kernels.tile import fetch
 TILE = 4096  # elements
 TOP, ONE = np.float32(127), np.float32(1)
 TINY = np.finfo(np.float32).tiny
-# Adding it leaves no bits behind the point: the sum is rounded to even, and its lowest byte is the code plus 128.
+# Added to a float32, it rounds that to an integer, ties to even; the lowest byte of the sum is the integer plus 128.
 ROUNDER = np.float32((3 << 22) + 128)
 SCALE_BYTES = 4
 
 
 @kernel
 def encode_channel(source: Any, columns: int, out: Array) -> None:
-    """Codes are those of exact quotients rounded to float32; a row too small for a scale is zeros with the scale 1."""
+    """Codes are those of exact quotients rounded to float32.
+
+    A row whose scale would be subnormal is stored as zeros with the scale 1.
+    """
     buffer = np.empty(TILE, np.float32)
     row_bytes = columns + SCALE_BYTES
     for row in range(out.size // row_bytes):

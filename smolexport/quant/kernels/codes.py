@@ -10,8 +10,8 @@ Integer lanes are float32 lanes whose values are whole numbers, exact up to 2^24
     reorder_nibbles   flip_top_bits   copy_bytes             from memory to memory
 
 A bit stream is little-endian: element i is in bits [i * bits, (i + 1) * bits).  Codes are packed by halving the number
-of fields: neighbours move together inside 16, then 32, then 64 bits, until a field is whole bytes, and what is left
-over in between is dropped by one shuffle.
+of fields: neighbours move together inside 16, then 32, then 64 bits, until a field is whole bytes; one shuffle then
+drops the unused bytes in between.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAGIC_FIELD = 0x7FFFFF
 
 
 def magic_field(builder: Any, value: Any) -> Any:
-    """Words with the nearest integer plus MAGIC_ZERO; what is out of range wraps in the reference's way."""
+    """Words with the nearest integer plus MAGIC_ZERO; what is out of range wraps as in the reference."""
     moved = builder.bitcast(builder.fadd(value, constant(VALUES, MAGIC)), WORDS)
     return builder.and_(moved, constant(WORDS, MAGIC_FIELD))
 

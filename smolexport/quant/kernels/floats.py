@@ -4,7 +4,7 @@ The rounding is to nearest even.  That of float16 equals the F16C instructions f
 
     narrow_f16(x)   widen_f16(bits)   narrow_bf16(x)   widen_bf16(bits)    one number
     half_bits(a)   half_value(a)   half_rounded(a)                         float16 in lanes: bits as integers
-    brain_bits(a)   load_brains(array, i)   brain_rounded(a)               bfloat16
+    bf16_bits(a)   load_bf16(array, i)   bf16_rounded(a)               bfloat16
     e4m3_bits(a)   e4m3_value(a)                                           float8 E4M3FN
     exponents_up(a)   powers_of_two(a)                                     exponent e with a <= 2^e, and 2^e
 """
@@ -121,8 +121,8 @@ def half_value(builder: Any, a: Any) -> Any:
     finite = builder.fmul(builder.bitcast(size, VALUES), constant(VALUES, 2.0**112))
     exponent = constant(WORDS, 0x7C00)
     special = builder.icmp_signed("==", builder.and_(word, exponent), exponent)
-    endless = builder.or_(size, constant(WORDS, 0x7F800000))
-    bits = builder.select(special, endless, builder.bitcast(finite, WORDS))
+    infinite = builder.or_(size, constant(WORDS, 0x7F800000))
+    bits = builder.select(special, infinite, builder.bitcast(finite, WORDS))
     return builder.bitcast(builder.or_(bits, moved_sign(builder, word, 16)), VALUES)
 
 
@@ -132,26 +132,26 @@ def half_rounded(a: Any) -> Any:
     return half_value(half_bits(a))
 
 
-def brain_words(builder: Any, a: Any) -> Any:
+def bf16_words(builder: Any, a: Any) -> Any:
     """Words whose upper halves are the bits of the bfloat16 nearest to finite lanes, ties to even."""
     bits = builder.bitcast(a, WORDS)
     return builder.add(builder.add(bits, constant(WORDS, 0x7FFF)), odd_bit(builder, bits, 16))
 
 
 @instruction(lanes, lanes)
-def brain_rounded(builder: Any, a: Any) -> Any:
+def bf16_rounded(builder: Any, a: Any) -> Any:
     """Finite lanes rounded to bfloat16, ties to even."""
-    return builder.bitcast(builder.and_(brain_words(builder, a), constant(WORDS, 0xFFFF0000)), VALUES)
+    return builder.bitcast(builder.and_(bf16_words(builder, a), constant(WORDS, 0xFFFF0000)), VALUES)
 
 
 @instruction(lanes, lanes)
-def brain_bits(builder: Any, a: Any) -> Any:
+def bf16_bits(builder: Any, a: Any) -> Any:
     """Bits of the bfloat16 nearest to finite lanes, ties to even, as integers."""
-    return integers(builder, builder.lshr(brain_words(builder, a), constant(WORDS, 16)))
+    return integers(builder, builder.lshr(bf16_words(builder, a), constant(WORDS, 16)))
 
 
 @instruction(lanes, ARRAY, types.intp)
-def load_brains(builder: Any, data: Any, index: Any) -> Any:
+def load_bf16(builder: Any, data: Any, index: Any) -> Any:
     """Lanes with the bfloat16 whose bits are the uint16 `array[i : i + WIDTH]`."""
     stored = builder.zext(builder.load(vector_at(builder, data, index, SHORTS), align=1), WORDS)
     return builder.bitcast(builder.shl(stored, constant(WORDS, 16)), VALUES)
@@ -170,7 +170,7 @@ def e4m3_bits(builder: Any, a: Any) -> Any:
     rounded = builder.lshr(builder.add(normal, odd_bit(builder, size, 20)), constant(WORDS, 20))
     below = builder.icmp_unsigned("<", size, constant(WORDS, 121 << 23))
     rounded = builder.select(below, tiny, rounded)
-    beyond = builder.icmp_unsigned(">=", size, constant(WORDS, 543 << 21))  # 480, the first that is not a number
+    beyond = builder.icmp_unsigned(">=", size, constant(WORDS, 543 << 21))  # 480, the first value out of range
     rounded = builder.select(beyond, constant(WORDS, 0x7E), rounded)
     return integers(builder, builder.or_(rounded, sign_bit(builder, bits, 24)))
 
@@ -188,7 +188,7 @@ def e4m3_value(builder: Any, a: Any) -> Any:
 def exponents_up(builder: Any, a: Any) -> Any:
     """The smallest integers e from -127 on with a <= 2^e, of positive lanes."""
     bits = builder.bitcast(a, WORDS)
-    # Where the mantissa is not zero this carries into the exponent; 2^-127 has an exponent field of 0.
+    # A nonzero mantissa carries into the exponent; 2^-127 is subnormal, with an exponent field of 0.
     exponent = builder.sub(builder.lshr(builder.add(bits, constant(WORDS, 0x7FFFFF)), constant(WORDS, 23)), BIASES)
     lowest = builder.icmp_signed("<=", bits, constant(WORDS, 0x400000))
     return integers(builder, builder.select(lowest, constant(WORDS, -127), exponent))

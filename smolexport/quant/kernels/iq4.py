@@ -1,4 +1,4 @@
-"""IQ4_NL: 32 elements that share a scale; codes name one of sixteen values that lie denser around zero.
+"""IQ4_NL: 32 elements that share a scale; a code is the index of one of sixteen levels, which are denser near zero.
 
 Block of 18 bytes: the scale d as float16; 16 bytes of nibbles, elements j and j + 16 in the halves of byte j.
 """
@@ -17,7 +17,7 @@ from smolexport.quant.kernels.tile import gather, gather_importance, half_planes
 
 BLOCK, NBYTES = 32, 18
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-# A value belongs to the upper of two levels from the middle between them on; all middles are exact.
+# From the midpoint of two levels on, a value rounds to the upper one; all midpoints are exact in float32.
 MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
 STEPS = LEVELS[1:] - LEVELS[:-1]
 LOWEST, ZERO, ONE, MEAN_FACTOR = LEVELS[0], np.float32(0), np.float32(1), np.float32(2 / 32)
@@ -60,7 +60,7 @@ def encode_iq4_nl_weighted(source: Any, importance: Array, out: Array) -> None:
 
 @helper
 def level(a: Any) -> Any:
-    """The level that each lane is nearest to; a NaN counts as large."""
+    """The level nearest to each lane; a NaN counts as large."""
     value = splat(LOWEST)
     for k in range(15):
         value = value + where(at_least_or_nan(a, splat(MIDDLES[k])), splat(STEPS[k]), splat(ZERO))
@@ -69,7 +69,7 @@ def level(a: Any) -> Any:
 
 @helper
 def level_number(a: Any) -> Any:
-    """The number, 0 ... 15, of that level."""
+    """The index, 0 ... 15, of the level nearest to each lane."""
     number = splat(ZERO)
     for k in range(15):
         number = number + where(at_least_or_nan(a, splat(MIDDLES[k])), splat(ONE), splat(ZERO))
@@ -78,7 +78,7 @@ def level_number(a: Any) -> Any:
 
 @helper
 def search(x: Array, w: Array) -> Any:
-    """Scale by weighted least squares, the best of fifteen around the one that puts the widest value at -127."""
+    """Scale by weighted least squares: the best of fifteen around the one that maps the largest magnitude to -127."""
     zero = splat(ZERO)
     peak, extreme = extreme_of(x, 0, BLOCK)
     sum_xl, sum_l2 = projection(x, w, splat(ONE) / (negative(extreme) / splat(LOWEST)))

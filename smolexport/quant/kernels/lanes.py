@@ -1,4 +1,4 @@
-"""SIMD vectors as a numba type, so that a kernel can say "the same arithmetic on WIDTH groups at once".
+"""SIMD vectors as a numba type, with which a kernel does the same arithmetic on WIDTH groups at once.
 
 `Lanes` holds WIDTH float32 values, `Mask` WIDTH truth values; both are LLVM vectors and live in registers.  Arithmetic
 is lane by lane, IEEE float32, never re-associated and never fused, so each lane computes what a scalar program would.
@@ -249,9 +249,8 @@ def paired(builder: Any, first: Any, second: Any, groups: int, symbol: str) -> A
 def extremes_of_rows(builder: Any, data: Any, index: Any, stride: Any) -> Any:
     """(smallest, largest) of each `array[i + g * stride : i + g * stride + WIDTH]`, group g in lane g.
 
-    A reduction of one vector to one number halves it again and again and ends in lanes that hold nothing of use.  Here
-    two vectors are halved into one, so that every instruction works on full vectors and the numbers arrive side by
-    side.
+    Reducing each row on its own halves a vector again and again and wastes most lanes.  Here two vectors are halved
+    into one, so that every instruction works on full vectors and the results end up side by side.
     """
 
     def reduced(first: int, count: int) -> tuple[Any, Any]:
@@ -268,7 +267,7 @@ def extremes_of_rows(builder: Any, data: Any, index: Any, stride: Any) -> Any:
 
 @lean_helper
 def extremes_of_groups(array: Array, start: int, group: int) -> Any:
-    """Lanes (smallest, largest) of WIDTH groups of `group` elements from `array[start]` on; of zeros, any of them."""
+    """Lanes (smallest, largest) of WIDTH groups of `group` elements from `array[start]` on; a zero has either sign."""
     low, high = splat(INFINITY), splat(-INFINITY)
     for e in range(start, start + group, WIDTH):
         least, most = extremes_of_rows(array, e, group)

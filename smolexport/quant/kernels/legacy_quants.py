@@ -133,30 +133,30 @@ def find_grids(tile: Array, count: int, top: int, with_min: bool, grids: Array, 
         low, high = extremes_of_groups(tile, i * BLOCK, BLOCK)
         if with_min:
             scale = where(high == low, zero, high - low)
-            low = settled(low, low == zero, tile, i, True, grids[0])
+            low = resolve_ties(low, low == zero, tile, i, True, grids[0])
             store(grids[0], i, low)
             store_halves(words, BLOCKS + i, half_bits(low))
         else:
             scale = where(high > negative(low), high, low)
-            scale = settled(scale, high == negative(low), tile, i, False, grids[1])
+            scale = resolve_ties(scale, high == negative(low), tile, i, False, grids[1])
         scale = scale / splat(divisor)
         factor = where(scale == zero, zero, splat(ONE) / scale)
-        endless = magnitude(factor) == splat(INFINITY)
-        store(grids[1], i, where(endless, zero, factor))
-        store(grids[2], i, where(endless, zero, splat(shift)))
+        infinite = magnitude(factor) == splat(INFINITY)
+        store(grids[1], i, where(infinite, zero, factor))
+        store(grids[2], i, where(infinite, zero, splat(shift)))
         store_halves(words, i, half_bits(scale))
 
 
 @lean_helper
-def settled(values: Any, doubtful: Any, tile: Array, first: int, with_min: bool, scratch: Array) -> Any:
-    """Lanes for which it matters which of several elements of a block comes first, of WIDTH blocks from `first` on."""
-    if not any_lane(doubtful):
+def resolve_ties(values: Any, ambiguous: Any, tile: Array, first: int, with_min: bool, scratch: Array) -> Any:
+    """`values` of WIDTH blocks from `first` on; where `ambiguous`, the element that comes first in its block."""
+    if not any_lane(ambiguous):
         return values
     store(scratch, first, values)
     for lane in range(WIDTH):
-        if (bits_set(doubtful) >> lane) & 1:
+        if (bits_set(ambiguous) >> lane) & 1:
             x = load(tile, (first + lane) * BLOCK)
-            scratch[first + lane] = pick(x, first_lane(x == splat(ZERO))) if with_min else widest(x)
+            scratch[first + lane] = pick(x, first_lane(x == splat(ZERO))) if with_min else widest_value(x)
     return load(scratch, first)
 
 
@@ -193,7 +193,7 @@ def put_fifths(word: int, out: Array, at: int) -> None:
 
 
 @lean_helper
-def widest(x: Any) -> Any:
+def widest_value(x: Any) -> Any:
     """The lane of largest magnitude with its sign, the first one of equals; +0 if all are zero."""
     size = magnitude(x)
     return pick(x, first_lane(size == splat(largest(size)))) + ZERO  # -0 + 0 is 0

@@ -1,9 +1,9 @@
-"""Groups of E2M1 or E4M3 elements times one 8-bit scale, as MLX's CPU backend makes them: mxfp4, nvfp4, mxfp8.
+"""Groups of E2M1 or E4M3 elements times one 8-bit scale, as MLX's CPU backend computes them: mxfp4, nvfp4, mxfp8.
 
 A row is its elements, the low nibble of a byte first, then one byte of scale per group: an exponent (E8M0), or E4M3
-for nvfp4.  MLX computes in the storage type of the weights; where that shows in the result, kernels round to it.
+for nvfp4.  MLX computes in the storage type of the weights; where that affects the result, kernels round to it.
 
-Notation: dtype = storage type of the weights, as a code of `source`; peak = largest magnitude of a group.
+Notation: dtype = storage type of the weights, as a code of `tile`; peak = largest magnitude of a group.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
 
 @helper
 def find_scales(tile: Array, group: int, top: np.float32, dtype: int, scales: Array) -> None:
-    """Scales to `scales[0]` and the bytes that stand for them to `scales[1]`."""
+    """Write the scales to `scales[0]` and the bytes that encode them to `scales[1]`."""
     count = tile.size // group
     for i in range(count):
         if group < WIDTH:
@@ -80,20 +80,20 @@ def find_scales(tile: Array, group: int, top: np.float32, dtype: int, scales: Ar
             half = magnitude(load(tile, i * WIDTH))
             scales[0, i] = max(largest_of_half(half, 0), largest_of_half(half, 1))
     for i in range(0, count, WIDTH):
-        wanted = round_lanes(load(scales[0], i) / splat(top), dtype)
+        ideal = round_lanes(load(scales[0], i) / splat(top), dtype)
         if group < WIDTH:
-            stored = e4m3_bits(wanted)
+            stored = e4m3_bits(ideal)
             store(scales[0], i, e4m3_value(stored))
             store(scales[1], i, stored)
         else:
-            exponent = where(wanted > splat(ZERO), exponents_up(wanted), splat(ZERO))
+            exponent = where(ideal > splat(ZERO), exponents_up(ideal), splat(ZERO))
             store(scales[0], i, powers_of_two(exponent))
             store(scales[1], i, exponent + splat(BIAS))
 
 
 @helper
 def e2m1_bits(x: Any) -> Any:
-    """Codes of the nearest E2M1 values, ties to the smaller magnitude; what comes to zero has no sign."""
+    """Codes of the nearest E2M1 values, ties to the smaller magnitude; a value that rounds to zero loses its sign."""
     size, code = magnitude(x), splat(ZERO)
     code = where(size > splat(np.float32(0.25)), splat(np.float32(1)), code)
     code = where(size > splat(np.float32(0.75)), splat(np.float32(2)), code)
@@ -110,7 +110,7 @@ def e2m1_value(code: Any) -> Any:
     """Values of E2M1 codes; -0 for 8."""
     negative_code = code >= splat(np.float32(8))
     size = where(negative_code, code - splat(np.float32(8)), code)
-    # 0 ... 4 stand for their halves, then the steps double: 2, 3, 4, 6.
+    # Codes 0 ... 4 mean half their number, then the steps double: 2, 3, 4, 6.
     value = size * splat(np.float32(0.5))
     value = where(size > splat(np.float32(4)), size - splat(np.float32(2)), value)
     value = where(size > splat(np.float32(6)), splat(E2M1_TOP), value)

@@ -1,12 +1,12 @@
 """Blocks of MatMulNBits: value = (code - zero point) * scale.  A row is its codes, its scales, maybe its zero points.
 
 The first of two codes of 4 bits is in the low half of a byte, also of two zero points; where their number is odd, the
-half byte left over holds 8.  A last group shorter than the others is padded: with zeros while its scale is sought,
-with codes 0 as it is stored.  Rows are any number of bytes, so scales are not aligned.
+spare half byte is 8.  A last group shorter than the others is padded: with zeros while its scale is computed,
+with codes 0 where it is stored.  Rows may be any number of bytes, so scales are not aligned.
 
 The search, one group per lane.  Symmetric: scales around the one that makes the value farthest from zero code 0.  With
 zero points: ranges narrower than the group's and a little wider, for which least squares find scale and offset; the
-offset becomes a whole zero point, and the scale is fitted once more.  What counts is the error on the grid as it is
+offset becomes a whole zero point, and the scale is fitted once more.  The error is measured on the grid as it is
 stored; the best is then refined from its own codes.
 
 Kernels are compiled for a number of bits, so that packing is shifts by constants; the rest are arguments.
@@ -61,7 +61,7 @@ SIDES, TENTH = 9, np.float32(0.1)  # trials on each side of a symmetric scale, a
 
 @lean_helper
 def search_lanes(x: Array, w: Array, n: int, top: int, symmetric: bool, dtype: int, scale: Any, zero: Any) -> Any:
-    """(scale as stored, zero point) with the smallest weighted squared error; those given where no trial is better."""
+    """(scale as stored, zero point) with the smallest weighted squared error; those given if no trial is better."""
     low, high = ends(x, n)
     step = (high - low) / splat(np.float32(top))
     middle = np.float32((top + 1) // 2)
@@ -85,7 +85,7 @@ def search_lanes(x: Array, w: Array, n: int, top: int, symmetric: bool, dtype: i
             new_scale = round_lanes(fit_scale(x, w, n, top, near, new_zero), dtype)
         error = grid_error(x, w, n, top, new_scale, new_zero, unit)
         wins = error < best
-        if trial > 0:  # a scale without a finite reciprocal is none that the encoder can use
+        if trial > 0:  # the encoder cannot use a scale without a finite reciprocal
             wins = wins & (magnitude(splat(ONE) / new_scale) < splat(INFINITY))
         best = where(wins, error * splat(MARGIN), best)
         scale, zero = where(wins, new_scale, scale), where(wins, new_zero, zero)
@@ -104,14 +104,14 @@ def ends(x: Array, n: int) -> Any:
 
 @lean_helper
 def nearest_code(place: Any, top: int) -> Any:
-    """Codes nearest to places between them; 0 for NaN."""
+    """Positions on a grid rounded to codes; 0 for NaN."""
     place = where(place > splat(ZERO), place, splat(ZERO))
     return rint(where(place < splat(np.float32(top)), place, splat(np.float32(top))))
 
 
 @lean_helper
 def whole_zero(x: Array, w: Array, n: int, top: int, near: Any, origin: Any) -> Any:
-    """(scale, whole zero point) that suit the codes on a grid with its zero at `origin`, whole or not, best."""
+    """Least-squares (scale, zero point) for the codes at scale `near` and zero `origin`, which need not be whole."""
     inverse = splat(ONE) / near
     sum_w = sum_q = sum_qq = sum_x = sum_xq = splat(ZERO)
     for e in range(n):
@@ -127,7 +127,7 @@ def whole_zero(x: Array, w: Array, n: int, top: int, near: Any, origin: Any) -> 
 
 @lean_helper
 def fit_scale(x: Array, w: Array, n: int, top: int, near: Any, zero: Any) -> Any:
-    """The scale that suits the codes on another grid with this zero point best."""
+    """The least-squares scale for the codes at scale `near` and this zero point."""
     inverse = splat(ONE) / near
     sum_qq = sum_xq = splat(ZERO)
     for e in range(n):
@@ -168,7 +168,7 @@ def encoder(bits: int, search: bool) -> Callable[..., None]:
     ) -> None:
         """Symmetric groups have the middle code as their zero point and do not store it.
 
-        `importance` is that of whole groups, 0 behind the end of a row; only a search looks at it.
+        `importance` covers whole groups, 0 beyond the end of a row; only a search uses it.
         """
         step = max(TILE // group, WIDTH)
         buffer, zeros = aligned(step * group), np.empty(step * bits // 8, np.uint8)
@@ -201,7 +201,7 @@ def encoder(bits: int, search: bool) -> Callable[..., None]:
 
 @lean_helper
 def fetch_groups(source: Any, dtype: int, first: int, group: int, columns: int, count: int, buffer: Array) -> None:
-    """Fill `buffer` with `count` groups from number `first` on, short ones filled up with zeros."""
+    """Fill `buffer` with `count` groups from number `first` on, short ones padded with zeros."""
     tile = buffer[: count * group]
     if columns % group == 0:
         fetch_rounded(source, dtype, first * group, tile)
@@ -233,7 +233,7 @@ def find_grids(
     """Of each group of the tile: scale and zero point as stored; in `grids`, the scale's reciprocal and the zero point.
 
     Symmetric: the value farthest from zero, the negative one of two, becomes code 0.  Else the range, stretched to
-    contain zero, is all codes, and the zero point goes with the scale before it is rounded to `dtype`.
+    contain zero, is all codes, and the zero point follows from the scale before it is rounded to `dtype`.
     """
     for i in range(0, tile.size // group, WIDTH):
         scale, code = plain_grid(tile, i, group, bits, symmetric, dtype, grids[0])
@@ -272,7 +272,7 @@ def put_grid(
     scales: Array,
     zeros: Array,
 ) -> None:
-    """Keep what `plain_grid` or a search found for WIDTH groups from number `i` on, for codes and as it is stored."""
+    """Write scales and zero points of WIDTH groups from number `i` on, to `grids` for the codes, else as stored."""
     zero = splat(ZERO)
     factor = where(scale == zero, zero, splat(ONE) / scale)
     store(grids[0], i, factor)
@@ -280,12 +280,12 @@ def put_grid(
     store_codes(zeros, i * bits // 8, code, bits)
     store_floats(scales, i, scale, dtype)
     if any_lane(magnitude(factor) == splat(INFINITY)):
-        settle(tile, i, group, (1 << bits) - 1, grids)
+        replace_by_codes(tile, i, group, (1 << bits) - 1, grids)
 
 
 @lean_helper
 def signed_zeros(extreme: Any, tile: Array, first: int, group: int, scratch: Array) -> Any:
-    """Lanes with the sign of a group's first element where the group is zeros of either sign."""
+    """Where a group is all zeros, of either sign, its first element, which determines the sign."""
     store(scratch, first, extreme)
     for i in range(first, first + WIDTH):
         if scratch[i] == ZERO:
@@ -294,7 +294,7 @@ def signed_zeros(extreme: Any, tile: Array, first: int, group: int, scratch: Arr
 
 
 @lean_helper
-def settle(tile: Array, first: int, group: int, top: int, grids: Array) -> None:
+def replace_by_codes(tile: Array, first: int, group: int, top: int, grids: Array) -> None:
     """Replace the values of groups whose scale has no finite reciprocal by their codes."""
     for i in range(first, first + WIDTH):
         factor = grids[0, i]
@@ -306,7 +306,7 @@ def settle(tile: Array, first: int, group: int, top: int, grids: Array) -> None:
 
 @helper
 def take_scale(data: Array, at: int, dtype: int) -> Any:
-    """The scale at any byte."""
+    """The scale at byte `at`, aligned or not."""
     word = np.uint32(data[at]) | np.uint32(np.uint32(data[at + 1]) << np.uint32(8))
     if dtype == F32:
         word |= np.uint32(np.uint32(data[at + 2]) << np.uint32(16))
@@ -339,7 +339,7 @@ def put_zeros(zeros: Array, place: Any, count: int, offset: int, bits: int, out:
 
 @lean_helper
 def clear_fill(place: Any, count: int, size: int, columns: int, bits: int, out: Array) -> None:
-    """Set the codes behind the end of a row to 0, for the rows that end within `count` groups of `size` elements."""
+    """Set the codes beyond the end of a row to 0, for the rows that end within `count` groups of `size` elements."""
     row, group, per_row, row_bytes = place
     used = columns * bits
     for start in range(row * row_bytes, (row + (group + count) // per_row) * row_bytes, row_bytes):

@@ -3,8 +3,8 @@
     q4_0   d * (q - 8)    nibbles j and j + 16 share a byte    code q          bias -8 d      zero point 8
     q8_0   d * q          signed bytes                         code q + 128    bias -128 d    zero point 128
 
-The biases are exact in float16 unless they overflow.  A row is its codes, its scales and, as `third` says, nothing
-more, its biases or its zero points.
+The biases are exact in float16 unless they overflow.  A row is its codes, its scales and a `third` part:
+NOTHING, its BIASES or its ZERO_POINTS.
 
 Notation: per_row = blocks of a row; dtype = storage type of scales and biases, as a code of `tile`.
 """

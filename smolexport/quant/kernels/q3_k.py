@@ -36,10 +36,10 @@ def encode_q3_k(source: Any, out: Array) -> None:
             store(found[0], j * WIDTH, even)
             store(found[0], (j + 1) * WIDTH, odd)
         _peak, extreme = extreme_of(found[0], 0, GROUPS)
-        dead = extreme == splat(ZERO)
+        is_zero = extreme == splat(ZERO)
         inverse = splat(LARGEST_SCALE) / extreme
-        round_scales(found[0], inverse, dead)
-        d = half_planes(where(dead, splat(ZERO), splat(ONE) / inverse), planes, D_AT)
+        round_scales(found[0], inverse, is_zero)
+        d = half_planes(where(is_zero, splat(ZERO), splat(ONE) / inverse), planes, D_AT)
         write_block(x, searched, found[0], d, planes)
         spread(planes, NBYTES, first, count, out)
 
@@ -80,9 +80,9 @@ def write_block(x: Array, searched: Array, scales: Array, d: Any, planes: Array)
     """Round all values on the grid of the stored scales and pack; where a scale is zero, the search's codes stay."""
     for j in range(GROUPS):
         scale = d * (load(scales, j * WIDTH) - splat(MIDDLE_SCALE))
-        lost = scale == splat(ZERO)
+        no_scale = scale == splat(ZERO)
         for e in range(j * GROUP, (j + 1) * GROUP):
-            code = where(lost, load(searched, e * WIDTH), codes(load(x, e * WIDTH) / scale, -4, 3))
+            code = where(no_scale, load(searched, e * WIDTH), codes(load(x, e * WIDTH) / scale, -4, 3))
             store(x, e * WIDTH, code + splat(FOUR))
     for e in range(32):
         thirds = splat(ZERO)

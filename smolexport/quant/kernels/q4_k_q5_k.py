@@ -67,7 +67,7 @@ def encode(top: int, start: np.float32, trials: int, source: Any, out: Array) ->
 def encode_weighted(top: int, source: Any, importance: Array, out: Array) -> None:
     """Both formats with importance."""
     nbytes = block_bytes(top)
-    limit = 255 if top == 15 else 63  # for Q4_K the reference lets a code that wrapped pass
+    limit = 255 if top == 15 else 63  # the reference does not limit the codes of Q4_K, so one that wrapped stays
     row, x, planes, found, w, c = scratch(nbytes, GROUPS)
     v, sums = np.empty(SUPER * WIDTH, np.float32), np.empty(GROUPS * WIDTH, np.float32)
     for first in range(0, out.size // nbytes, WIDTH):
@@ -114,11 +114,11 @@ def store_scales(found: Array, limit: int, planes: Array) -> None:
 
 @helper
 def pack_codes(values: Array, limit: int, packed: Array) -> None:
-    """Bring eight codes to their stored form: six bits, of which the last four lend their upper two to the first four.
+    """Pack eight 6-bit codes: the upper two bits of each of the last four go to the spare bits of the first four.
 
     Args:
-        values: codes in lanes; replaced by the codes that a reader will find.
-        limit: codes above are reduced to it.
+        values: codes in lanes; replaced by the codes that a reader decodes.
+        limit: larger codes are reduced to it.
         packed: filled with the four bytes of the first four codes, then the low nibbles of the last four.
     """
     for j in range(4):

@@ -67,13 +67,13 @@ def write_block(x: Array, found: Array, planes: Array) -> None:
     """Store the scale of largest magnitude as -128, round all values on the grid of the stored scales, and pack."""
     zero = splat(ZERO)
     peak, extreme = extreme_of(found[0], 0, GROUPS)
-    dead = peak < splat(TINY)  # such a block is all zero bytes
+    is_zero = peak < splat(TINY)  # such a block is all zero bytes
     unit_inverse = splat(LARGEST_SCALE) / extreme
-    d = half_planes(where(dead, zero, splat(ONE) / unit_inverse), planes, D_AT)
+    d = half_planes(where(is_zero, zero, splat(ONE) / unit_inverse), planes, D_AT)
     for j in range(GROUPS):
-        scale = where(dead, zero, at_most(nearest(unit_inverse * load(found[0], j * WIDTH)), 127))
+        scale = where(is_zero, zero, at_most(nearest(unit_inverse * load(found[0], j * WIDTH)), 127))
         store_bytes(planes, (SCALES_AT + j) * WIDTH, scale)
-        round_group(x, j, d * scale, load(found[1], j * WIDTH), (load(found[2], j * WIDTH) > zero) | dead)
+        round_group(x, j, d * scale, load(found[1], j * WIDTH), (load(found[2], j * WIDTH) > zero) | is_zero)
     for half in range(2):
         for e in range(32):
             at = half * 128 + e
@@ -88,11 +88,11 @@ def write_block(x: Array, found: Array, planes: Array) -> None:
 @helper
 def round_group(x: Array, j: int, scale: Any, inverse: Any, empty: Any) -> None:
     """Replace the values of group `j` by codes; where the stored scale is zero, the search's codes stay."""
-    lost = scale == splat(ZERO)
+    no_scale = scale == splat(ZERO)
     for e in range(j * GROUP, (j + 1) * GROUP):
         value = load(x, e * WIDTH)
         searched = where(empty, splat(-MIDDLE), codes(inverse * value, -32, 31))
-        store(x, e * WIDTH, where(lost, searched, codes(value / scale, -32, 31)) + splat(MIDDLE))
+        store(x, e * WIDTH, where(no_scale, searched, codes(value / scale, -32, 31)) + splat(MIDDLE))
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 Arguments that all searches share: `x`, `w` values and weights as `[element * WIDTH + lane]`, `n` elements per group.
 A search returns lanes and never codes: those follow from `codes(inverse * (x - base))` with the pair that it returns
-too, at less cost than keeping them for every trial.
+too, which costs less than keeping the codes of every trial.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def search_range(
 ) -> Any:
     """Scale s and minimum m <= 0 so that s * code + m with codes 0 ... top is near x.
 
-    Each trial rounds with a slightly other number of levels and solves for s and m by least squares; the one with the
-    smallest weighted error (squared, or `absolute`) wins.  The winner's m is the range's lower end and the rounding's
-    origin in all later trials, as in the reference.
+    Each trial rounds with a slightly different number of levels and solves for s and m by least squares; the one with
+    the smallest weighted error (squared, or `absolute`) wins.  The winner's m is the lower end of the range and the
+    origin of the rounding in all later trials, as in the reference.
 
     Args:
         x, at, w, n: values, the group's first element in them, its weights, and its length.
@@ -178,8 +178,8 @@ def search_sweeps(x: Array, at: int, n: int, levels: int, c: Array) -> Any:
     From the codes that put the value of largest magnitude at -levels, up to five sweeps move single codes where that
     improves the projection.  The codes are left in `c` from element `at` on, -levels for a group that is zero.
 
-    The groups are x[at : at + n] and the n elements behind it.  A step waits for the sums of the one before it, so two
-    groups that take steps by turns keep the processor busy where one does not; nothing else connects them.
+    The groups are x[at : at + n] and the next n elements.  Each step depends on the sums of the step before it; two
+    independent groups, interleaved, keep the processor busy while one alone would wait.
 
     Returns:
         Lanes of s for the first group and for the second.

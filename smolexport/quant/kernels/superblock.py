@@ -58,11 +58,11 @@ def importance_weights(x: Array, v: Array, at: int, n: int, variance: Any, w: Ar
 def round_to_largest(values: Array, n: int, top: int, planes: Array, at: int) -> Any:
     """Replace `n` values >= 0 by codes of which the largest is `top`.
 
-    A value slightly below zero, which rounding errors of the search can leave, wraps to a code near 255 as in the
-    reference; so does one in `round_by_search`.  What becomes of it is up to the format.
+    Rounding errors of the search can leave a value slightly below zero.  As in the reference, it wraps to a code near
+    255, here and in `round_by_search`; each format then handles that code in its own way.
 
     Returns:
-        Lanes of their unit as it is stored in the byte planes `at` and `at` + 1.
+        Lanes of the unit of these codes, as stored in the byte planes `at` and `at` + 1.
     """
     zero, most = splat(ZERO), splat(np.float32(top))
     peak = zero
@@ -77,7 +77,7 @@ def round_to_largest(values: Array, n: int, top: int, planes: Array, at: int) ->
 
 @helper
 def round_by_search(values: Array, sums: Array, n: int, top: int, c: Array, planes: Array, at: int) -> Any:
-    """The same by a search weighted with `sums`; `c` is scratch for `n` codes."""
+    """As `round_to_largest`, by a search weighted with `sums`; `c` is scratch for `n` codes."""
     unit = search_positive(values, sums, n, top, c)
     for j in range(n):
         store(values, j * WIDTH, load(c, j * WIDTH))
@@ -115,11 +115,11 @@ def round_group(x: Array, found: Array, j: int, n: int, top: int, scale: Any, lo
     Where the stored scale is zero, the search's codes stay.
     """
     inverse, base = load(found[2], j * WIDTH), load(found[3], j * WIDTH)
-    lost = scale == splat(ZERO)
+    no_scale = scale == splat(ZERO)
     for e in range(j * n, (j + 1) * n):
         value = load(x, e * WIDTH)
         code, searched = codes((value + low) / scale, 0, top), codes(inverse * (value - base), 0, top)
-        store(x, e * WIDTH, where(lost, searched, code))
+        store(x, e * WIDTH, where(no_scale, searched, code))
 
 
 @helper

@@ -22,12 +22,12 @@ import numpy as np
 
 from smolexport.quant.kernels.codes import copy_bytes, load_halves, store_bytes, store_halves, upper
 from smolexport.quant.kernels.floats import (
-    brain_bits,
-    brain_rounded,
+    bf16_bits,
+    bf16_rounded,
     half_bits,
     half_rounded,
     half_value,
-    load_brains,
+    load_bf16,
     widen_bf16,
     widen_f16,
 )
@@ -56,14 +56,14 @@ def fetch(source: Any, start: int, into: Array) -> None:
             into[i] = widen_f16(u16[start + i])
     else:
         for i in range(0, whole, WIDTH):
-            store(into, i, load_brains(u16, start + i))
+            store(into, i, load_bf16(u16, start + i))
         for i in range(whole, into.size):
             into[i] = widen_bf16(u16[start + i])
 
 
 @helper
 def aligned(count: int) -> Any:
-    """Float32 zeros that start on a cache line: vectors that lie in two lines take twice as long."""
+    """Float32 zeros that start on a cache line: loading a vector that straddles two lines takes twice as long."""
     values = np.zeros(count + LINE, np.float32)
     skipped = -(values.ctypes.data // 4) % LINE
     return values[skipped : skipped + count]
@@ -126,7 +126,7 @@ def round_lanes(a: Any, dtype: int) -> Any:
     if dtype == F16:
         return half_rounded(a)
     if dtype == BF16:
-        return brain_rounded(a)
+        return bf16_rounded(a)
     return a
 
 
@@ -153,11 +153,11 @@ def store_floats(floats: Array, i: int, a: Any, dtype: int) -> None:
     elif dtype == F16:
         store_halves(floats, i, half_bits(a))
     else:
-        store_halves(floats, i, brain_bits(a))
+        store_halves(floats, i, bf16_bits(a))
 
 
 def codes_putter(write: Callable[..., None]) -> Callable[..., None]:
-    """A helper that writes codes; `write(out, at, x, a, b, bits)` does for WIDTH of them, a and b being their grid."""
+    """A helper that writes codes; `write(out, at, x, a, b, bits)` writes WIDTH of them, on the grid a, b."""
 
     @lean_helper
     def put_codes(tile: Array, grids: Array, place: Any, count: int, size: int, bits: int, out: Array) -> None:
@@ -192,7 +192,7 @@ def put_part(part: Array, size: int, place: Any, count: int, offset: int, out: A
 
 @lean_helper
 def take_float(f32: Array, u16: Array, at: int, dtype: int) -> Any:
-    """The value of a storage type at byte `at`, a multiple of its size, of data seen as both."""
+    """The float of a storage type at byte `at`, a multiple of its size, of data viewed as float32 and as uint16."""
     if dtype == F32:
         return f32[at // 4]
     return widen_f16(u16[at // 2]) if dtype == F16 else widen_bf16(u16[at // 2])
