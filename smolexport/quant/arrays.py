@@ -20,7 +20,7 @@ NO_F32.flags.writeable = NO_U16.flags.writeable = False  # kernels are compiled 
 
 # Few floats, such as norms and biases, are cast by NumPy sooner than a kernel is compiled.
 FEW = 1 << 16
-CASTS: Mapping[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": BFLOAT16}
+FLOATS: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
 
 
 def check_rows(name: str, rows: NDArray[Any]) -> None:
@@ -81,14 +81,14 @@ def encoded(name: str, data: NDArray[np.uint8], width: int) -> NDArray[np.uint8]
     return read_only(data.reshape(-1))
 
 
-def cast(rows: NDArray[Any], name: str, out: NDArray[np.uint8]) -> None:
-    """Write `rows` as f32, f16 or bf16; what is out of range becomes infinite."""
+def cast(rows: NDArray[Any], dtype: str, out: NDArray[np.uint8]) -> None:
+    """Write `rows` as F32, F16 or BF16; values out of range become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        out[:] = rows.astype(CASTS[name]).view(np.uint8)
+        out[:] = rows.astype(FLOATS[dtype]).view(np.uint8)
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A view that cannot be written; memory-mapped weights are so already, and a kernel is compiled for one kind."""
+    """A read-only view; memory-mapped weights are read-only too, so that each kernel is compiled for one kind only."""
     view = array.view()
     view.flags.writeable = False
     return view
@@ -111,9 +111,9 @@ def first_nonfinite(rows: NDArray[Any]) -> tuple[int, int] | None:
 
 
 def largest(rows: NDArray[Any]) -> float:
-    """Largest magnitude, beyond all others that of an infinity or a NaN; without a copy.
+    """Largest magnitude, without a copy; infinity or NaN if there is one.
 
-    Among floats of one sign the order of the bits is that of the magnitudes.
+    Floats of one sign are ordered like their bits.
     """
     signed, unsigned = rows.view(f"i{rows.itemsize}"), rows.view(f"u{rows.itemsize}")
     sign = np.array(1 << (8 * rows.itemsize - 1), unsigned.dtype)

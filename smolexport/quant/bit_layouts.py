@@ -1,7 +1,7 @@
 """Where block formats and planar formats keep their codes and scales: what `affine_view` reads and replaces.
 
-Every format stands for value = d * s * (code - zero) - m * b, where d and m are stored floats, and s, zero and b follow
-from the rest of the format: integers of a few bits, or constants.
+In every format value = d * s * (code - zero) - m * b, where d and m are stored floats, and s, zero and b are integers
+of a few bits or constants.
 
 Notation: n = rows; pieces = blocks of a row, of `block` elements that share d and m; groups = groups of a row, of
 `group` elements that share s, zero and b.
@@ -16,26 +16,24 @@ from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
+from smolexport.quant.arrays import FLOATS
 from smolexport.quant.formats import BlockFormat, RowFormat
 from smolexport.quant.planar import AffineFormat, NBits
-
-FLOATS: Mapping[str, DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 
 class Scales(NamedTuple):
-    """What turns codes into values.
+    """What decodes codes to values.
 
     Attributes:
         d: [n, pieces] float32.
-        m: [n, pieces] float32, or None where zero is always a value of the grid.
+        m: [n, pieces] float32, or None in formats whose grid always contains zero.
         s: [n, groups] float32.
         zero: [n, groups] float32.
         b: [n, groups] float32; zeros without m.
@@ -55,7 +53,7 @@ class Layout(ABC):
         bits: bits of a code.
         group: elements that share a scale of the grid.
         block: elements that share d and m.
-        middle: the code that the format keeps for zeros, where that is always the same one; else 0.
+        middle: the code for zero, where that is always the same one; else 0.
         dtype: type of d and m: `F16`, `BF16` or `F32`.
     """
 
@@ -80,7 +78,7 @@ class Layout(ABC):
 
     @abstractmethod
     def scales(self, rows: Bytes, columns: int) -> Scales:
-        """What `rows` hold besides codes."""
+        """Everything in `rows` except the codes."""
 
     @abstractmethod
     def put_floats(self, rows: Bytes, columns: int, d: Floats, m: Floats | None) -> None:
@@ -88,7 +86,7 @@ class Layout(ABC):
 
 
 def rounded(values: Floats, dtype: str) -> Bytes:
-    """[n, k] floats as the [n, bytes] of a storage type; raises UsageError for what that cannot hold."""
+    """[n, k] floats as the [n, bytes] of a storage type; raises UsageError for values out of its range."""
     with np.errstate(over="ignore", invalid="ignore"):
         stored = np.ascontiguousarray(values.astype(FLOATS[dtype]))
     if not np.isfinite(stored.astype(np.float32)).all():
@@ -98,13 +96,13 @@ def rounded(values: Floats, dtype: str) -> Bytes:
 
 
 class Field(NamedTuple):
-    """Bits of codes in the bytes of a block: several of them to a byte.
+    """Bits of codes in the bytes of a block, several codes per byte.
 
     Attributes:
         at: first byte.
         shape: of the bytes.
-        axis: new axis of that shape along which the codes in one byte lie, the lowest bits first.
-        bits: bits in one piece.
+        axis: where to insert, in that shape, the axis of the codes in one byte, lowest bits first.
+        bits: bits per code here.
         low: number of the lowest of these bits in a code.
     """
 
@@ -116,19 +114,19 @@ class Field(NamedTuple):
 
     @property
     def shifts(self) -> NDArray[np.uint8]:
-        """What brings the bits of each code in a byte to the lowest place; broadcasts to the bytes."""
+        """Right shifts that bring the bits of each code in a byte to the lowest place; they broadcast to the bytes."""
         count = np.arange(0, 8, self.bits, dtype=np.uint8)
         return count.reshape(-1, *(1,) * (len(self.shape) - self.axis))
 
     def read(self, blocks: Bytes) -> Bytes:
-        """[pieces, codes of a block], the bits in their place in the code."""
+        """[pieces, codes of a block], the bits in place."""
         stored = blocks[:, self.at : self.at + prod(self.shape)].reshape(len(blocks), *self.shape)
         found = (np.expand_dims(stored, self.axis + 1) >> self.shifts) & np.uint8((1 << self.bits) - 1)
         found <<= np.uint8(self.low)
         return found.reshape(len(blocks), prod(self.shape) * 8 // self.bits)
 
     def write(self, blocks: Bytes, codes: Bytes) -> None:
-        """Replace the bytes of the field in `blocks`, [pieces, bytes], by the bits of [pieces, codes of a block]."""
+        """Replace the bytes of the field in `blocks`, [pieces, bytes], with the bits of [pieces, codes of a block]."""
         wide = (*self.shape[: self.axis], 8 // self.bits, *self.shape[self.axis :])
         found = (codes.reshape(-1, *wide) >> np.uint8(self.low)) & np.uint8((1 << self.bits) - 1)
         found <<= self.shifts
@@ -174,7 +172,7 @@ class BlockLayout(Layout):
     Attributes:
         block, nbytes: elements and bytes of a block.
         group, middle: see `Layout`.
-        d_at, m_at: places of the floats in a block; m_at None without mins.
+        d_at, m_at: byte offsets of the floats in a block; m_at None without mins.
         fields: where the bits of codes are.
         sub: reads s and b from [pieces, nbytes]; None where s is 1, and b -1 with mins.
     """
@@ -227,7 +225,7 @@ class BlockLayout(Layout):
 class PlanarLayout(Layout):
     """A planar format: a bit stream of codes, scales, and biases or zero points.
 
-    Eight codes are as many bytes as a code has bits, the first code in the lowest bits.
+    Eight codes take as many bytes as a code has bits, the first code in the lowest bits.
     """
 
     def __init__(self, form: AffineFormat | NBits) -> None:
@@ -242,7 +240,7 @@ class PlanarLayout(Layout):
         return rows[:, start : start + sizes[index]]
 
     def padded(self, rows: Bytes, columns: int) -> Bytes:
-        """All codes, [n, codes], those behind the end of a row too."""
+        """All codes, [n, codes], including those beyond the end of a row."""
         stream = self.part(rows, columns, 0)
         eights = len(rows), stream.shape[1] // self.bits, 8
         words, found = np.zeros(eights, np.uint8), np.empty(eights, np.uint8)
@@ -290,14 +288,14 @@ class PlanarLayout(Layout):
 
 
 def nibbles(at: int) -> Field:
-    """Lower halves of 16 bytes, then the upper ones."""
+    """The lower halves of 16 bytes, then the upper ones."""
     return Field(at, (16,), 0, 4, 0)
 
 
 PAIRS, NIBBLES, EIGHTHS = ((2, 32), 1), ((4, 32), 1), ((32,), 0)
 BLOCKS: Mapping[str, BlockLayout] = MappingProxyType(
     {
-        # block, bytes, group, middle, places of d and m, fields
+        # block, bytes, group, middle, offsets of d and m, fields
         "q4_0": BlockLayout(32, 18, 32, 8, 0, None, (nibbles(2),)),
         "q4_1": BlockLayout(32, 20, 32, 0, 0, 2, (nibbles(4),)),
         "q5_0": BlockLayout(32, 22, 32, 16, 0, None, (nibbles(6), Field(2, (4,), 1, 1, 4))),
@@ -314,7 +312,7 @@ BLOCKS: Mapping[str, BlockLayout] = MappingProxyType(
 
 
 def layout_of(form: RowFormat) -> Layout | None:
-    """The layout of a format, or None where it has no grid of few bits."""
+    """The layout of a format; None where it has no grid of less than 8 bits."""
     if isinstance(form, BlockFormat):
         return BLOCKS.get(form.name)
     return PlanarLayout(form) if isinstance(form, (AffineFormat, NBits)) and form.bits < 8 else None

@@ -1,6 +1,6 @@
 """How rows of weights are stored, and GGUF's block formats as a table.
 
-This module and `planar` only describe formats: NumPy and the kernels are imported at the first array.
+This module and `planar` describe formats; NumPy and the kernels are imported when the first array is encoded.
 
 Notation: n = rows, columns = elements of a row.
 """
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """One array of an encoded row, where a format keeps codes and scales apart.
 
     Attributes:
-        suffix: what it is called beside the others: `weight`, `scales`, `biases`.
+        suffix: its name: `weight`, `scales`, `biases`.
         dtype: safetensors name of its type.
         columns: elements per row.
     """
@@ -46,15 +46,15 @@ class Part(NamedTuple):
 class RowFormat(ABC):
     """How rows of weights are stored: each row by itself, so rows can be encoded, moved and decoded in any order.
 
-    An encoded row is its parts one after another.  Where several formats hold the same integers and scales in
-    different order, they name one of them as their `canonical` format and only repack its rows.
+    An encoded row is its parts one after another.  Formats that store the same integers and scales in different order
+    share a `canonical` format and only repack its rows.
     """
 
     if TYPE_CHECKING:  # fields of some formats, properties of others
 
         @property
         def name(self) -> str:
-            """Name that people see."""
+            """The name in plans and messages."""
 
         @property
         def block(self) -> int:
@@ -87,7 +87,7 @@ class RowFormat(ABC):
         return columns > 0 and columns % self.block == 0
 
     def parts(self, columns: int) -> tuple[Part, ...]:
-        """The arrays of an encoded row, in the order in which they stand in it; raises UsageError unless it `fits`."""
+        """The arrays of an encoded row, in their order; raises UsageError unless it `fits`."""
         if not self.fits(columns):
             raise UsageError(f"{self.name}: rows of {columns} elements are not whole blocks of {self.block}")
         return self._parts(columns)
@@ -131,7 +131,7 @@ class RowFormat(ABC):
         return out
 
     def decode(self, data: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
-        """The values that `data` stands for.
+        """The values that `data` encodes.
 
         Args:
             data: [n, row_bytes] uint8, C-contiguous.
@@ -201,7 +201,7 @@ class BlockFormat(RowFormat):
         from smolexport.quant import arrays
 
         if self.block == 1 and rows.size <= arrays.FEW:
-            arrays.cast(rows, self.name, out)
+            arrays.cast(rows, self.name.upper(), out)
         elif importance is not None and self.weighted:
             self._kernel(f"encode_{self.name}_weighted")(arrays.source(rows), importance, out.reshape(-1))
         else:
@@ -211,7 +211,7 @@ class BlockFormat(RowFormat):
         from smolexport.quant import arrays
 
         if self.block == 1 and out.size <= arrays.FEW:
-            out[:] = data.view(arrays.CASTS[self.name])
+            out[:] = data.view(arrays.FLOATS[self.name.upper()])
         else:
             self._kernel(f"decode_{self.name}")(data, out)
 

@@ -1,4 +1,4 @@
-"""Planar formats: they keep codes and scales of a row apart, as MLX and ONNX Runtime do."""
+"""Planar formats: codes and scales of a row are stored apart, as in MLX and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DTYPES = {"F32": 0, "F16": 1, "BF16": 2}  # storage types, as the kernels know them
+DTYPES = {"F32": 0, "F16": 1, "BF16": 2}  # storage types, with their codes in `kernels.tile`
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 MIDDLE = 128  # the zero point of 8 bits
@@ -94,9 +94,9 @@ class MicroFormat(RowFormat):
     nvfp4    E2M1, 4 bits     E4M3                      16
     mxfp8    E4M3, 8 bits     2^e (E8M0)                32
 
-    `encode` equals `mx.quantize` on a CPU byte for byte, but for two kinds of groups for which that writes infinities
-    or zeros: those with a scale below 2^-127 get that one, and elements of nvfp4 beyond 2^21 times their scale the
-    largest value.  `decode` equals `mx.dequantize` to float32 to the bit.  Importance is not used.
+    `encode` equals `mx.quantize` on a CPU byte for byte, except where that writes infinities or zeros: scales below
+    2^-127 become 2^-127, and elements of nvfp4 beyond 2^21 times their scale become the largest value.  `decode` equals
+    `mx.dequantize` to float32 to the bit.  Importance is not used.
 
     Attributes:
         mode: `mxfp4`, `nvfp4` or `mxfp8`.
@@ -244,12 +244,12 @@ class _RepackedFormat(RowFormat):
     @property
     @abstractmethod
     def stored(self) -> AffineFormat | NBits:
-        """The planar format that these are rows of."""
+        """The planar format whose rows these are."""
 
     @property
     @abstractmethod
     def _third(self) -> int:
-        """What follows codes and scales, as the kernels know it."""
+        """What follows codes and scales: NOTHING, BIASES or ZERO_POINTS of `kernels.portable`."""
 
     @property
     def name(self) -> str:
@@ -299,9 +299,9 @@ class _RepackedFormat(RowFormat):
 
 @dataclass(frozen=True)
 class PortableFormat(_RepackedFormat):
-    """Affine groups of 32 with float16 scales and biases that hold blocks of GGUF.
+    """Affine groups of 32 with float16 scales and biases that equal blocks of GGUF.
 
-    Decoded values equal those of the blocks as numbers; where these have a zero of either sign, these have +0.
+    Decoded values equal those of the blocks, except that every zero is +0.
 
     Attributes:
         bits: 4 (q4_0) or 8 (q8_0).
@@ -315,7 +315,7 @@ class PortableFormat(_RepackedFormat):
 
     @property
     def stored(self) -> AffineFormat:
-        """The format as MLX knows it."""
+        """The format as MLX reads it."""
         return AffineFormat(self.bits, 32, "F16")
 
     @property
@@ -325,7 +325,7 @@ class PortableFormat(_RepackedFormat):
 
 @dataclass(frozen=True)
 class PortableNBits(_RepackedFormat):
-    """Groups of 32 of MatMulNBits that hold blocks of GGUF.
+    """Groups of 32 of MatMulNBits that equal blocks of GGUF.
 
     Attributes:
         bits: 4 (q4_0) or 8 (q8_0).
@@ -342,7 +342,7 @@ class PortableNBits(_RepackedFormat):
 
     @property
     def stored(self) -> NBits:
-        """The format as the operator knows it."""
+        """The format as the operator reads it."""
         return NBits(self.bits, 32, self.dtype, not self.zero_points)
 
     @property

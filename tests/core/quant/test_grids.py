@@ -159,7 +159,7 @@ def test_who_has_a_grid() -> None:
     others = [AffineFormat(8, 32, "F16"), NBits(8, 32, "F16", True), ChannelFormat(), MicroFormat("mxfp4", "F16")]
     for form in (*without, *others, PortableFormat(4), PortableNBits(4, "F16")):
         assert not has_grid(form)
-    with pytest.raises(UsageError, match="q8_0: its values are no grid of less than 8 bits"):
+    with pytest.raises(UsageError, match="q8_0: its values are not a grid of less than 8 bits"):
         codes_of(FORMATS["q8_0"], np.zeros((1, 34), np.uint8), 32)
 
 
