@@ -35,7 +35,7 @@ def encoder(bits: int) -> Callable[..., None]:
     def encode_portable(source: Any, per_row: int, dtype: int, third: int, out: Array) -> None:
         """A tile of blocks at a time, repacked at once."""
         blocks, scratch, parts = np.empty(BLOCKS * (2 + 4 * bits), np.uint8), tile_scratch(), part_scratch(bits)
-        groups = prepare(per_row, bits, dtype, third, out)
+        groups = write_zero_points(per_row, bits, dtype, third, out)
         for first in range(0, groups, BLOCKS):
             count = min(BLOCKS, groups - first)
             encode_tile(source, first, count, 15 if bits == 4 else 127, False, scratch, 0, blocks)
@@ -51,7 +51,7 @@ def repacker(bits: int) -> Callable[..., None]:
     @kernel
     def repack_portable(blocks: Array, per_row: int, dtype: int, third: int, out: Array) -> None:
         parts = part_scratch(bits)
-        groups = prepare(per_row, bits, dtype, third, out)
+        groups = write_zero_points(per_row, bits, dtype, third, out)
         for first in range(0, groups, BLOCKS):
             count = min(BLOCKS, groups - first)
             put_groups(blocks, first, first, count, per_row, bits, dtype, third, parts, out)
@@ -74,7 +74,7 @@ def row_size(per_row: int, bits: int, dtype: int, third: int) -> Any:
 
 
 @helper
-def prepare(per_row: int, bits: int, dtype: int, third: int, out: Array) -> Any:
+def write_zero_points(per_row: int, bits: int, dtype: int, third: int, out: Array) -> Any:
     """Write the zero points, all of them the middle code; returns the number of groups of all rows."""
     codes, scales, row_bytes = row_size(per_row, bits, dtype, third)
     rows = out.size // row_bytes
