@@ -27,7 +27,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in (".", "c
 def pytest_sessionstart() -> None:
     """Import kernels before threads do: pytest parses what it rewrites, which Python 3.11 cannot do in two at once."""
     for form in FORMATS.values():
-        import_module(f"smolexport.quant.{form.home}")
+        import_module(f"smolexport.quant.kernels.{form.home}")
 
 
 @pytest.fixture(scope="session")

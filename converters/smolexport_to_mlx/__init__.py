@@ -15,7 +15,7 @@ from smolexport.conversion.plan import Entry, OutputFile, Plan
 from smolexport.conversion.source_model import SourceModel, provenance
 from smolexport.errors import UsageError
 from smolexport.model.spec import Tensor
-from smolexport.quant import MicroFormat
+from smolexport.quant.planar import MicroFormat
 from smolexport_to_mlx import architectures, folder, reading, schemes
 from smolexport_to_mlx.container import weight_files
 from smolexport_to_mlx.lint import lint as lint

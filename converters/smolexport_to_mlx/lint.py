@@ -17,7 +17,7 @@ from smolexport.errors import ConfigError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import ModelSpec
-from smolexport.quant import affine, microscale
+from smolexport.quant import planar
 from smolexport.text import label, show
 from smolexport_to_mlx.container import INDEX, read_headers
 from smolexport_to_mlx.folder import DTYPES
@@ -27,8 +27,8 @@ FLOATS = frozenset(DTYPES)
 KEYS = ("group_size", "bits", "mode")
 # mode -> (group sizes, bits) that every reader supports
 MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "affine": (affine.GROUPS, affine.BITS),
-    **{mode: ((group,), (bits,)) for mode, (bits, group) in microscale.MODES.items()},
+    "affine": (planar.GROUPS, planar.AFFINE_BITS),
+    **{mode: ((group,), (bits,)) for mode, (bits, group) in planar.MODES.items()},
 }
 
 

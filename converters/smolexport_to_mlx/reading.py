@@ -18,8 +18,8 @@ from smolexport.errors import ConfigError, FileFormatError, UsageError
 from smolexport.model.arch import load_spec
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import Tensor
-from smolexport.quant import FORMATS, AffineFormat, MicroFormat, RowFormat
-from smolexport.quant.microscale import MODES
+from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant.planar import MODES, AffineFormat, MicroFormat
 from smolexport.text import label, show
 from smolexport_to_mlx.container import INDEX, read_arrays, read_header, read_headers
 from smolexport_to_mlx.schemes import DTYPES, SCHEMES

@@ -15,9 +15,8 @@ from smolexport.conversion import portable
 from smolexport.conversion.converter import Choice, has_more_bits, named_scheme
 from smolexport.conversion.portable import Storage
 from smolexport.model.spec import ModelSpec, Role, Tensor
-from smolexport.quant import FORMATS, AffineFormat, MicroFormat, PortableFormat, RowFormat
-from smolexport.quant.affine import BITS, GROUPS
-from smolexport.quant.microscale import MODES, Mode
+from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant.planar import AFFINE_BITS, GROUPS, MODES, AffineFormat, MicroFormat, Mode, PortableFormat
 
 Dtype = Literal["F32", "F16", "BF16"]
 Encoder = Literal["mlx", "recode", "search"]
@@ -138,9 +137,11 @@ def _schemes() -> list[Scheme]:
     }
     abouts = {**portable.SCHEMES, portable.AUTO_BITS: portable.AUTO_BITS_ABOUT}
     defaults = {4: "; mlx-lm's default", 8: "; nearly lossless"}
-    affine = [(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits, 64, 0) for bits in BITS]
+    affine = [(f"q{bits}", f"{bits} bits, groups of 64{defaults.get(bits, '')}", bits, 64, 0) for bits in AFFINE_BITS]
     affine += [
-        (f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group, 0) for bits in BITS for group in (32, 128)
+        (f"q{bits}_g{group}", f"{bits} bits, groups of {group}", bits, group, 0)
+        for bits in AFFINE_BITS
+        for group in (32, 128)
     ]
     affine += [
         (f"mixed_{low}_{high}", f"{low} bits, {high} for v and down in some layers and the head", low, 64, high)
@@ -162,7 +163,7 @@ def _schemes() -> list[Scheme]:
 
 SCHEMES: Mapping[str, Scheme] = {s.name: s for s in _schemes()}
 ALIASES: Mapping[str, str] = {
-    **{f"q{bits}_g64": f"q{bits}" for bits in BITS},
+    **{f"q{bits}_g64": f"q{bits}" for bits in AFFINE_BITS},
     "best4": "q4_g32",
     "float32": "f32",
     "float16": "f16",

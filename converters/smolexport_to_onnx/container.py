@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from smolexport.conversion.plan import ByteRange, Entry, OutputFile
 from smolexport.model.rope import Rope
 from smolexport.model.spec import NAMES, Role, Tensor
-from smolexport.quant import ChannelFormat, RowFormat
+from smolexport.quant import RowFormat
 from smolexport.quant.formats import SIZES
+from smolexport.quant.planar import ChannelFormat
 from smolexport_to_onnx.schemes import Dtype, packing_of
 
 QKV, GATE_UP = "model.layers.{}.self_attn.qkv_proj", "model.layers.{}.mlp.gate_up_proj"

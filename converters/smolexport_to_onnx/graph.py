@@ -19,8 +19,7 @@ from onnx.helper import make_attribute, make_opsetid, make_tensor_value_info
 
 from smolexport.model.rope import Rope
 from smolexport.model.spec import NAMES, Attention, Mlp, ModelSpec, Role
-from smolexport.quant import ChannelFormat
-from smolexport.quant.channel import MIDDLE
+from smolexport.quant.planar import MIDDLE, ChannelFormat
 from smolexport_to_onnx.architectures import ROTARY_UNIT, rotated_apart
 from smolexport_to_onnx.container import DTYPES, GATE_UP, KEEP, QKV, Layout
 from smolexport_to_onnx.schemes import Dtype, packing_of

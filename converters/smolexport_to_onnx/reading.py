@@ -20,8 +20,8 @@ from smolexport.errors import FileFormatError, UsageError
 from smolexport.model.checkpoint import read_json
 from smolexport.model.spec import NAMES, Role, Tensor
 from smolexport.protobuf import read_message
-from smolexport.quant import FORMATS, ChannelFormat
-from smolexport.quant.nbits import NBits, PortableNBits
+from smolexport.quant import FORMATS
+from smolexport.quant.planar import ChannelFormat, NBits, PortableNBits
 from smolexport.text import label, show
 from smolexport_to_onnx.container import DTYPES, GATE_UP, QKV
 from smolexport_to_onnx.schemes import SCHEMES, STEMS, Portable

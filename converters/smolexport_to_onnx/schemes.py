@@ -17,8 +17,8 @@ from smolexport.conversion.converter import Choice, named_scheme
 from smolexport.conversion.portable import Storage
 from smolexport.errors import UsageError
 from smolexport.model.spec import ModelSpec, Role, Tensor
-from smolexport.quant import FORMATS, ChannelFormat, RowFormat
-from smolexport.quant.nbits import NBits, PortableNBits
+from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant.planar import ChannelFormat, NBits, PortableNBits
 
 Dtype = Literal["F32", "F16"]
 Group = Literal[32, 64, 128]
@@ -138,7 +138,7 @@ def packing_of(form: RowFormat) -> NBits | ChannelFormat | None:
         case NBits() | ChannelFormat():
             return form
         case PortableNBits():
-            return form.nbits
+            return form.stored
     return None
 
 

@@ -23,8 +23,9 @@ from smolexport.conversion.source_model import SourceModel
 from smolexport.errors import UsageError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Role
-from smolexport.quant import AffineFormat, BlockFormat, NBits, RowFormat
+from smolexport.quant import BlockFormat, RowFormat
 from smolexport.quant.affine_view import has_grid
+from smolexport.quant.planar import AffineFormat, NBits
 from smolexport.recipe import Quantizer
 
 DAMPING = 0.01
@@ -200,7 +201,7 @@ def _reached(entry: Entry, untied: bool) -> bool:
     if tensor is None or not tensor.is_matrix or (untied and tensor.role is Role.EMBED):
         return False
     form = searching(entry.format)
-    base = form.lattice or form
+    base = form.canonical or form
     return has_grid(base) or (isinstance(base, BlockFormat) and base.weighted)
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.quant.jit import kernel
-from smolexport.quant.lane_codes import store_bytes
-from smolexport.quant.lane_floats import rint
-from smolexport.quant.lanes import WIDTH, load, splat, store, where
+from smolexport.quant.kernels.codes import store_bytes
+from smolexport.quant.kernels.jit import kernel
+from smolexport.quant.kernels.lanes import WIDTH, load, rint, splat, store, where
 
 BLOCK = 64  # columns at most
 

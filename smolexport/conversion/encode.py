@@ -23,7 +23,7 @@ from smolexport.errors import TensorError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Tensor
 from smolexport.model.tensor_file import StoredTensor
-from smolexport.quant import first_nonfinite, largest
+from smolexport.quant.arrays import first_nonfinite, largest
 from smolexport.text import label
 
 CHUNK_BYTES = 2 << 20  # as float32; half of that costs a tenth more time

@@ -81,7 +81,7 @@ class Entry:
     @property
     def canonical(self) -> RowFormat:
         """The format that rows are encoded in; where formats share codes, `format.repack` rearranges its rows."""
-        return self.format.lattice or self.format
+        return self.format.canonical or self.format
 
     def encode(self, rows: NDArray[Any], start: int = 0, known: EncodedBy | None = None) -> NDArray[np.uint8]:
         """Rows [n, columns] of the tensor, from row `start` on, in the canonical format: [n, row_bytes].

@@ -1,8 +1,8 @@
 """Any affine format seen as a grid of values, and rebuilt from other codes or other scales.
 
-A format has a grid where the values that a row can hold are a scale times a code plus an offset, both shared by a
-group of elements.  What looks for better codes works on that and need not know the format; what looks for better
-scales works on its factors, in which the codes are constants.  Eight bits are left out: they need neither.
+A format has a grid if every value that a row can hold is a scale times a code plus an offset, both shared by a group of
+elements.  A method that chooses codes works on the grid and need not know the format; a method that trains scales works
+on the factors, in which the codes are constants.  Formats of 8 bits are left out: they need neither.
 
 Notation: n = rows, columns = elements of a row; the last group of a row may be shorter than the others.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
+from smolexport.quant import arrays
 from smolexport.quant.bit_layouts import Layout, layout_of
 from smolexport.quant.formats import RowFormat
 
@@ -23,7 +24,7 @@ from smolexport.quant.formats import RowFormat
 class Grid:
     """Values that rows can hold: value[r, j] = scales[r, j // group] * code + offsets[r, j // group].
 
-    Equal to what the format decodes but for the rounding of the product, which is a step of its own here.
+    Equal to what the format decodes except that the product is rounded before the offset is added.
 
     Attributes:
         scales, offsets: [n, groups] float32.
@@ -56,8 +57,8 @@ class Factors:
     Attributes:
         a: [n, columns] float32, small integers: codes, and scales that are themselves codes.
         d: [n, pieces] float32, as stored.
-        b: likewise [n, columns], or None where the format has no minimum or bias of its own.
-        m: likewise [n, pieces], or None.
+        b: as a, for the minimum or bias; None where the format stores none.
+        m: as d, or None.
         block: elements that share d and m.
     """
 
@@ -78,12 +79,12 @@ class Factors:
 
 
 def has_grid(form: RowFormat) -> bool:
-    """Whether the functions here take rows of `form`."""
+    """Whether rows of `form` have a grid of less than 8 bits."""
     return layout_of(form) is not None
 
 
 def grid_of(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> Grid:
-    """The grid that encoded rows lie on, whatever their codes.
+    """The grid of encoded rows, whatever their codes.
 
     Args:
         form: a format that `has_grid`.
@@ -119,7 +120,7 @@ def with_codes(form: RowFormat, rows: NDArray[np.uint8], codes: NDArray[np.uint8
         codes: [n, columns] uint8, none above the grid's `top`.
 
     Returns:
-        [n, row_bytes] uint8, a new array; its bits that belong to no code are those of `rows`.
+        [n, row_bytes] uint8, a new array; all bits except those of the codes are copied from `rows`.
 
     Raises:
         UsageError: a format without a grid, or an argument of another type, shape or layout, or codes too large.
@@ -155,7 +156,7 @@ def with_factors(
         rows: [n, row_bytes] uint8, C-contiguous; not changed.
         columns: elements per row.
         d: [n, pieces] float32 of any sign, rounded here to the stored type.
-        m: likewise; None if and only if the factors have none.
+        m: as d; None if and only if the factors have none.
 
     Returns:
         [n, row_bytes] uint8, a new array.
@@ -182,12 +183,9 @@ def spread(values: NDArray[np.float32], group: int, columns: int) -> NDArray[np.
 
 
 def fitting_layout(form: RowFormat, rows: NDArray[np.uint8], columns: int) -> Layout:
-    """The layout of `form`, once `rows` fit it."""
+    """The layout of `form`; raises UsageError unless `rows` fit it."""
     layout = layout_of(form)
     if layout is None:
-        raise UsageError(f"{form.name}: its values are no grid of less than 8 bits")
-    width = form.row_bytes(columns)
-    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype != np.uint8 or not rows.flags.c_contiguous:
-        found = f"{rows.dtype} {rows.shape}"
-        raise UsageError(f"{form.name}: expected a C-contiguous uint8 array [n, {width}], found {found}")
+        raise UsageError(f"{form.name}: its values are not a grid of less than 8 bits")
+    arrays.encoded(form.name, rows, form.row_bytes(columns))
     return layout

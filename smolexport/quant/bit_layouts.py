@@ -1,7 +1,7 @@
-"""Where formats of blocks and of parts keep their codes and scales: what `grids` needs to read and to replace them.
+"""Where block formats and planar formats keep their codes and scales: what `affine_view` reads and replaces.
 
-Every format stands for value = d * s * (code - zero) - m * b, where d and m are stored floats, and s, zero and b follow
-from the rest of the format: integers of a few bits, or constants.
+In every format value = d * s * (code - zero) - m * b, where d and m are stored floats, and s, zero and b are integers
+of a few bits or constants.
 
 Notation: n = rows; pieces = blocks of a row, of `block` elements that share d and m; groups = groups of a row, of
 `group` elements that share s, zero and b.
@@ -9,33 +9,31 @@ Notation: n = rows; pieces = blocks of a row, of `block` elements that share d a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant.affine import AffineFormat
+from smolexport.quant.arrays import FLOATS
 from smolexport.quant.formats import BlockFormat, RowFormat
-from smolexport.quant.nbits import NBits
-
-FLOATS: Mapping[str, DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+from smolexport.quant.planar import AffineFormat, NBits
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 
 class Scales(NamedTuple):
-    """What turns codes into values.
+    """What decodes codes to values.
 
     Attributes:
         d: [n, pieces] float32.
-        m: [n, pieces] float32, or None where zero is always a value of the grid.
+        m: [n, pieces] float32, or None in formats whose grid always contains zero.
         s: [n, groups] float32.
         zero: [n, groups] float32.
         b: [n, groups] float32; zeros without m.
@@ -48,53 +46,47 @@ class Scales(NamedTuple):
     b: Floats
 
 
-class Layout(Protocol):
-    """How encoded rows are read and changed; `rows` are [n, row_bytes], and `columns` the elements of a row."""
+class Layout(ABC):
+    """How encoded rows are read and changed; `rows` are [n, row_bytes], and `columns` the elements of a row.
 
-    @property
-    def group(self) -> int:
-        """Elements that share a scale of the grid."""
-        ...
+    Attributes:
+        bits: bits of a code.
+        group: elements that share a scale of the grid.
+        block: elements that share d and m.
+        middle: the code for zero, where that is always the same one; else 0.
+        dtype: type of d and m: `F16`, `BF16` or `F32`.
+    """
 
-    @property
-    def block(self) -> int:
-        """Elements that share d and m."""
-        ...
+    bits: int
+    group: int
+    block: int
+    middle: int
+    dtype: str
 
     @property
     def top(self) -> int:
         """Largest code."""
-        ...
+        return (1 << self.bits) - 1
 
-    @property
-    def middle(self) -> int:
-        """The code that the format keeps for zeros, where that is always the same one; else 0."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Type of d and m: `F16`, `BF16` or `F32`."""
-        ...
-
+    @abstractmethod
     def codes(self, rows: Bytes, columns: int) -> Bytes:
         """[n, columns]."""
-        ...
 
+    @abstractmethod
     def put_codes(self, rows: Bytes, columns: int, codes: Bytes) -> None:
         """Replace the codes in `rows`, and no other bit."""
-        ...
 
+    @abstractmethod
     def scales(self, rows: Bytes, columns: int) -> Scales:
-        """What `rows` hold besides codes."""
-        ...
+        """Everything in `rows` except the codes."""
 
+    @abstractmethod
     def put_floats(self, rows: Bytes, columns: int, d: Floats, m: Floats | None) -> None:
         """Replace the stored floats in `rows`, rounded to their type."""
-        ...
 
 
 def rounded(values: Floats, dtype: str) -> Bytes:
-    """[n, k] floats as the [n, bytes] of a storage type; raises UsageError for what that cannot hold."""
+    """[n, k] floats as the [n, bytes] of a storage type; raises UsageError for values out of its range."""
     with np.errstate(over="ignore", invalid="ignore"):
         stored = np.ascontiguousarray(values.astype(FLOATS[dtype]))
     if not np.isfinite(stored.astype(np.float32)).all():
@@ -104,13 +96,13 @@ def rounded(values: Floats, dtype: str) -> Bytes:
 
 
 class Field(NamedTuple):
-    """Bits of codes in the bytes of a block: several of them to a byte.
+    """Bits of codes in the bytes of a block, several codes per byte.
 
     Attributes:
         at: first byte.
         shape: of the bytes.
-        axis: new axis of that shape along which the codes in one byte lie, the lowest bits first.
-        bits: bits in one piece.
+        axis: where to insert, in that shape, the axis of the codes in one byte, lowest bits first.
+        bits: bits per code here.
         low: number of the lowest of these bits in a code.
     """
 
@@ -122,19 +114,19 @@ class Field(NamedTuple):
 
     @property
     def shifts(self) -> NDArray[np.uint8]:
-        """What brings the bits of each code in a byte to the lowest place; broadcasts to the bytes."""
+        """Right shifts that bring the bits of each code in a byte to the lowest place; they broadcast to the bytes."""
         count = np.arange(0, 8, self.bits, dtype=np.uint8)
         return count.reshape(-1, *(1,) * (len(self.shape) - self.axis))
 
     def read(self, blocks: Bytes) -> Bytes:
-        """[pieces, codes of a block], the bits in their place in the code."""
+        """[pieces, codes of a block], the bits in place."""
         stored = blocks[:, self.at : self.at + prod(self.shape)].reshape(len(blocks), *self.shape)
         found = (np.expand_dims(stored, self.axis + 1) >> self.shifts) & np.uint8((1 << self.bits) - 1)
         found <<= np.uint8(self.low)
         return found.reshape(len(blocks), prod(self.shape) * 8 // self.bits)
 
     def write(self, blocks: Bytes, codes: Bytes) -> None:
-        """Replace the bytes of the field in `blocks`, [pieces, bytes], by the bits of [pieces, codes of a block]."""
+        """Replace the bytes of the field in `blocks`, [pieces, bytes], with the bits of [pieces, codes of a block]."""
         wide = (*self.shape[: self.axis], 8 // self.bits, *self.shape[self.axis :])
         found = (codes.reshape(-1, *wide) >> np.uint8(self.low)) & np.uint8((1 << self.bits) - 1)
         found <<= self.shifts
@@ -173,15 +165,14 @@ def signed_bytes(blocks: Bytes) -> tuple[Floats, Floats]:
     return scales, np.zeros_like(scales)
 
 
-@dataclass(frozen=True)
-class BlockLayout:
+@dataclass
+class BlockLayout(Layout):
     """A block format; its floats are float16.
 
     Attributes:
         block, nbytes: elements and bytes of a block.
-        group: elements that share a scale of the grid.
-        middle: the code that stands for zero, 0 with mins.
-        d_at, m_at: places of the floats in a block; m_at None without mins.
+        group, middle: see `Layout`.
+        d_at, m_at: byte offsets of the floats in a block; m_at None without mins.
         fields: where the bits of codes are.
         sub: reads s and b from [pieces, nbytes]; None where s is 1, and b -1 with mins.
     """
@@ -194,91 +185,53 @@ class BlockLayout:
     m_at: int | None
     fields: tuple[Field, ...]
     sub: SubScales | None = None
-    dtype = "F16"
 
-    @property
-    def top(self) -> int:
-        """Largest code."""
-        return (1 << sum(field.bits for field in self.fields)) - 1
-
-    def blocks(self, rows: Bytes) -> Bytes:
-        """[pieces of all rows, nbytes], a view."""
-        return rows.reshape(-1, self.nbytes)
-
-    def floats(self, rows: Bytes, columns: int, at: int) -> Floats:
-        """The float at byte `at` of every block, [n, pieces]."""
-        stored = np.ascontiguousarray(self.blocks(rows)[:, at : at + 2]).view(np.float16)
-        return stored.astype(np.float32).reshape(len(rows), columns // self.block)
+    def __post_init__(self) -> None:
+        self.bits, self.dtype = sum(field.bits for field in self.fields), "F16"
 
     def codes(self, rows: Bytes, columns: int) -> Bytes:
         """See `Layout`."""
-        blocks, (first, *others) = self.blocks(rows), self.fields
-        found = first.read(blocks)
-        for field in others:
-            found |= field.read(blocks)
+        blocks = rows.reshape(-1, self.nbytes)
+        found: Bytes = np.bitwise_or.reduce([field.read(blocks) for field in self.fields])
         return found.reshape(-1, columns)
 
     def put_codes(self, rows: Bytes, columns: int, codes: Bytes) -> None:  # noqa: ARG002
         """See `Layout`."""
-        blocks = self.blocks(rows)
         for field in self.fields:
-            field.write(blocks, codes.reshape(-1, self.block))
+            field.write(rows.reshape(-1, self.nbytes), codes.reshape(-1, self.block))
 
     def scales(self, rows: Bytes, columns: int) -> Scales:
         """See `Layout`."""
-        blocks = self.blocks(rows)
-        shape = (len(rows), columns // self.group)
+        blocks, shape = rows.reshape(-1, self.nbytes), (len(rows), columns // self.group)
+
+        def floats(at: int) -> Floats:
+            stored = np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)
+            return stored.astype(np.float32).reshape(len(rows), columns // self.block)
+
         if self.sub is None:
-            one = np.ones(shape, np.float32)
-            s, b = one, one * np.float32(0 if self.m_at is None else -1)
+            s, b = np.ones(shape, np.float32), np.full(shape, 0 if self.m_at is None else -1, np.float32)
         else:
             s, b = (part.reshape(shape) for part in self.sub(blocks))
-        zero = np.full(shape, self.middle, np.float32)
-        d = self.floats(rows, columns, self.d_at)
-        m = None if self.m_at is None else self.floats(rows, columns, self.m_at)
-        return Scales(d, m, s, zero, b)
+        zero, m = np.full(shape, self.middle, np.float32), None if self.m_at is None else floats(self.m_at)
+        return Scales(floats(self.d_at), m, s, zero, b)
 
     def put_floats(self, rows: Bytes, columns: int, d: Floats, m: Floats | None) -> None:  # noqa: ARG002
         """See `Layout`."""
-        blocks = self.blocks(rows)
         for at, values in ((self.d_at, d), (self.m_at, m)):
             if at is not None and values is not None:
-                blocks[:, at : at + 2] = rounded(values.reshape(-1, 1), self.dtype)
+                rows.reshape(-1, self.nbytes)[:, at : at + 2] = rounded(values.reshape(-1, 1), self.dtype)
 
 
-@dataclass(frozen=True)
-class PartLayout:
-    """A format of parts: a bit stream of codes, scales, and biases or zero points.
+class PlanarLayout(Layout):
+    """A planar format: a bit stream of codes, scales, and biases or zero points.
 
-    Attributes:
-        form: the format.
-        biases: whether the third part is biases; if not, it is zero points, or absent.
-        middle: the zero point where none is stored.
+    Eight codes take as many bytes as a code has bits, the first code in the lowest bits.
     """
 
-    form: AffineFormat | NBits
-    biases: bool
-    middle: int
-
-    @property
-    def group(self) -> int:
-        """The format's."""
-        return self.form.group
-
-    @property
-    def block(self) -> int:
-        """The group: it has its own floats."""
-        return self.form.group
-
-    @property
-    def top(self) -> int:
-        """Largest code."""
-        return (1 << self.form.bits) - 1
-
-    @property
-    def dtype(self) -> str:
-        """The format's."""
-        return self.form.dtype
+    def __init__(self, form: AffineFormat | NBits) -> None:
+        """The layout of `form`."""
+        self.form, self.bits, self.group, self.block, self.dtype = form, form.bits, form.group, form.group, form.dtype
+        self.middle = 8 if isinstance(form, NBits) and form.symmetric else 0
 
     def part(self, rows: Bytes, columns: int, index: int) -> Bytes:
         """Bytes of one part, [n, bytes], a view."""
@@ -286,21 +239,15 @@ class PartLayout:
         start = sum(sizes[:index])
         return rows[:, start : start + sizes[index]]
 
-    def words(self, stream: Bytes) -> NDArray[np.uint64]:
-        """Eight codes each, the first in the lowest bits, [n, codes / 8]."""
-        pieces = stream.reshape(len(stream), stream.shape[1] // self.form.bits, self.form.bits)
-        words = np.zeros(pieces.shape[:2], np.uint64)
-        for byte in range(self.form.bits):
-            words |= pieces[:, :, byte].astype(np.uint64) << np.uint64(8 * byte)
-        return words
-
     def padded(self, rows: Bytes, columns: int) -> Bytes:
-        """All codes, [n, codes], those behind the end of a row too."""
-        words = self.words(self.part(rows, columns, 0))
-        found = np.empty((*words.shape, 8), np.uint8)
+        """All codes, [n, codes], including those beyond the end of a row."""
+        stream = self.part(rows, columns, 0)
+        eights = len(rows), stream.shape[1] // self.bits, 8
+        words, found = np.zeros(eights, np.uint8), np.empty(eights, np.uint8)
+        words[..., : self.bits] = stream.reshape(*eights[:2], self.bits)
         for place in range(8):
-            found[:, :, place] = (words >> np.uint64(place * self.form.bits)) & np.uint64(self.top)
-        return found.reshape(len(rows), words.shape[1] * 8)
+            found[..., place] = (words.view("<u8")[..., 0] >> np.uint64(place * self.bits)) & np.uint64(self.top)
+        return found.reshape(len(rows), 8 * eights[1])
 
     def codes(self, rows: Bytes, columns: int) -> Bytes:
         """See `Layout`."""
@@ -308,33 +255,26 @@ class PartLayout:
 
     def put_codes(self, rows: Bytes, columns: int, codes: Bytes) -> None:
         """See `Layout`."""
+        every = self.padded(rows, columns)
+        every[:, :columns] = codes
+        eights = every.reshape(len(rows), every.shape[1] // 8, 8)
+        words = np.zeros((*eights.shape[:2], 1), "<u8")
+        for place in range(8):
+            words[..., 0] |= eights[..., place].astype("<u8") << np.uint64(place * self.bits)
         stream = self.part(rows, columns, 0)
-        if stream.shape[1] * 8 != columns * self.form.bits:
-            every = self.padded(rows, columns)
-            every[:, :columns] = codes
-            codes = every
-        eights = codes.reshape(len(rows), codes.shape[1] // 8, 8)
-        for byte in range(self.form.bits):
-            packed = np.zeros(eights.shape[:2], np.uint8)
-            for place in range(8):  # of eight codes, those with bits in this byte
-                shift = place * self.form.bits - 8 * byte
-                if -self.form.bits < shift < 8:
-                    piece = eights[:, :, place]
-                    packed |= piece << np.uint8(shift) if shift >= 0 else piece >> np.uint8(-shift)
-            stream[:, byte :: self.form.bits] = packed
+        stream[:] = words.view(np.uint8)[..., : self.bits].reshape(stream.shape)
 
     def floats(self, rows: Bytes, columns: int, index: int) -> Floats:
         """A part of floats, [n, groups]."""
-        stored = np.ascontiguousarray(self.part(rows, columns, index)).view(FLOATS[self.dtype])
-        return stored.astype(np.float32)
+        return np.ascontiguousarray(self.part(rows, columns, index)).view(FLOATS[self.dtype]).astype(np.float32)
 
     def scales(self, rows: Bytes, columns: int) -> Scales:
         """See `Layout`."""
         d = self.floats(rows, columns, 1)
         one, none = np.ones_like(d), np.zeros_like(d)
-        if self.biases:
+        if isinstance(self.form, AffineFormat):
             return Scales(d, self.floats(rows, columns, 2), one, none, -one)
-        if len(self.form.parts(columns)) < 3:
+        if self.form.symmetric:
             return Scales(d, None, one, none + np.float32(self.middle), none)
         packed = self.part(rows, columns, 2)
         points = np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), 2 * packed.shape[1])[:, : d.shape[1]]
@@ -348,14 +288,14 @@ class PartLayout:
 
 
 def nibbles(at: int) -> Field:
-    """Lower halves of 16 bytes, then the upper ones."""
+    """The lower halves of 16 bytes, then the upper ones."""
     return Field(at, (16,), 0, 4, 0)
 
 
 PAIRS, NIBBLES, EIGHTHS = ((2, 32), 1), ((4, 32), 1), ((32,), 0)
 BLOCKS: Mapping[str, BlockLayout] = MappingProxyType(
     {
-        # block, bytes, group, middle, places of d and m, fields
+        # block, bytes, group, middle, offsets of d and m, fields
         "q4_0": BlockLayout(32, 18, 32, 8, 0, None, (nibbles(2),)),
         "q4_1": BlockLayout(32, 20, 32, 0, 0, 2, (nibbles(4),)),
         "q5_0": BlockLayout(32, 22, 32, 16, 0, None, (nibbles(6), Field(2, (4,), 1, 1, 4))),
@@ -372,11 +312,7 @@ BLOCKS: Mapping[str, BlockLayout] = MappingProxyType(
 
 
 def layout_of(form: RowFormat) -> Layout | None:
-    """The layout of a format, or None where it has no grid of few bits."""
+    """The layout of a format; None where it has no grid of less than 8 bits."""
     if isinstance(form, BlockFormat):
         return BLOCKS.get(form.name)
-    if isinstance(form, AffineFormat) and form.bits < 8:
-        return PartLayout(form, True, 0)
-    if isinstance(form, NBits) and form.bits < 8:
-        return PartLayout(form, False, 8 if form.symmetric else 0)
-    return None
+    return PlanarLayout(form) if isinstance(form, (AffineFormat, NBits)) and form.bits < 8 else None

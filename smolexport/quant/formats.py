@@ -1,51 +1,34 @@
-"""The block formats as one table, and the checks in front of their kernels.
+"""How rows of weights are stored, and GGUF's block formats as a table.
 
-A row of a tensor is cut into blocks of `block` consecutive elements, each stored in `nbytes` bytes on its own, so rows
-and tiles of rows can be encoded independently and in any order.  The numbers are those of GGUF version 3.
-
-Kernels live in the modules named in the table, `encode_NAME`, `encode_NAME_weighted` where an importance changes the
-result, and `decode_NAME`.  They are imported, and compiled or read from numba's cache, at the first use of a format:
-this module costs numpy only.  The kernels release the GIL.
+This module and `planar` describe formats; NumPy and the kernels are imported when the first array is encoded.
 
 Notation: n = rows, columns = elements of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import prod
 from types import MappingProxyType
-from typing import Any, Protocol
-
-import ml_dtypes
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smolexport.errors import UsageError
 
-# Storage types that the kernels read, with the code that `source.fetch` knows them by.
-KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
-NO_F32 = np.empty(0, np.float32)
-NO_U16 = np.empty(0, np.uint16)
-NO_F32.flags.writeable = NO_U16.flags.writeable = False  # kernels are compiled for read-only input, once
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-
-# Floats that are few, as norms and biases are, NumPy casts sooner than a kernel is compiled.
-FEW = 1 << 16
-CASTS: Mapping[str, np.dtype[Any]] = {
-    "f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}  # bytes, under the names of safetensors
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One array of an encoded row, where a format keeps codes and scales apart.
 
     Attributes:
-        suffix: what it is called beside the others: `weight`, `scales`, `biases`.
+        suffix: its name: `weight`, `scales`, `biases`.
         dtype: safetensors name of its type.
         columns: elements per row.
     """
@@ -60,108 +43,58 @@ class Part:
         return self.columns * SIZES[self.dtype]
 
 
-class RowFormat(Protocol):
+class RowFormat(ABC):
     """How rows of weights are stored: each row by itself, so rows can be encoded, moved and decoded in any order.
 
-    An encoded row is its parts one after another.  Where several formats hold the same integers and scales in
-    different order, they name one of them as their `lattice` and only repack what that one made.
+    An encoded row is its parts one after another.  Formats that store the same integers and scales in different order
+    share a `canonical` format and only repack its rows.
     """
 
-    @property
-    def name(self) -> str:
-        """Name that people see."""
-        ...
+    if TYPE_CHECKING:  # fields of some formats, properties of others
+
+        @property
+        def name(self) -> str:
+            """The name in plans and messages."""
+
+        @property
+        def block(self) -> int:
+            """Elements that share a scale; a row is whole blocks."""
 
     @property
-    def block(self) -> int:
-        """Elements that share a scale; a row is whole blocks."""
-        ...
-
-    @property
-    def lattice(self) -> RowFormat | None:
+    def canonical(self) -> BlockFormat | None:
         """The format whose encoded rows `repack` takes; None for most."""
-        ...
+        return None
 
-    def fits(self, columns: int) -> bool:
-        """Whether a row of `columns` elements is a whole number of blocks."""
-        ...
+    @abstractmethod
+    def _parts(self, columns: int) -> tuple[Part, ...]: ...
 
-    def row_bytes(self, columns: int) -> int:
-        """Bytes of one row; raises UsageError unless it `fits`."""
-        ...
+    @abstractmethod
+    def _encode(self, rows: NDArray[Any], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
+        """Encode at least one row; the arguments are checked."""
 
-    def size(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of `shape`, whose last axis is the row; raises UsageError unless it `fits`."""
-        ...
-
-    def parts(self, columns: int) -> tuple[Part, ...]:
-        """The arrays of an encoded row of `columns` elements, in the order in which they stand in it."""
-        ...
-
-    def encode(
-        self, rows: NDArray[Any], importance: NDArray[np.float32] | None = None, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """Encode [n, columns] to [n, row_bytes]; see `BlockFormat.encode`."""
-        ...
-
-    def decode(self, data: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
-        """Decode [n, row_bytes] to [n, columns]; see `BlockFormat.decode`."""
-        ...
-
-    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-        """Encoded rows from those of the lattice; raises UsageError for a format without one."""
-        ...
-
-
-@dataclass(frozen=True)
-class BlockFormat:
-    """How a row of weights is stored, with its codec.
-
-    Attributes:
-        name: lower-case name, e.g. `q4_k`.
-        block: elements per block.
-        nbytes: bytes per block.
-        ggml_type: number of the type in a GGUF file.
-        home: module with the kernels.
-        weighted: whether an importance changes what `encode` writes.
-    """
-
-    name: str
-    block: int
-    nbytes: int
-    ggml_type: int
-    home: str = field(repr=False)
-    weighted: bool = field(repr=False)
+    @abstractmethod
+    def _decode(self, data: NDArray[np.uint8], columns: int, out: NDArray[np.float32]) -> None:
+        """Decode at least one row, from flat bytes to flat values."""
 
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per element."""
-        return 8 * self.nbytes / self.block
-
-    @property
-    def lattice(self) -> RowFormat | None:
-        """None: blocks are encoded from weights."""
-        return None
-
-    def parts(self, columns: int) -> tuple[Part, ...]:
-        """One array: of floats for f32, f16 and bf16, of bytes for blocks."""
-        if self.block == 1:
-            return (Part("weight", self.name.upper(), columns),)
-        return (Part("weight", "U8", self.row_bytes(columns)),)
-
-    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:  # noqa: ARG002
-        """There is no lattice to repack; raises UsageError."""
-        raise UsageError(f"{self.name}: repacks no other format")
+        columns = max(self.block, 128)  # whole blocks in every format
+        return 8 * self.row_bytes(columns) / columns
 
     def fits(self, columns: int) -> bool:
         """Whether a row of `columns` elements is a whole number of blocks."""
         return columns > 0 and columns % self.block == 0
 
-    def row_bytes(self, columns: int) -> int:
-        """Bytes of one row; raises UsageError unless it `fits`."""
+    def parts(self, columns: int) -> tuple[Part, ...]:
+        """The arrays of an encoded row, in their order; raises UsageError unless it `fits`."""
         if not self.fits(columns):
             raise UsageError(f"{self.name}: rows of {columns} elements are not whole blocks of {self.block}")
-        return columns // self.block * self.nbytes
+        return self._parts(columns)
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of one row; raises UsageError unless it `fits`."""
+        return sum(part.nbytes for part in self.parts(columns))
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of `shape`, whose last axis is the row; raises UsageError unless it `fits`."""
@@ -170,17 +103,15 @@ class BlockFormat:
         return prod(shape[:-1]) * self.row_bytes(shape[-1])
 
     def encode(
-        self,
-        rows: NDArray[Any],
-        importance: NDArray[np.float32] | None = None,
-        out: NDArray[np.uint8] | None = None,
+        self, rows: NDArray[Any], importance: NDArray[np.float32] | None = None, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Quantize `rows`, byte for byte as libggml's `ggml_quantize_chunk` on x86-64.
+        """Quantize `rows`.
 
         Args:
-            rows: [n, columns] float32, float16 or bfloat16, C-contiguous and finite.
+            rows: [n, columns] float32, float16 or bfloat16, C-contiguous and finite, also once rounded to the type of
+                the scales.
             importance: [columns] float32, finite and not negative: how much an error in each column matters; None
-                stands for the format's own weighting.  Formats without `weighted` check it and go on as without.
+                stands for the format's own weighting.  Formats that cannot use it check it and ignore it.
             out: [n, row_bytes] uint8, C-contiguous; made if None.
 
         Returns:
@@ -189,23 +120,18 @@ class BlockFormat:
         Raises:
             UsageError: an argument of another type, shape or layout, or an importance that is negative or not finite.
         """
-        f32, u16, kind, count, columns = as_source(self.name, rows)
-        shape = (count, self.row_bytes(columns))
-        if out is None:
-            out = np.empty(shape, np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise UsageError(f"{self.name}: out must be a writable C-contiguous uint8 array of shape {shape}")
-        weights = NO_F32 if importance is None else as_importance(self.name, importance, columns)
-        suffix = "_weighted" if importance is not None and self.weighted else ""
-        if self.block == 1 and rows.size <= FEW:
-            with np.errstate(over="ignore", invalid="ignore"):
-                out[:] = rows.astype(CASTS[self.name]).view(np.uint8)
-        elif count:
-            self._kernel(f"encode_{self.name}{suffix}")(f32, u16, kind, weights, columns, out.reshape(-1))
+        from smolexport.quant import arrays
+
+        arrays.check_rows(self.name, rows)
+        out = arrays.output(self.name, (len(rows), self.row_bytes(rows.shape[1])), out)
+        if importance is not None:
+            importance = arrays.checked_importance(self.name, importance, rows.shape[1])
+        if len(rows):
+            self._encode(rows, importance, out)
         return out
 
     def decode(self, data: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
-        """The values that `data` stands for, equal to the bit to libggml's.
+        """The values that `data` encodes.
 
         Args:
             data: [n, row_bytes] uint8, C-contiguous.
@@ -217,79 +143,77 @@ class BlockFormat:
         Raises:
             UsageError: `data` of another type, shape or layout.
         """
-        width = self.row_bytes(columns)
-        if data.ndim != 2 or data.shape[1] != width or data.dtype != np.uint8 or not data.flags.c_contiguous:
-            found = f"{data.dtype} {data.shape}"
-            raise UsageError(f"{self.name}: expected a C-contiguous uint8 array [n, {width}], found {found}")
-        if self.block == 1 and data.shape[0] * columns <= FEW:
-            return data.view(CASTS[self.name]).astype(np.float32)
-        out = np.empty((data.shape[0], columns), np.float32)
+        from smolexport.quant import arrays
+
+        flat = arrays.encoded(self.name, data, self.row_bytes(columns))
+        out = arrays.values((len(data), columns))
         if len(data):
-            self._kernel(f"decode_{self.name}")(read_only(data.reshape(-1)), out.reshape(-1))
+            self._decode(flat, columns, out.reshape(-1))
         return out
 
-    def _kernel(self, name: str) -> Callable[..., None]:
-        kernel: Callable[..., None] = getattr(import_module(f"smolexport.quant.{self.home}"), name)
-        return kernel
+    def repack(self, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:  # noqa: ARG002
+        """Encoded rows from those of the canonical format.
+
+        Args:
+            blocks: [n, bytes of a row of the canonical format] uint8, C-contiguous.
+            columns: elements per row.
+
+        Returns:
+            [n, row_bytes] uint8.
+
+        Raises:
+            UsageError: a format without a canonical one, or `blocks` of another type, shape or layout.
+        """
+        raise UsageError(f"{self.name}: repacks no other format")
 
 
-def first_nonfinite(rows: NDArray[Any]) -> tuple[int, int] | None:
-    """(row, column) of the first NaN or infinity of `rows`, or None.
+@dataclass(frozen=True)
+class BlockFormat(RowFormat):
+    """Rows cut into blocks of consecutive elements; each block is encoded on its own.
 
-    Args:
-        rows: [n, columns] float32, float16 or bfloat16, C-contiguous.
+    `encode` equals libggml's `ggml_quantize_chunk` on x86-64 byte for byte, `decode` its values to the bit.
 
-    Raises:
-        UsageError: `rows` of another type or layout.
+    Attributes:
+        name: lower-case name, e.g. `q4_k`.
+        block: elements per block.
+        nbytes: bytes per block.
+        ggml_type: number of the type in a GGUF file, version 3.
+        home: module of `kernels` with `encode_NAME`, `decode_NAME` and, if `weighted`, `encode_NAME_weighted`.
+        weighted: whether an importance changes what `encode` writes.
     """
-    as_source("first_nonfinite", rows)
-    if not rows.size or np.isfinite(largest(rows)):
-        return None
-    row, column = divmod(int(np.argmin(np.isfinite(rows))), rows.shape[1])
-    return row, column
 
+    name: str
+    block: int
+    nbytes: int
+    ggml_type: int
+    home: str = field(repr=False)
+    weighted: bool = field(repr=False)
 
-def largest(rows: NDArray[Any]) -> float:
-    """Largest magnitude, beyond all others that of an infinity or a NaN; without a copy.
+    def _parts(self, columns: int) -> tuple[Part, ...]:
+        if self.block == 1:
+            return (Part("weight", self.name.upper(), columns),)
+        return (Part("weight", "U8", columns // self.block * self.nbytes),)
 
-    Among floats of one sign the order of the bits is that of the magnitudes.
-    """
-    signed, unsigned = rows.view(f"i{rows.itemsize}"), rows.view(f"u{rows.itemsize}")
-    sign = np.array(1 << (8 * rows.itemsize - 1), unsigned.dtype)
-    positive = np.array(max(int(signed.max()), 0), unsigned.dtype)
-    negative = np.array(int(unsigned.max()) & ~int(sign), unsigned.dtype)
-    return float(np.maximum(positive, negative).view(rows.dtype).astype(np.float32))
+    def _kernel(self, name: str) -> Any:
+        return getattr(import_module(f"smolexport.quant.kernels.{self.home}"), name)
 
+    def _encode(self, rows: NDArray[Any], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
+        from smolexport.quant import arrays
 
-def as_source(name: str, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], int, int, int]:
-    """`rows` as the kernels take it: flat float32, flat 16-bit words, storage code, n, columns."""
-    kind = KINDS.get(rows.dtype)
-    if kind is None or rows.ndim != 2 or not rows.flags.c_contiguous:
-        found = f"{rows.dtype} {rows.shape}{'' if rows.flags.c_contiguous else ', not contiguous'}"
-        raise UsageError(f"{name}: expected C-contiguous float32, float16 or bfloat16 [n, columns], found {found}")
-    flat = rows.reshape(-1)
-    words = read_only(flat if kind == 0 else flat.view(np.uint16))
-    return words if kind == 0 else NO_F32, NO_U16 if kind == 0 else words, kind, rows.shape[0], rows.shape[1]
+        if self.block == 1 and rows.size <= arrays.FEW:
+            arrays.cast(rows, self.name.upper(), out)
+        elif importance is not None and self.weighted:
+            self._kernel(f"encode_{self.name}_weighted")(arrays.source(rows), importance, out.reshape(-1))
+        else:
+            self._kernel(f"encode_{self.name}")(arrays.source(rows), out.reshape(-1))
 
+    def _decode(self, data: NDArray[np.uint8], columns: int, out: NDArray[np.float32]) -> None:  # noqa: ARG002
+        from smolexport.quant import arrays
 
-def as_importance(name: str, importance: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
-    """`importance`, checked."""
-    if importance.shape != (columns,):
-        raise UsageError(f"{name}: importance of shape {importance.shape} for rows of {columns} elements")
-    if importance.dtype != np.float32:
-        raise UsageError(f"{name}: importance is {importance.dtype}, convert it to float32")
-    wrong = np.flatnonzero(~((importance >= 0) & np.isfinite(importance)))
-    if wrong.size:
-        column = int(wrong[0])
-        raise UsageError(f"{name}: importance of column {column} is {importance[column]}, must be finite and >= 0")
-    return read_only(np.ascontiguousarray(importance))
-
-
-def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A view that cannot be written; memory-mapped weights are so already, and a kernel is compiled for one kind."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+        if self.block == 1 and out.size <= arrays.FEW:
+            out[:] = data.view(arrays.FLOATS[self.name.upper()])
+        else:
+            self._kernel(f"decode_{self.name}")(data, out)
 
 
 FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
@@ -300,7 +224,7 @@ FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
             ("f32", 1, 4, 0, "plain", False),
             ("f16", 1, 2, 1, "plain", False),
             ("bf16", 1, 2, 30, "plain", False),
-            ("q8_0", 32, 34, 8, "q8", False),
+            ("q8_0", 32, 34, 8, "legacy_quants", False),
             ("q4_0", 32, 18, 2, "legacy_quants", True),
             ("q4_1", 32, 20, 3, "legacy_quants", True),
             ("q5_0", 32, 22, 6, "legacy_quants", True),

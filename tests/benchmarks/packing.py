@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.quant import FORMATS, AffineFormat, NBits, PortableFormat, PortableNBits, RowFormat
+from smolexport.quant import FORMATS, RowFormat
+from smolexport.quant.planar import AffineFormat, NBits, PortableFormat, PortableNBits
 
 COLUMNS = 2048
 PACKERS: tuple[RowFormat, ...] = (

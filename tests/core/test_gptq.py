@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from smolexport.calibration import gptq
 from smolexport.calibration.gptq import Factor, factor, relative_error, solve
 from smolexport.errors import UsageError
-from smolexport.quant import FORMATS, AffineFormat, NBits
+from smolexport.quant import FORMATS
 from smolexport.quant.affine_view import Grid, codes_of, grid_of, with_codes
-from smolexport.quant.lanes import WIDTH
+from smolexport.quant.kernels.lanes import WIDTH
+from smolexport.quant.planar import AffineFormat, NBits
 
 Doubles = NDArray[np.float64]
 

@@ -16,7 +16,8 @@ from smolexport.errors import SmolexportError, TensorError
 from smolexport.model.checkpoint import Checkpoint, open_checkpoint
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.model.tensor_file import StoredTensor
-from smolexport.quant import FORMATS, largest
+from smolexport.quant import FORMATS
+from smolexport.quant.arrays import largest
 from smolexport.testing.checkpoints import write_checkpoint
 from tests.damage import poke
 

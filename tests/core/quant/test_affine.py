@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant import AffineFormat, Part, RowFormat
+from smolexport.quant import Part, RowFormat
+from smolexport.quant.planar import AffineFormat
 from tests.core.quant import libmlx, rows
 
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
@@ -235,7 +236,7 @@ def test_rows_are_independent(encoder: Any) -> None:
 
 def test_is_a_row_format() -> None:
     form: RowFormat = AffineFormat(3, 32, "F16")
-    assert (form.name, form.block, form.lattice) == ("affine3-g32", 32, None)
+    assert (form.name, form.block, form.canonical) == ("affine3-g32", 32, None)
     assert form.parts(64) == (Part("weight", "U32", 6), Part("scales", "F16", 2), Part("biases", "F16", 2))
     assert form.row_bytes(64) == 32
     assert form.size((2, 3, 64)) == 192
@@ -290,7 +291,7 @@ def test_bad_arguments() -> None:
             form.encode(bad)
     for columns in (0, 32, 65):
         assert not form.fits(columns)
-        with pytest.raises(UsageError, match=f"affine4-g64: rows of {columns} elements are not whole groups of 64"):
+        with pytest.raises(UsageError, match=f"affine4-g64: rows of {columns} elements are not whole blocks of 64"):
             form.encode(np.zeros((2, columns), np.float32))
     for importance, message in (
         (np.ones(63, np.float32), r"importance of shape \(63,\) for rows of 64"),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant import ChannelFormat, Part, RowFormat
+from smolexport.quant import Part, RowFormat
+from smolexport.quant.planar import ChannelFormat
 from tests.core.quant import libmlx, rows
 from tests.core.quant.libort import REASON
 
@@ -97,7 +98,7 @@ def test_rows_are_independent() -> None:
 
 def test_is_a_row_format() -> None:
     form: RowFormat = FORM
-    assert (form.name, form.block, form.lattice) == ("int8-row", 1, None)
+    assert (form.name, form.block, form.canonical) == ("int8-row", 1, None)
     assert form.parts(97) == (Part("B", "U8", 97), Part("scales", "F32", 1))
     assert (form.size((2, 3, 128)), form.fits(1), form.fits(0)) == (6 * 132, True, False)
     assert form == ChannelFormat()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from smolexport.errors import UsageError
-from smolexport.quant import FORMATS, BlockFormat, first_nonfinite
+from smolexport.quant import FORMATS, BlockFormat
+from smolexport.quant.arrays import first_nonfinite
 from tests.core.quant import rows
 
 EVERY = {"argvalues": FORMATS.values(), "ids": list(FORMATS)}
@@ -168,6 +169,9 @@ def test_first_nonfinite(dtype: Any) -> None:
             assert first_nonfinite(spoiled) == (row, column)
 
 
-def test_table_costs_no_compiler() -> None:
-    code = "import sys, smolexport.quant as q; q.FORMATS['q4_k'].size((2, 256)); sys.exit('numba' in sys.modules)"
+def test_descriptions_of_formats_import_neither_numpy_nor_numba() -> None:
+    code = (
+        "import sys; from smolexport.quant import FORMATS, planar; FORMATS['q4_k'].size((2, 256)); "
+        "planar.NBits(4, 32, 'F16', True).parts(64); sys.exit(bool({'numpy', 'numba', 'ml_dtypes'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

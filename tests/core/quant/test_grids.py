@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant import FORMATS, AffineFormat, ChannelFormat, MicroFormat, NBits, PortableFormat, PortableNBits
+from smolexport.quant import FORMATS
 from smolexport.quant.affine_view import (
     Factors,
     Grid,
@@ -24,6 +24,7 @@ from smolexport.quant.affine_view import (
     with_codes,
     with_factors,
 )
+from smolexport.quant.planar import AffineFormat, ChannelFormat, MicroFormat, NBits, PortableFormat, PortableNBits
 from tests.core.quant import rows
 
 BLOCKS = [FORMATS[name] for name in "q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k".split()]
@@ -158,7 +159,7 @@ def test_who_has_a_grid() -> None:
     others = [AffineFormat(8, 32, "F16"), NBits(8, 32, "F16", True), ChannelFormat(), MicroFormat("mxfp4", "F16")]
     for form in (*without, *others, PortableFormat(4), PortableNBits(4, "F16")):
         assert not has_grid(form)
-    with pytest.raises(UsageError, match="q8_0: its values are no grid of less than 8 bits"):
+    with pytest.raises(UsageError, match="q8_0: its values are not a grid of less than 8 bits"):
         codes_of(FORMATS["q8_0"], np.zeros((1, 34), np.uint8), 32)
 
 

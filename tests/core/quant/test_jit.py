@@ -15,7 +15,7 @@ import smolexport
 PROGRAM = """
 import numpy as np, smolexport
 from smolexport.quant import FORMATS
-from smolexport.quant.q8 import encode_q8_0
+from smolexport.quant.kernels.legacy_quants import encode_q8_0
 data = FORMATS["q8_0"].encode(np.arange(-16, 16, dtype=np.float32).reshape(1, 32))
 print(smolexport.__file__, int(data.astype(np.int64).sum()), sum(encode_q8_0.stats.cache_hits.values()))
 """
@@ -59,7 +59,7 @@ def test_works_where_nothing_can_be_written(tmp_path: Path) -> None:
     package = install(tmp_path)
     # A file where the folder should be stops root too, whom permissions do not.
     nowhere = tmp_path / "file"
-    for name in (nowhere, package / "quant" / "__pycache__"):
+    for name in (nowhere, package / "quant" / "kernels" / "__pycache__"):
         name.write_text("not a folder")
     blocked = {name: str(nowhere / "deeper") for name in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "LOCALAPPDATA")}
     found, total, hits = encode(tmp_path, **blocked)
@@ -73,9 +73,11 @@ def test_cache_is_used_until_any_file_of_the_folder_changes(tmp_path: Path) -> N
     assert encode(tmp_path, NUMBA_CACHE_DIR=cache)[2] == 0
     _, total, hits = encode(tmp_path, NUMBA_CACHE_DIR=cache)
     assert hits == 1
-    helper = package / "quant" / "lane_codes.py"  # inlined into the kernel, which lies in another file
+    helper = package / "quant" / "kernels" / "floats.py"  # inlined into the kernel, which lies in another file
     text = helper.read_text()
-    changed = text.replace("builder.or_(rounded, sign)", "builder.xor(rounded, constant(WORDS, 1))")
+    changed = text.replace(
+        "builder.or_(rounded, sign_bit(builder, bits, 16))", "builder.xor(rounded, constant(WORDS, 1))"
+    )
     assert changed != text
     helper.write_text(changed)
     _, other, hits = encode(tmp_path, NUMBA_CACHE_DIR=cache)
@@ -89,7 +91,7 @@ def test_kernels_of_other_folders_are_recompiled_when_theirs_or_this_changes(tmp
         (str(7 * 32), 0),
         (str(7 * 32), 1),
     ]
-    own, helper = package / "calibration" / "gptq_kernels.py", package / "quant" / "lane_floats.py"
+    own, helper = package / "calibration" / "gptq_kernels.py", package / "quant" / "kernels" / "lanes.py"
     own.write_text(own.read_text().replace("place = where(place > zero", "place = where(place > last"))
     assert encode(tmp_path, ELSEWHERE, NUMBA_CACHE_DIR=cache)[1:] == ("0", 0)
     helper.write_text(helper.read_text() + "\n")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from smolexport.quant.jit import kernel
-from smolexport.quant.lane_groups import extremes_of_groups
-from smolexport.quant.lanes import WIDTH, store
+from smolexport.quant.kernels.jit import kernel
+from smolexport.quant.kernels.lanes import WIDTH, extremes_of_groups, store
 
 
 @kernel

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant import MicroFormat, Part, RowFormat
+from smolexport.quant import Part, RowFormat
+from smolexport.quant.planar import MicroFormat
 from tests.core.quant import libmlx, rows
 
 MODES = ("mxfp4", "nvfp4", "mxfp8")
@@ -50,7 +51,7 @@ def per_element(form: MicroFormat, data: NDArray[np.uint8], columns: int) -> tup
     """Element codes and scale bytes of every element, [n, columns] each, by numpy alone."""
     weight, scales = libmlx.split(data, form.parts(columns))
     codes = weight if form.bits == 8 else np.stack([weight & 15, weight >> 4], axis=2).reshape(len(data), columns)
-    return codes, scales.repeat(form.group, axis=1)
+    return codes, scales.repeat(form.block, axis=1)
 
 
 def values(form: MicroFormat, data: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
@@ -65,11 +66,11 @@ def values(form: MicroFormat, data: NDArray[np.uint8], columns: int) -> NDArray[
 def excepted(form: MicroFormat, weights: NDArray[Any]) -> NDArray[np.bool_]:
     """[n, columns]: elements of the groups for which MLX writes infinities or zeros."""
     exact = weights.astype(libmlx.DTYPES[form.dtype]).astype(np.float32)
-    peak = np.abs(exact).reshape(len(weights), -1, form.group).max(axis=2)
+    peak = np.abs(exact).reshape(len(weights), -1, form.block).max(axis=2)
     top = np.float32(448 if form.bits == 8 else 6)
     scale = (peak / top).astype(libmlx.DTYPES[form.dtype]).astype(np.float64)
     wrong = peak > 2.0**21 * 448 if form.mode == "nvfp4" else (scale > 0) & (scale <= 2.0**-128)
-    return wrong.repeat(form.group, axis=1)
+    return wrong.repeat(form.block, axis=1)
 
 
 @pytest.mark.parametrize("dtype", libmlx.DTYPES)
@@ -206,7 +207,7 @@ def test_rows_are_independent_and_rounded_first(mode: Any) -> None:
 
 def test_is_a_row_format() -> None:
     form: RowFormat = MicroFormat("nvfp4", "F16")
-    assert (form.name, form.block, form.lattice) == ("nvfp4", 16, None)
+    assert (form.name, form.block, form.canonical) == ("nvfp4", 16, None)
     assert form.parts(64) == (Part("weight", "U32", 8), Part("scales", "U8", 4))
     assert form.row_bytes(64) == 36
     assert MicroFormat("mxfp8", "F16").parts(64) == (Part("weight", "U32", 16), Part("scales", "U8", 2))
@@ -223,7 +224,7 @@ def test_bad_arguments() -> None:
     form = MicroFormat("nvfp4", "F16")
     for columns in (0, 8, 40, 65):
         assert not form.fits(columns)
-        with pytest.raises(UsageError, match=f"nvfp4: rows of {columns} elements are not whole groups of 16"):
+        with pytest.raises(UsageError, match=f"nvfp4: rows of {columns} elements are not whole blocks of 16"):
             form.encode(np.zeros((2, columns), np.float32))
     assert not MicroFormat("mxfp4", "F16").fits(48)
     good = np.zeros((2, 64), np.float32)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant import FORMATS, NBits, Part, PortableNBits, RowFormat
+from smolexport.quant import FORMATS, Part, RowFormat
+from smolexport.quant.planar import NBits, PortableNBits
 from tests.core.quant import libmlx, libort, rows
 
 WIDTHS, GROUPS, TYPES, SYMMETRIC = (4, 8), (32, 64, 128), ("F32", "F16"), (True, False)
@@ -128,22 +129,22 @@ def test_the_operator_multiplies_by_the_decoded_weights(form: Any) -> None:
 @given(count=st.integers(1, 40), blocks=st.integers(1, 20), seed=st.integers(0, 2**32))
 @settings(max_examples=20, deadline=None)
 def test_repacked_blocks_are_the_same_weights(form: PortableNBits, count: int, blocks: int, seed: int) -> None:
-    columns, width = 32 * blocks, form.lattice.nbytes
+    columns, width = 32 * blocks, form.canonical.nbytes
     data = np.random.default_rng(seed).integers(0, 256, (count, columns // 32 * width), np.uint8)
     found = form.repack(data, columns)
-    assert libmlx.same_bits(form.decode(found, columns), form.lattice.decode(data, columns))
+    assert libmlx.same_bits(form.decode(found, columns), form.canonical.decode(data, columns))
     stored = libmlx.split(found, form.parts(columns))
     assert len(stored) == 2 + form.zero_points
     assert np.isin(stored[2:], 0x88 if form.bits == 4 else 0x80).all()
 
 
 @pytest.mark.parametrize("form", PORTABLE, ids=str)
-def test_encode_is_the_lattice_repacked(form: PortableNBits) -> None:
+def test_encode_is_the_canonical_format_repacked(form: PortableNBits) -> None:
     for family, kind in product(("gauss", "1e-8", "outlier"), (np.float32, ml_dtypes.bfloat16)):
         rng = np.random.default_rng(7)
         weights = rows.FAMILIES[family](rng, (17, 352)).astype(kind)
         for importance in (None, rows.IMPORTANCES["squares"](rng, 352)):
-            wanted = form.repack(form.lattice.encode(weights, importance), 352)
+            wanted = form.repack(form.canonical.encode(weights, importance), 352)
             assert np.array_equal(form.encode(weights, importance), wanted)
 
 
@@ -167,7 +168,7 @@ def test_rows_are_independent(form: Any) -> None:
 
 def test_are_row_formats() -> None:
     form: RowFormat = NBits(4, 32, "F16", False)
-    assert (form.name, form.block, form.lattice) == ("uint4-g32", 32, None)
+    assert (form.name, form.block, form.canonical) == ("uint4-g32", 32, None)
     assert form.parts(96) == (Part("B", "U8", 48), Part("scales", "F16", 3), Part("zero_points", "U8", 2))
     assert form.parts(97) == (Part("B", "U8", 64), Part("scales", "F16", 4), Part("zero_points", "U8", 2))
     even = NBits(8, 128, "F32", True)
@@ -178,8 +179,8 @@ def test_are_row_formats() -> None:
         form.repack(np.zeros((1, 18), np.uint8), 32)
 
     shared: RowFormat = PortableNBits(4, "F32")
-    assert (shared.name, shared.block, shared.lattice) == ("s32x4", 32, FORMATS["q4_0"])
-    assert (PortableNBits(8, "F16").name, PortableNBits(8, "F16").lattice) == ("s32x8", FORMATS["q8_0"])
+    assert (shared.name, shared.block, shared.canonical) == ("s32x4", 32, FORMATS["q4_0"])
+    assert (PortableNBits(8, "F16").name, PortableNBits(8, "F16").canonical) == ("s32x8", FORMATS["q8_0"])
     assert shared.parts(96) == (Part("B", "U8", 48), Part("scales", "F32", 3), Part("zero_points", "U8", 2))
     assert PortableNBits(8, "F16", zero_points=False).parts(96) == (Part("B", "U8", 96), Part("scales", "F16", 3))
     assert len({shared, PortableNBits(4, "F32"), PortableNBits(4, "F16"), PortableNBits(4, "F32", False)}) == 3
@@ -196,9 +197,9 @@ def test_are_row_formats() -> None:
 def test_formats_that_do_not_exist(values: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         NBits(*values)
-    with pytest.raises(UsageError, match="portable blocks: bits is 5, must be 4 or 8"):
+    with pytest.raises(UsageError, match="portable groups: bits is 5, must be one of 4, 8"):
         PortableNBits(5, "F32")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="portable blocks: dtype is 'BF16', must be F32 or F16"):
+    with pytest.raises(UsageError, match="portable groups: dtype is 'BF16', must be one of F32, F16"):
         PortableNBits(4, "BF16")  # type: ignore[arg-type]
 
 
@@ -221,9 +222,9 @@ def test_bad_arguments(form: Any, row_bytes: int) -> None:
     assert form.decode(np.zeros((0, row_bytes), np.uint8), 64).shape == (0, 64)
 
 
-def test_rows_of_the_lattice_are_whole_blocks() -> None:
+def test_rows_of_the_canonical_format_are_whole_blocks() -> None:
     form = PortableNBits(4, "F16")
-    with pytest.raises(UsageError, match="s32x4: rows of 33 elements are not whole groups of 32"):
+    with pytest.raises(UsageError, match="s32x4: rows of 33 elements are not whole blocks of 32"):
         form.encode(np.zeros((2, 33), np.float32))
     with pytest.raises(UsageError, match=r"s32x4: expected a C-contiguous uint8 array \[n, 36\]"):
         form.repack(np.zeros((1, 37), np.uint8), 64)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from smolexport.errors import UsageError
-from smolexport.quant import NBits
+from smolexport.quant.planar import NBits
 from tests.core.quant import libmlx, libort, rows
 
 SYMMETRIC, TYPES, GROUPS = (True, False), ("F32", "F16"), (32, 64, 128)

@@ -2,7 +2,7 @@
 
 Arguments that all searches share: `x`, `w` values and weights as `[element * WIDTH + lane]`, `n` elements per group.
 A search returns lanes and never codes: those follow from `codes(inverse * (x - base))` with the pair that it returns
-too, at less cost than keeping them for every trial.
+too, which costs less than keeping the codes of every trial.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper
-from smolexport.quant.lane_codes import codes, low_bits, nearest
-from smolexport.quant.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
+from smolexport.quant.kernels.codes import codes, low_bits, nearest
+from smolexport.quant.kernels.jit import Array, helper
+from smolexport.quant.kernels.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
 
 ZERO, ONE, TENTH = np.float32(0), np.float32(1), np.float32(0.1)
 TINY = np.float32(1e-15)  # groups below this count as zero
@@ -22,22 +21,22 @@ TINY = np.float32(1e-15)  # groups below this count as zero
 
 @helper
 def search_range(
-    x: NDArray[Any],
+    x: Array,
     at: int,
-    w: NDArray[Any],
+    w: Array,
     n: int,
     top: int,
     start: np.float32,
     step: np.float32,
     trials: int,
     absolute: bool,
-    c: NDArray[Any],
+    c: Array,
 ) -> Any:
     """Scale s and minimum m <= 0 so that s * code + m with codes 0 ... top is near x.
 
-    Each trial rounds with a slightly other number of levels and solves for s and m by least squares; the one with the
-    smallest weighted error (squared, or `absolute`) wins.  The winner's m is the range's lower end and the rounding's
-    origin in all later trials, as in the reference.
+    Each trial rounds with a slightly different number of levels and solves for s and m by least squares; the one with
+    the smallest weighted error (squared, or `absolute`) wins.  The winner's m is the lower end of the range and the
+    origin of the rounding in all later trials, as in the reference.
 
     Args:
         x, at, w, n: values, the group's first element in them, its weights, and its length.
@@ -72,7 +71,7 @@ def search_range(
 
 
 @helper
-def range_sums(x: NDArray[Any], at: int, w: NDArray[Any], n: int) -> Any:
+def range_sums(x: Array, at: int, w: Array, n: int) -> Any:
     """(minimum, maximum, sum of w, sum of w * x)."""
     first, weight = load(x, at * WIDTH), load(w, 0)
     low, high, sum_w, sum_x = first, first, weight, weight * first
@@ -85,16 +84,7 @@ def range_sums(x: NDArray[Any], at: int, w: NDArray[Any], n: int) -> Any:
 
 @helper
 def fit_range(
-    x: NDArray[Any],
-    at: int,
-    w: NDArray[Any],
-    n: int,
-    top: int,
-    inverse: Any,
-    low: Any,
-    sum_w: Any,
-    sum_x: Any,
-    c: NDArray[Any],
+    x: Array, at: int, w: Array, n: int, top: int, inverse: Any, low: Any, sum_w: Any, sum_x: Any, c: Array
 ) -> Any:
     """Round to codes, left in `c`, and solve for (determinant, scale, minimum <= 0) by weighted least squares."""
     zero = splat(ZERO)
@@ -113,9 +103,7 @@ def fit_range(
 
 
 @helper
-def range_error(
-    x: NDArray[Any], at: int, w: NDArray[Any], n: int, c: NDArray[Any], scale: Any, low: Any, absolute: bool
-) -> Any:
+def range_error(x: Array, at: int, w: Array, n: int, c: Array, scale: Any, low: Any, absolute: bool) -> Any:
     """Weighted error of scale * c + low."""
     error = splat(ZERO)
     if absolute:
@@ -130,7 +118,18 @@ def range_error(
 
 
 @helper
-def search_symmetric(x: NDArray[Any], at: int, w: NDArray[Any], n: int, levels: int) -> Any:
+def extreme_of(x: Array, at: int, n: int) -> Any:
+    """(largest magnitude, value that has it) of the `n` values from `at` on, the first one of equals."""
+    peak, extreme = splat(ZERO), splat(ZERO)
+    for e in range(at, at + n):
+        value = load(x, e * WIDTH)
+        size = magnitude(value)
+        peak, extreme = where(size > peak, size, peak), where(size > peak, value, extreme)
+    return peak, extreme
+
+
+@helper
+def search_symmetric(x: Array, at: int, w: Array, n: int, levels: int) -> Any:
     """Scale s so that s * code with codes -levels ... levels - 1 is near x.
 
     Nineteen scales around the one that puts the value of largest magnitude at -levels; the best is the one with the
@@ -144,11 +143,7 @@ def search_symmetric(x: NDArray[Any], at: int, w: NDArray[Any], n: int, levels: 
         Lanes (s, inverse, mask of the groups that are zero); codes are codes(inverse * x), for zero groups `-levels`.
     """
     zero = splat(ZERO)
-    peak, extreme = zero, zero
-    for e in range(n):
-        value = load(x, (at + e) * WIDTH)
-        size = magnitude(value)
-        peak, extreme = where(size > peak, size, peak), where(size > peak, value, extreme)
+    peak, extreme = extreme_of(x, at, n)
     empty = peak < splat(TINY)
     inverse = splat(np.float32(-levels)) / extreme
     sum_xl, sum_l2 = projection(x, at, w, n, levels, inverse)
@@ -166,7 +161,7 @@ def search_symmetric(x: NDArray[Any], at: int, w: NDArray[Any], n: int, levels: 
 
 
 @helper
-def projection(x: NDArray[Any], at: int, w: NDArray[Any], n: int, levels: int, inverse: Any) -> Any:
+def projection(x: Array, at: int, w: Array, n: int, levels: int, inverse: Any) -> Any:
     """(sum of w * x * code, sum of w * code * code)."""
     sum_xl, sum_l2 = splat(ZERO), splat(ZERO)
     for e in range(n):
@@ -177,14 +172,14 @@ def projection(x: NDArray[Any], at: int, w: NDArray[Any], n: int, levels: int, i
 
 
 @helper
-def search_sweeps(x: NDArray[Any], at: int, n: int, levels: int, c: NDArray[Any]) -> Any:
+def search_sweeps(x: Array, at: int, n: int, levels: int, c: Array) -> Any:
     """For two groups, a scale s so that s * code with codes -levels ... levels - 1 is near x, weighted by its squares.
 
     From the codes that put the value of largest magnitude at -levels, up to five sweeps move single codes where that
     improves the projection.  The codes are left in `c` from element `at` on, -levels for a group that is zero.
 
-    The groups are x[at : at + n] and the n elements behind it.  A step waits for the sums of the one before it, so two
-    groups that take steps by turns keep the processor busy where one does not; nothing else connects them.
+    The groups are x[at : at + n] and the next n elements.  Each step depends on the sums of the step before it; two
+    independent groups, interleaved, keep the processor busy while one alone would wait.
 
     Returns:
         Lanes of s for the first group and for the second.
@@ -203,16 +198,11 @@ def search_sweeps(x: NDArray[Any], at: int, n: int, levels: int, c: NDArray[Any]
 
 
 @helper
-def start_sweeps(x: NDArray[Any], at: int, n: int, levels: int, c: NDArray[Any]) -> Any:
+def start_sweeps(x: Array, at: int, n: int, levels: int, c: Array) -> Any:
     """The first codes of a group: lanes of whether it is zero, of sum w x code and of sum w code^2."""
-    zero = splat(ZERO)
-    peak, extreme = zero, zero
-    for e in range(at, at + n):
-        value = load(x, e * WIDTH)
-        size = magnitude(value)
-        peak, extreme = where(size > peak, size, peak), where(size > peak, value, extreme)
+    peak, extreme = extreme_of(x, at, n)
     inverse = splat(np.float32(-levels)) / extreme
-    sum_xl, sum_l2 = zero, zero
+    sum_xl, sum_l2 = splat(ZERO), splat(ZERO)
     for e in range(at, at + n):
         value = load(x, e * WIDTH)
         code, weight = codes(inverse * value, -levels, levels - 1), value * value
@@ -222,7 +212,7 @@ def start_sweeps(x: NDArray[Any], at: int, n: int, levels: int, c: NDArray[Any])
 
 
 @helper
-def move_code(x: NDArray[Any], e: int, levels: int, c: NDArray[Any], sum_xl: Any, sum_l2: Any) -> Any:
+def move_code(x: Array, e: int, levels: int, c: Array, sum_xl: Any, sum_l2: Any) -> Any:
     """Give element `e` the code that is best for the others' scale: lanes of whether that won, and of the new sums."""
     zero = splat(ZERO)
     value, code = load(x, e * WIDTH), load(c, e * WIDTH)
@@ -237,7 +227,7 @@ def move_code(x: NDArray[Any], e: int, levels: int, c: NDArray[Any], sum_xl: Any
 
 
 @helper
-def end_sweeps(at: int, n: int, levels: int, c: NDArray[Any], empty: Any, sum_xl: Any, sum_l2: Any) -> Any:
+def end_sweeps(at: int, n: int, levels: int, c: Array, empty: Any, sum_xl: Any, sum_l2: Any) -> Any:
     """Lanes of the scale; the codes of a group that is zero become -levels."""
     for e in range(at, at + n):
         store(c, e * WIDTH, where(empty, splat(np.float32(-levels)), load(c, e * WIDTH)))
@@ -245,7 +235,7 @@ def end_sweeps(at: int, n: int, levels: int, c: NDArray[Any], empty: Any, sum_xl
 
 
 @helper
-def search_positive(x: NDArray[Any], w: NDArray[Any], n: int, top: int, c: NDArray[Any]) -> Any:
+def search_positive(x: Array, w: Array, n: int, top: int, c: Array) -> Any:
     """Scale s so that s * code with codes 0 ... top is near x >= 0; the codes are left in `c`.
 
     Nine scales around the one that puts the largest value at `top`, then up to five sweeps that move single codes where
@@ -290,9 +280,7 @@ def search_positive(x: NDArray[Any], w: NDArray[Any], n: int, top: int, c: NDArr
 
 
 @helper
-def sweep_positive(
-    x: NDArray[Any], w: NDArray[Any], n: int, top: int, c: NDArray[Any], sum_xl: Any, sum_l2: Any
-) -> Any:
+def sweep_positive(x: Array, w: Array, n: int, top: int, c: Array, sum_xl: Any, sum_l2: Any) -> Any:
     """Move each code once, with the others fixed, where the projection improves; a sweep without a move is idle."""
     zero = splat(ZERO)
     for e in range(n):

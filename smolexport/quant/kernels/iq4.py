@@ -1,4 +1,4 @@
-"""IQ4_NL: 32 elements that share a scale; codes name one of sixteen values that lie denser around zero.
+"""IQ4_NL: 32 elements that share a scale; a code is the index of one of sixteen levels, which are denser near zero.
 
 Block of 18 bytes: the scale d as float16; 16 bytes of nibbles, elements j and j + 16 in the halves of byte j.
 """
@@ -8,17 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import joined, store_bytes
-from smolexport.quant.lanes import WIDTH, at_least_or_nan, load, magnitude, negative, splat, sqrt, store, where
-from smolexport.quant.search import TINY
-from smolexport.quant.tile import gather, gather_importance, half_planes, spread, take_half
+from smolexport.quant.kernels.codes import joined, store_bytes
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.lanes import WIDTH, at_least_or_nan, load, negative, splat, sqrt, store, where
+from smolexport.quant.kernels.search import TINY, extreme_of
+from smolexport.quant.kernels.tile import gather, gather_importance, half_planes, spread, take_half
 
 BLOCK, NBYTES = 32, 18
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-# A value belongs to the upper of two levels from the middle between them on; all middles are exact.
+# From the midpoint of two levels on, a value rounds to the upper one; all midpoints are exact in float32.
 MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
 STEPS = LEVELS[1:] - LEVELS[:-1]
 LOWEST, ZERO, ONE, MEAN_FACTOR = LEVELS[0], np.float32(0), np.float32(1), np.float32(2 / 32)
@@ -26,15 +25,13 @@ TRIALS = 7
 
 
 @kernel
-def encode_iq4_nl(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]
-) -> None:
+def encode_iq4_nl(source: Any, out: Array) -> None:
     """Weights of the error: square of the element."""
     row, planes = np.empty(BLOCK, np.float32), np.empty(NBYTES * WIDTH, np.uint8)
     x, w = np.empty((2, BLOCK * WIDTH), np.float32)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         for e in range(BLOCK):
             store(w, e * WIDTH, load(x, e * WIDTH) * load(x, e * WIDTH))
         write_block(x, search(x, w), planes)
@@ -42,15 +39,13 @@ def encode_iq4_nl(
 
 
 @kernel
-def encode_iq4_nl_weighted(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
-) -> None:
+def encode_iq4_nl_weighted(source: Any, importance: Array, out: Array) -> None:
     """Weights of the error: importance * sqrt(2 * mean square of the block + square of the element)."""
     row, planes = np.empty(BLOCK, np.float32), np.empty(NBYTES * WIDTH, np.uint8)
     x, w, v = np.empty((3, BLOCK * WIDTH), np.float32)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         gather_importance(importance, first, BLOCK, v)
         total = splat(ZERO)
         for e in range(BLOCK):
@@ -65,7 +60,7 @@ def encode_iq4_nl_weighted(
 
 @helper
 def level(a: Any) -> Any:
-    """The level that each lane is nearest to; a NaN counts as large."""
+    """The level nearest to each lane; a NaN counts as large."""
     value = splat(LOWEST)
     for k in range(15):
         value = value + where(at_least_or_nan(a, splat(MIDDLES[k])), splat(STEPS[k]), splat(ZERO))
@@ -74,7 +69,7 @@ def level(a: Any) -> Any:
 
 @helper
 def level_number(a: Any) -> Any:
-    """The number, 0 ... 15, of that level."""
+    """The index, 0 ... 15, of the level nearest to each lane."""
     number = splat(ZERO)
     for k in range(15):
         number = number + where(at_least_or_nan(a, splat(MIDDLES[k])), splat(ONE), splat(ZERO))
@@ -82,14 +77,10 @@ def level_number(a: Any) -> Any:
 
 
 @helper
-def search(x: NDArray[Any], w: NDArray[Any]) -> Any:
-    """Scale by weighted least squares, the best of fifteen around the one that puts the widest value at -127."""
+def search(x: Array, w: Array) -> Any:
+    """Scale by weighted least squares: the best of fifteen around the one that maps the largest magnitude to -127."""
     zero = splat(ZERO)
-    peak, extreme = zero, zero
-    for e in range(BLOCK):
-        value = load(x, e * WIDTH)
-        size = magnitude(value)
-        peak, extreme = where(size > peak, size, peak), where(size > peak, value, extreme)
+    peak, extreme = extreme_of(x, 0, BLOCK)
     sum_xl, sum_l2 = projection(x, w, splat(ONE) / (negative(extreme) / splat(LOWEST)))
     scale = where(sum_l2 > zero, sum_xl / sum_l2, zero)
     best = scale * sum_xl
@@ -102,7 +93,7 @@ def search(x: NDArray[Any], w: NDArray[Any]) -> Any:
 
 
 @helper
-def projection(x: NDArray[Any], w: NDArray[Any], inverse: Any) -> Any:
+def projection(x: Array, w: Array, inverse: Any) -> Any:
     """(sum of w * x * level, sum of w * level * level)."""
     sum_xl, sum_l2 = splat(ZERO), splat(ZERO)
     for e in range(BLOCK):
@@ -114,7 +105,7 @@ def projection(x: NDArray[Any], w: NDArray[Any], inverse: Any) -> Any:
 
 
 @helper
-def write_block(x: NDArray[Any], scale: Any, planes: NDArray[Any]) -> None:
+def write_block(x: Array, scale: Any, planes: Array) -> None:
     """Codes for the scale before it is rounded to float16."""
     half_planes(scale, planes, 0)
     inverse = where(scale == splat(ZERO), splat(ZERO), splat(ONE) / scale)
@@ -124,7 +115,7 @@ def write_block(x: NDArray[Any], scale: Any, planes: NDArray[Any]) -> None:
 
 
 @kernel
-def decode_iq4_nl(data: NDArray[Any], out: NDArray[Any]) -> None:
+def decode_iq4_nl(data: Array, out: Array) -> None:
     """d * level."""
     for block in range(data.size // NBYTES):
         stored = data[block * NBYTES : (block + 1) * NBYTES]

@@ -1,6 +1,6 @@
-"""Rows of 8-bit integers with one scale each: a row is its codes, 128 higher than what they stand for, then its scale.
+"""Rows of 8-bit integers with one scale each: a row is its codes, each 128 above its integer, then its scale.
 
-A row is any number of bytes, so scales are not aligned.
+A row may be any number of bytes, so scales are not aligned.
 """
 
 from __future__ import annotations
@@ -8,23 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.half import bits_of, float_of
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.source import fetch
+from smolexport.quant.kernels.floats import bits_of, float_of
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.tile import fetch
 
 TILE = 4096  # elements
 TOP, ONE = np.float32(127), np.float32(1)
 TINY = np.finfo(np.float32).tiny
-# Adding it leaves no bits behind the point: the sum is rounded to even, and its lowest byte is the code plus 128.
+# Added to a float32, it rounds that to an integer, ties to even; the lowest byte of the sum is the integer plus 128.
 ROUNDER = np.float32((3 << 22) + 128)
 SCALE_BYTES = 4
 
 
 @kernel
-def encode_channel(f32: NDArray[Any], u16: NDArray[Any], kind: int, columns: int, out: NDArray[Any]) -> None:
-    """Codes are those of exact quotients rounded to float32; a row too small for a scale is zeros with the scale 1."""
+def encode_channel(source: Any, columns: int, out: Array) -> None:
+    """Codes are those of exact quotients rounded to float32.
+
+    A row whose scale would be subnormal is stored as zeros with the scale 1.
+    """
     buffer = np.empty(TILE, np.float32)
     row_bytes = columns + SCALE_BYTES
     for row in range(out.size // row_bytes):
@@ -32,14 +34,14 @@ def encode_channel(f32: NDArray[Any], u16: NDArray[Any], kind: int, columns: int
         largest = np.uint32(0)
         for start in range(0, columns, TILE):
             tile = buffer[: min(TILE, columns - start)]
-            fetch(f32, u16, kind, first + start, tile)
+            fetch(source, first + start, tile)
             largest = max(largest, largest_bits(tile))
         scale = float_of(largest) / TOP
         scale = ONE if scale < TINY else scale
         for start in range(0, columns, TILE):
             tile = buffer[: min(TILE, columns - start)]
             if columns > TILE:
-                fetch(f32, u16, kind, first + start, tile)
+                fetch(source, first + start, tile)
             codes = out[at + start : at + start + tile.size]
             for i in range(tile.size):
                 codes[i] = np.uint8(bits_of(tile[i] / scale + ROUNDER) & np.uint32(0xFF))
@@ -47,7 +49,7 @@ def encode_channel(f32: NDArray[Any], u16: NDArray[Any], kind: int, columns: int
 
 
 @helper
-def largest_bits(tile: NDArray[Any]) -> Any:
+def largest_bits(tile: Array) -> Any:
     """The bits of the largest magnitude: among floats of one sign the order of the bits is that of the values."""
     bits = np.uint32(0)
     words = tile.view(np.uint32)
@@ -57,14 +59,14 @@ def largest_bits(tile: NDArray[Any]) -> Any:
 
 
 @helper
-def put_scale(bits: np.uint32, out: NDArray[Any], at: int) -> None:
+def put_scale(bits: np.uint32, out: Array, at: int) -> None:
     """Store four bytes, the lowest first."""
     for i in range(SCALE_BYTES):
         out[at + i] = np.uint8(bits >> np.uint32(8 * i) & np.uint32(0xFF))
 
 
 @kernel
-def decode_channel(data: NDArray[Any], columns: int, out: NDArray[Any]) -> None:
+def decode_channel(data: Array, columns: int, out: Array) -> None:
     """(code - 128) * scale."""
     row_bytes = columns + SCALE_BYTES
     for row in range(data.size // row_bytes):

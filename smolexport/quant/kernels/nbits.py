@@ -1,13 +1,19 @@
 """Blocks of MatMulNBits: value = (code - zero point) * scale.  A row is its codes, its scales, maybe its zero points.
 
 The first of two codes of 4 bits is in the low half of a byte, also of two zero points; where their number is odd, the
-half byte left over holds 8.  A last group shorter than the others is filled up: with zeros while its scale is sought,
-with codes 0 as it is stored.  Rows are any number of bytes, so scales are not aligned.
+spare half byte is 8.  A last group shorter than the others is padded: with zeros while its scale is computed,
+with codes 0 where it is stored.  Rows may be any number of bytes, so scales are not aligned.
+
+The search, one group per lane.  Symmetric: scales around the one that makes the value farthest from zero code 0.  With
+zero points: ranges narrower than the group's and a little wider, for which least squares find scale and offset; the
+offset becomes a whole zero point, and the scale is fitted once more.  The error is measured on the grid as it is
+stored; the best is then refined from its own codes.
 
 Kernels are compiled for a number of bits, so that packing is shifts by constants; the rest are arguments.
 
 Notation: group = elements that share a scale (32, 64 or 128); per_row = groups of a row; dtype = storage type of the
-scales, as a code of `source`; top = largest code; middle = (top + 1) / 2.
+scales, as a code of `tile`; top = largest code; middle = (top + 1) / 2; x, w = values and weights of WIDTH groups as
+`[element * WIDTH + lane]`; n = elements of a group; zero = zero point.
 """
 
 from __future__ import annotations
@@ -17,30 +23,134 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.affine_search import transpose
-from smolexport.quant.bitstream import copy_bytes, load_codes, store_codes, store_limited
-from smolexport.quant.half import float_of, widen_f16
-from smolexport.quant.jit import helper, kernel, lean_helper
-from smolexport.quant.lane_codes import half_value, load_halves, truncate
-from smolexport.quant.lane_groups import extremes_of_groups
-from smolexport.quant.lanes import WIDTH, any_lane, load, magnitude, negative, splat, store, where
-from smolexport.quant.legacy_quants import encode_q4_0_tile
-from smolexport.quant.nbits_search import search_lanes
-from smolexport.quant.planar_io import codes_putter, fetch_rounded, put_part, round_lanes, round_values, store_floats
-from smolexport.quant.q8 import encode_q8_0_tile
-from smolexport.quant.repacking import BLOCK, take_apart
-from smolexport.quant.source import F32, fetch
-from smolexport.quant.tile import BLOCKS, aligned
+from smolexport.quant.kernels.affine import ENDS, MARGIN, POLISH, STRIDE, WIDEST, transpose
+from smolexport.quant.kernels.codes import load_codes, store_codes, store_limited
+from smolexport.quant.kernels.floats import float_of, widen_f16
+from smolexport.quant.kernels.jit import Array, helper, kernel, lean_helper
+from smolexport.quant.kernels.lanes import (
+    WIDTH,
+    any_lane,
+    extremes_of_groups,
+    load,
+    magnitude,
+    negative,
+    rint,
+    splat,
+    store,
+    truncate,
+    where,
+)
+from smolexport.quant.kernels.tile import (
+    F32,
+    aligned,
+    codes_putter,
+    fetch,
+    fetch_rounded,
+    put_part,
+    round_lanes,
+    round_values,
+    store_floats,
+)
 
 TILE = 2048  # elements, more where that is less than WIDTH groups
 ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 BELOW_HALF = np.float32(0.5 - 2.0**-25)  # x >= 0 plus this, truncated, is the integer nearest to x, ties up
+SIDES, TENTH = 9, np.float32(0.1)  # trials on each side of a symmetric scale, and how many levels lie between two
 
 
 @lean_helper
-def put_limited(out: NDArray[Any], at: int, x: Any, factor: Any, zero: Any, bits: int) -> None:
+def search_lanes(x: Array, w: Array, n: int, top: int, symmetric: bool, dtype: int, scale: Any, zero: Any) -> Any:
+    """(scale as stored, zero point) with the smallest weighted squared error; those given if no trial is better."""
+    low, high = ends(x, n)
+    step = (high - low) / splat(np.float32(top))
+    middle = np.float32((top + 1) // 2)
+    extreme = where(magnitude(high) > magnitude(low), high, low)
+    unit = splat(ONE) / magnitude(extreme)  # so that squares stay within float32 whatever the size of the group
+    unit = where(unit < splat(INFINITY), unit, splat(ONE))
+    new_scale, new_zero, best = scale, zero, splat(INFINITY)
+    trials = 2 * SIDES + 1 if symmetric else ENDS * ENDS
+    for trial in range(1 + trials + POLISH):
+        if trial > 0:
+            near, origin = scale, zero
+            if trial <= trials and symmetric:
+                near = extreme / splat(np.float32(-middle - TENTH * np.float32(trial - 1 - SIDES)))
+            elif trial <= trials:
+                above, below = divmod(trial - 1, ENDS)
+                start, end = WIDEST + STRIDE * np.float32(above), WIDEST + STRIDE * np.float32(below)
+                near = step * splat(np.float32(ONE - (start + end) / np.float32(top)))
+                origin = splat(ZERO) - low / near - splat(start)
+            if not symmetric:
+                near, new_zero = whole_zero(x, w, n, top, near, origin)
+            new_scale = round_lanes(fit_scale(x, w, n, top, near, new_zero), dtype)
+        error = grid_error(x, w, n, top, new_scale, new_zero, unit)
+        wins = error < best
+        if trial > 0:  # the encoder cannot use a scale without a finite reciprocal
+            wins = wins & (magnitude(splat(ONE) / new_scale) < splat(INFINITY))
+        best = where(wins, error * splat(MARGIN), best)
+        scale, zero = where(wins, new_scale, scale), where(wins, new_zero, zero)
+    return scale, zero
+
+
+@lean_helper
+def ends(x: Array, n: int) -> Any:
+    """(minimum, maximum) of each group."""
+    low = high = load(x, 0)
+    for e in range(1, n):
+        value = load(x, e * WIDTH)
+        low, high = where(value < low, value, low), where(value > high, value, high)
+    return low, high
+
+
+@lean_helper
+def nearest_code(place: Any, top: int) -> Any:
+    """Positions on a grid rounded to codes; 0 for NaN."""
+    place = where(place > splat(ZERO), place, splat(ZERO))
+    return rint(where(place < splat(np.float32(top)), place, splat(np.float32(top))))
+
+
+@lean_helper
+def whole_zero(x: Array, w: Array, n: int, top: int, near: Any, origin: Any) -> Any:
+    """Least-squares (scale, zero point) for the codes at scale `near` and zero `origin`, which need not be whole."""
+    inverse = splat(ONE) / near
+    sum_w = sum_q = sum_qq = sum_x = sum_xq = splat(ZERO)
+    for e in range(n):
+        value, weight = load(x, e * WIDTH), load(w, e * WIDTH)
+        code = nearest_code(value * inverse + origin, top)
+        weighted = weight * code
+        sum_w, sum_q, sum_qq = sum_w + weight, sum_q + weighted, sum_qq + weighted * code
+        sum_x, sum_xq = sum_x + weight * value, sum_xq + weighted * value
+    slope = (sum_w * sum_xq - sum_q * sum_x) / (sum_w * sum_qq - sum_q * sum_q)
+    offset = (sum_x - slope * sum_q) / sum_w
+    return slope, nearest_code((splat(ZERO) - offset) / slope, top)
+
+
+@lean_helper
+def fit_scale(x: Array, w: Array, n: int, top: int, near: Any, zero: Any) -> Any:
+    """The least-squares scale for the codes at scale `near` and this zero point."""
+    inverse = splat(ONE) / near
+    sum_qq = sum_xq = splat(ZERO)
+    for e in range(n):
+        value = load(x, e * WIDTH)
+        steps = nearest_code(value * inverse + zero, top) - zero
+        weighted = load(w, e * WIDTH) * steps
+        sum_qq, sum_xq = sum_qq + weighted * steps, sum_xq + weighted * value
+    return sum_xq / sum_qq
+
+
+@lean_helper
+def grid_error(x: Array, w: Array, n: int, top: int, scale: Any, zero: Any, unit: Any) -> Any:
+    """Weighted squared error, in units of 1 / `unit` squared, of a grid with the codes that are nearest on it."""
+    error, inverse = splat(ZERO), where(scale == splat(ZERO), splat(ZERO), splat(ONE) / scale)
+    for e in range(n):
+        value = load(x, e * WIDTH)
+        difference = ((nearest_code(value * inverse + zero, top) - zero) * scale - value) * unit
+        error = error + load(w, e * WIDTH) * (difference * difference)
+    return error
+
+
+@lean_helper
+def put_limited(out: Array, at: int, x: Any, factor: Any, zero: Any, bits: int) -> None:
     """Write codes."""
     store_limited(out, at, x * factor + zero + splat(BELOW_HALF), bits)
 
@@ -54,19 +164,11 @@ def encoder(bits: int, search: bool) -> Callable[..., None]:
 
     @kernel
     def encode_nbits(
-        f32: NDArray[Any],
-        u16: NDArray[Any],
-        kind: int,
-        dtype: int,
-        group: int,
-        columns: int,
-        symmetric: bool,
-        importance: NDArray[Any],
-        out: NDArray[Any],
+        source: Any, dtype: int, group: int, columns: int, symmetric: bool, importance: Array, out: Array
     ) -> None:
         """Symmetric groups have the middle code as their zero point and do not store it.
 
-        `importance` is that of whole groups, 0 behind the end of a row; only a search looks at it.
+        `importance` covers whole groups, 0 beyond the end of a row; only a search uses it.
         """
         step = max(TILE // group, WIDTH)
         buffer, zeros = aligned(step * group), np.empty(step * bits // 8, np.uint8)
@@ -78,7 +180,7 @@ def encoder(bits: int, search: bool) -> Callable[..., None]:
         groups = out.size // row_bytes * per_row
         for first in range(0, groups, step):
             count, place = min(step, groups - first), (first // per_row, first % per_row, per_row, row_bytes)
-            fetch_groups(f32, u16, kind, dtype, first, group, columns, count, buffer)
+            fetch_groups(source, dtype, first, group, columns, count, buffer)
             if search:
                 for i in range(0, count, WIDTH):
                     transpose(buffer[: count * group], i, group, importance, first, x, w)
@@ -98,32 +200,22 @@ def encoder(bits: int, search: bool) -> Callable[..., None]:
 
 
 @lean_helper
-def fetch_groups(
-    f32: NDArray[Any],
-    u16: NDArray[Any],
-    kind: int,
-    dtype: int,
-    first: int,
-    group: int,
-    columns: int,
-    count: int,
-    buffer: NDArray[Any],
-) -> None:
-    """Fill `buffer` with `count` groups from number `first` on, short ones filled up with zeros."""
+def fetch_groups(source: Any, dtype: int, first: int, group: int, columns: int, count: int, buffer: Array) -> None:
+    """Fill `buffer` with `count` groups from number `first` on, short ones padded with zeros."""
     tile = buffer[: count * group]
     if columns % group == 0:
-        fetch_rounded(f32, u16, kind, dtype, first * group, tile)
+        fetch_rounded(source, dtype, first * group, tile)
         return
     row, i = divmod(first, -(-columns // group))
     for start in range(0, tile.size, group):
         used = min(group, columns - i * group)
         piece = tile[start : start + group]
-        fetch(f32, u16, kind, row * columns + i * group, piece[:used])
+        fetch(source, row * columns + i * group, piece[:used])
         piece[used:] = ZERO
         i += 1
         if i * group >= columns:
             row, i = row + 1, 0
-    if dtype not in (kind, F32):
+    if dtype not in (source[2], F32):
         round_values(tile, dtype)
 
 
@@ -136,19 +228,12 @@ def limited(x: Any, top: int) -> Any:
 
 @lean_helper
 def find_grids(
-    tile: NDArray[Any],
-    group: int,
-    bits: int,
-    symmetric: bool,
-    dtype: int,
-    grids: NDArray[Any],
-    scales: NDArray[Any],
-    zeros: NDArray[Any],
+    tile: Array, group: int, bits: int, symmetric: bool, dtype: int, grids: Array, scales: Array, zeros: Array
 ) -> None:
     """Of each group of the tile: scale and zero point as stored; in `grids`, the scale's reciprocal and the zero point.
 
     Symmetric: the value farthest from zero, the negative one of two, becomes code 0.  Else the range, stretched to
-    contain zero, is all codes, and the zero point goes with the scale before it is rounded to `dtype`.
+    contain zero, is all codes, and the zero point follows from the scale before it is rounded to `dtype`.
     """
     for i in range(0, tile.size // group, WIDTH):
         scale, code = plain_grid(tile, i, group, bits, symmetric, dtype, grids[0])
@@ -156,9 +241,7 @@ def find_grids(
 
 
 @lean_helper
-def plain_grid(
-    tile: NDArray[Any], i: int, group: int, bits: int, symmetric: bool, dtype: int, scratch: NDArray[Any]
-) -> Any:
+def plain_grid(tile: Array, i: int, group: int, bits: int, symmetric: bool, dtype: int, scratch: Array) -> Any:
     """(scale as stored, zero point) of WIDTH groups from number `i` on."""
     top = (1 << bits) - 1
     zero, middle = splat(ZERO), splat(np.float32((top + 1) // 2))
@@ -178,18 +261,18 @@ def plain_grid(
 
 @lean_helper
 def put_grid(
-    tile: NDArray[Any],
+    tile: Array,
     i: int,
     group: int,
     bits: int,
     dtype: int,
     scale: Any,
     code: Any,
-    grids: NDArray[Any],
-    scales: NDArray[Any],
-    zeros: NDArray[Any],
+    grids: Array,
+    scales: Array,
+    zeros: Array,
 ) -> None:
-    """Keep what `plain_grid` or a search found for WIDTH groups from number `i` on, for codes and as it is stored."""
+    """Write scales and zero points of WIDTH groups from number `i` on, to `grids` for the codes, else as stored."""
     zero = splat(ZERO)
     factor = where(scale == zero, zero, splat(ONE) / scale)
     store(grids[0], i, factor)
@@ -197,12 +280,12 @@ def put_grid(
     store_codes(zeros, i * bits // 8, code, bits)
     store_floats(scales, i, scale, dtype)
     if any_lane(magnitude(factor) == splat(INFINITY)):
-        settle(tile, i, group, (1 << bits) - 1, grids)
+        replace_by_codes(tile, i, group, (1 << bits) - 1, grids)
 
 
 @lean_helper
-def signed_zeros(extreme: Any, tile: NDArray[Any], first: int, group: int, scratch: NDArray[Any]) -> Any:
-    """Lanes with the sign of a group's first element where the group is zeros of either sign."""
+def signed_zeros(extreme: Any, tile: Array, first: int, group: int, scratch: Array) -> Any:
+    """Where a group is all zeros, of either sign, its first element, which determines the sign."""
     store(scratch, first, extreme)
     for i in range(first, first + WIDTH):
         if scratch[i] == ZERO:
@@ -211,7 +294,7 @@ def signed_zeros(extreme: Any, tile: NDArray[Any], first: int, group: int, scrat
 
 
 @lean_helper
-def settle(tile: NDArray[Any], first: int, group: int, top: int, grids: NDArray[Any]) -> None:
+def replace_by_codes(tile: Array, first: int, group: int, top: int, grids: Array) -> None:
     """Replace the values of groups whose scale has no finite reciprocal by their codes."""
     for i in range(first, first + WIDTH):
         factor = grids[0, i]
@@ -222,8 +305,8 @@ def settle(tile: NDArray[Any], first: int, group: int, top: int, grids: NDArray[
 
 
 @helper
-def take_scale(data: NDArray[Any], at: int, dtype: int) -> Any:
-    """The scale at any byte."""
+def take_scale(data: Array, at: int, dtype: int) -> Any:
+    """The scale at byte `at`, aligned or not."""
     word = np.uint32(data[at]) | np.uint32(np.uint32(data[at + 1]) << np.uint32(8))
     if dtype == F32:
         word |= np.uint32(np.uint32(data[at + 2]) << np.uint32(16))
@@ -233,7 +316,7 @@ def take_scale(data: NDArray[Any], at: int, dtype: int) -> Any:
 
 
 @lean_helper
-def put_zeros(zeros: NDArray[Any], place: Any, count: int, offset: int, bits: int, out: NDArray[Any]) -> None:
+def put_zeros(zeros: Array, place: Any, count: int, offset: int, bits: int, out: Array) -> None:
     """Write the zero points of `count` groups; those of a row begin `offset` bytes in it."""
     row, group, per_row, row_bytes = place
     if bits == 8:
@@ -255,8 +338,8 @@ def put_zeros(zeros: NDArray[Any], place: Any, count: int, offset: int, bits: in
 
 
 @lean_helper
-def clear_fill(place: Any, count: int, size: int, columns: int, bits: int, out: NDArray[Any]) -> None:
-    """Set the codes behind the end of a row to 0, for the rows that end within `count` groups of `size` elements."""
+def clear_fill(place: Any, count: int, size: int, columns: int, bits: int, out: Array) -> None:
+    """Set the codes beyond the end of a row to 0, for the rows that end within `count` groups of `size` elements."""
     row, group, per_row, row_bytes = place
     used = columns * bits
     for start in range(row * row_bytes, (row + (group + count) // per_row) * row_bytes, row_bytes):
@@ -271,9 +354,7 @@ def decoder(bits: int) -> Callable[..., None]:
     """The kernel for `bits` bits."""
 
     @kernel
-    def decode_nbits(
-        data: NDArray[Any], dtype: int, group: int, columns: int, symmetric: bool, out: NDArray[Any]
-    ) -> None:
+    def decode_nbits(data: Array, dtype: int, group: int, columns: int, symmetric: bool, out: Array) -> None:
         """(code - zero point) * scale, once rounded."""
         last = np.empty(WIDTH, np.float32)
         per_row, group_bytes, scale_bytes = -(-columns // group), group * bits // 8, 4 if dtype == F32 else 2
@@ -296,96 +377,3 @@ def decoder(bits: int) -> Callable[..., None]:
                         out[row * columns + e : (row + 1) * columns] = last[: columns - e]
 
     return decode_nbits
-
-
-@cache
-def portable_encoder(bits: int) -> Callable[..., None]:
-    """The kernel for groups with the integers and scales of q4_0 (4 bits) or q8_0 (8 bits) without importance."""
-
-    @kernel
-    def encode_portable_nbits(
-        f32: NDArray[Any],
-        u16: NDArray[Any],
-        kind: int,
-        per_row: int,
-        dtype: int,
-        symmetric: bool,
-        out: NDArray[Any],
-    ) -> None:
-        """A tile of blocks at a time, repacked at once."""
-        buffer, grids = aligned(BLOCKS * BLOCK), np.zeros((3, BLOCKS), np.float32)
-        words, floats = np.zeros(2 * BLOCKS, np.uint16), np.empty(BLOCKS, np.float32)
-        middles = np.full(BLOCKS, 0x88 if bits == 4 else 0x80, np.uint8)
-        blocks = np.empty(BLOCKS * (2 + BLOCK * bits // 8), np.uint8)
-        for row in range(out.size // portable_bytes(per_row, bits, dtype, symmetric)):
-            for group in range(0, per_row, BLOCKS):
-                count = min(BLOCKS, per_row - group)
-                first = row * per_row + group
-                if (
-                    bits == 4
-                ):  # known while compiling; a kernel that held one of the two would not be found in the cache
-                    encode_q4_0_tile(f32, u16, kind, first, count, buffer, grids, words, 0, blocks)
-                else:
-                    encode_q8_0_tile(f32, u16, kind, first, count, buffer, grids, words, 0, blocks)
-                put_groups(blocks, 0, count, row, group, per_row, bits, dtype, symmetric, words, floats, middles, out)
-
-    return encode_portable_nbits
-
-
-@cache
-def repacker(bits: int) -> Callable[..., None]:
-    """The kernel for blocks of q4_0 (4 bits) or q8_0 (8 bits)."""
-
-    @kernel
-    def repack_nbits(blocks: NDArray[Any], per_row: int, dtype: int, symmetric: bool, out: NDArray[Any]) -> None:
-        """`per_row` blocks a row."""
-        words, floats = np.zeros(BLOCKS, np.uint16), np.empty(BLOCKS, np.float32)
-        middles = np.full(BLOCKS, 0x88 if bits == 4 else 0x80, np.uint8)
-        for row in range(out.size // portable_bytes(per_row, bits, dtype, symmetric)):
-            for group in range(0, per_row, BLOCKS):
-                first, count = row * per_row + group, min(BLOCKS, per_row - group)
-                put_groups(
-                    blocks, first, count, row, group, per_row, bits, dtype, symmetric, words, floats, middles, out
-                )
-
-    return repack_nbits
-
-
-@lean_helper
-def portable_bytes(per_row: int, bits: int, dtype: int, symmetric: bool) -> Any:
-    """Bytes of a row of `per_row` groups of 32."""
-    zeros = 0 if symmetric else (per_row * bits + 7) // 8
-    return per_row * (BLOCK * bits // 8 + (4 if dtype == F32 else 2)) + zeros
-
-
-@lean_helper
-def put_groups(
-    blocks: NDArray[Any],
-    first: int,
-    count: int,
-    row: int,
-    group: int,
-    per_row: int,
-    bits: int,
-    dtype: int,
-    symmetric: bool,
-    words: NDArray[Any],
-    floats: NDArray[Any],
-    middles: NDArray[Any],
-    out: NDArray[Any],
-) -> None:
-    """Write `count` blocks from number `first` on as groups of a row from number `group` on.
-
-    The codes are those of the block, moved to 0 ... 2^bits - 1; `words` and `floats` are scratch.
-    """
-    group_bytes, scale_bytes = BLOCK * bits // 8, 4 if dtype == F32 else 2
-    row_bytes = portable_bytes(per_row, bits, dtype, symmetric)
-    start = row * row_bytes
-    scales = start + per_row * group_bytes
-    take_apart(blocks, first, count, bits, out, start + group * group_bytes, words)
-    for i in range(0, count, WIDTH):
-        store_floats(floats, i, half_value(load_halves(words, i)), dtype)
-    copy_bytes(floats, 0, out, scales + group * scale_bytes, count * scale_bytes)
-    if not symmetric:
-        zeros = scales + per_row * scale_bytes + group * bits // 8
-        copy_bytes(middles, 0, out, zeros, (count * bits + 7) // 8)

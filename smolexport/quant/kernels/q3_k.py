@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import codes, joined, low_bits, store_bytes, upper
-from smolexport.quant.lanes import WIDTH, load, magnitude, splat, store, where
-from smolexport.quant.search import search_sweeps, search_symmetric
-from smolexport.quant.superblock import SUPER, importance_weights, mean_square, pack_pairs, scratch
-from smolexport.quant.tile import gather, gather_importance, half_planes, spread, take_half
+from smolexport.quant.kernels.codes import codes, joined, low_bits, store_bytes, upper
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.lanes import WIDTH, load, splat, store, where
+from smolexport.quant.kernels.search import extreme_of, search_sweeps, search_symmetric
+from smolexport.quant.kernels.superblock import SUPER, importance_weights, mean_square, pack_pairs, scratch
+from smolexport.quant.kernels.tile import gather, gather_importance, half_planes, spread, take_half
 
 GROUP, GROUPS, NBYTES = 16, 16, 110
 CODES_AT, SCALES_AT, D_AT = 32, 96, 108
@@ -25,42 +24,34 @@ ZERO, ONE, TWO, FOUR, LARGEST_SCALE, MIDDLE_SCALE = (np.float32(v) for v in (0, 
 
 
 @kernel
-def encode_q3_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
+def encode_q3_k(source: Any, out: Array) -> None:
     """Weights of the error: square of the element; the scale of largest magnitude is stored as -32."""
     row, x, planes, found, _w, _c = scratch(NBYTES, GROUPS)
     searched = np.empty(SUPER * WIDTH, np.float32)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
-        peak, extreme = splat(ZERO), splat(ZERO)
+        gather(source, first, count, row, x)
         for j in range(0, GROUPS, 2):
             even, odd = search_sweeps(x, j * GROUP, GROUP, 4, searched)
             store(found[0], j * WIDTH, even)
             store(found[0], (j + 1) * WIDTH, odd)
-        for j in range(GROUPS):
-            scale = load(found[0], j * WIDTH)
-            size = magnitude(scale)
-            peak, extreme = where(size > peak, size, peak), where(size > peak, scale, extreme)
-        dead = extreme == splat(ZERO)
+        _peak, extreme = extreme_of(found[0], 0, GROUPS)
+        is_zero = extreme == splat(ZERO)
         inverse = splat(LARGEST_SCALE) / extreme
-        for j in range(GROUPS):
-            scale = codes(inverse * load(found[0], j * WIDTH), -32, 31) + splat(MIDDLE_SCALE)
-            store(found[0], j * WIDTH, where(dead, splat(ZERO), scale))
-        d = half_planes(where(dead, splat(ZERO), splat(ONE) / inverse), planes, D_AT)
+        round_scales(found[0], inverse, is_zero)
+        d = half_planes(where(is_zero, splat(ZERO), splat(ONE) / inverse), planes, D_AT)
         write_block(x, searched, found[0], d, planes)
         spread(planes, NBYTES, first, count, out)
 
 
 @kernel
-def encode_q3_k_weighted(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
-) -> None:
+def encode_q3_k_weighted(source: Any, importance: Array, out: Array) -> None:
     """Weights of the error: importance * sqrt(2 * mean square of the super-block + square of the element)."""
     row, x, planes, found, w, _c = scratch(NBYTES, GROUPS)
     searched, v = np.empty(SUPER * WIDTH, np.float32), np.empty(SUPER * WIDTH, np.float32)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         gather_importance(importance, first, SUPER, v)
         variance = mean_square(x, TWO)
         for j in range(GROUPS):
@@ -71,21 +62,27 @@ def encode_q3_k_weighted(
                 code = codes(inverse * load(x, e * WIDTH), -4, 3)
                 store(searched, e * WIDTH, where(empty, splat(-FOUR), code))
         unit, inverse, empty = search_symmetric(found[0], 0, found[1], GROUPS, 32)
-        for j in range(GROUPS):
-            scale = codes(inverse * load(found[0], j * WIDTH), -32, 31) + splat(MIDDLE_SCALE)
-            store(found[0], j * WIDTH, where(empty, splat(ZERO), scale))
+        round_scales(found[0], inverse, empty)
         write_block(x, searched, found[0], half_planes(unit, planes, D_AT), planes)
         spread(planes, NBYTES, first, count, out)
 
 
 @helper
-def write_block(x: NDArray[Any], searched: NDArray[Any], scales: NDArray[Any], d: Any, planes: NDArray[Any]) -> None:
+def round_scales(scales: Array, inverse: Any, empty: Any) -> None:
+    """Replace scales by their codes, 0 in a super-block that is zero."""
+    for j in range(GROUPS):
+        scale = codes(inverse * load(scales, j * WIDTH), -32, 31) + splat(MIDDLE_SCALE)
+        store(scales, j * WIDTH, where(empty, splat(ZERO), scale))
+
+
+@helper
+def write_block(x: Array, searched: Array, scales: Array, d: Any, planes: Array) -> None:
     """Round all values on the grid of the stored scales and pack; where a scale is zero, the search's codes stay."""
     for j in range(GROUPS):
         scale = d * (load(scales, j * WIDTH) - splat(MIDDLE_SCALE))
-        lost = scale == splat(ZERO)
+        no_scale = scale == splat(ZERO)
         for e in range(j * GROUP, (j + 1) * GROUP):
-            code = where(lost, load(searched, e * WIDTH), codes(load(x, e * WIDTH) / scale, -4, 3))
+            code = where(no_scale, load(searched, e * WIDTH), codes(load(x, e * WIDTH) / scale, -4, 3))
             store(x, e * WIDTH, code + splat(FOUR))
     for e in range(32):
         thirds = splat(ZERO)
@@ -106,7 +103,7 @@ def write_block(x: NDArray[Any], searched: NDArray[Any], scales: NDArray[Any], d
 
 
 @kernel
-def decode_q3_k(data: NDArray[Any], out: NDArray[Any]) -> None:
+def decode_q3_k(data: Array, out: Array) -> None:
     """d * (scale - 32) * (code - 4)."""
     for block in range(data.size // NBYTES):
         stored = data[block * NBYTES : (block + 1) * NBYTES]

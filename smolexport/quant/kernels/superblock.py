@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper
-from smolexport.quant.lane_codes import joined, low_bits, nearest, store_bytes
-from smolexport.quant.lanes import WIDTH, load, splat, sqrt, store, where
-from smolexport.quant.search import search_positive
-from smolexport.quant.tile import half_planes
+from smolexport.quant.kernels.codes import codes, joined, low_bits, nearest, store_bytes
+from smolexport.quant.kernels.jit import Array, helper
+from smolexport.quant.kernels.lanes import WIDTH, load, splat, sqrt, store, where
+from smolexport.quant.kernels.search import search_positive, search_range
+from smolexport.quant.kernels.tile import half_planes
 
 SUPER = 256
 SUPER_SIZE, ZERO = np.float32(256), np.float32(0)
@@ -35,7 +34,7 @@ def scratch(nbytes: int, groups: int) -> Any:
 
 
 @helper
-def mean_square(x: NDArray[Any], factor: np.float32) -> Any:
+def mean_square(x: Array, factor: np.float32) -> Any:
     """factor * (sum of squares) / 256 for each super-block."""
     total = splat(ZERO)
     for e in range(SUPER):
@@ -44,7 +43,7 @@ def mean_square(x: NDArray[Any], factor: np.float32) -> Any:
 
 
 @helper
-def importance_weights(x: NDArray[Any], v: NDArray[Any], at: int, n: int, variance: Any, w: NDArray[Any]) -> Any:
+def importance_weights(x: Array, v: Array, at: int, n: int, variance: Any, w: Array) -> Any:
     """Fill `w` with v * sqrt(variance + x * x) for the `n` elements from `at` on; returns their sum."""
     total = splat(ZERO)
     for e in range(n):
@@ -56,14 +55,14 @@ def importance_weights(x: NDArray[Any], v: NDArray[Any], at: int, n: int, varian
 
 
 @helper
-def round_to_largest(values: NDArray[Any], n: int, top: int, planes: NDArray[Any], at: int) -> Any:
+def round_to_largest(values: Array, n: int, top: int, planes: Array, at: int) -> Any:
     """Replace `n` values >= 0 by codes of which the largest is `top`.
 
-    A value slightly below zero, which rounding errors of the search can leave, wraps to a code near 255 as in the
-    reference; so does one in `round_by_search`.  What becomes of it is up to the format.
+    Rounding errors of the search can leave a value slightly below zero.  As in the reference, it wraps to a code near
+    255, here and in `round_by_search`; each format then handles that code in its own way.
 
     Returns:
-        Lanes of their unit as it is stored in the byte planes `at` and `at` + 1.
+        Lanes of the unit of these codes, as stored in the byte planes `at` and `at` + 1.
     """
     zero, most = splat(ZERO), splat(np.float32(top))
     peak = zero
@@ -77,10 +76,8 @@ def round_to_largest(values: NDArray[Any], n: int, top: int, planes: NDArray[Any
 
 
 @helper
-def round_by_search(
-    values: NDArray[Any], sums: NDArray[Any], n: int, top: int, c: NDArray[Any], planes: NDArray[Any], at: int
-) -> Any:
-    """The same by a search weighted with `sums`; `c` is scratch for `n` codes."""
+def round_by_search(values: Array, sums: Array, n: int, top: int, c: Array, planes: Array, at: int) -> Any:
+    """As `round_to_largest`, by a search weighted with `sums`; `c` is scratch for `n` codes."""
     unit = search_positive(values, sums, n, top, c)
     for j in range(n):
         store(values, j * WIDTH, load(c, j * WIDTH))
@@ -88,7 +85,7 @@ def round_by_search(
 
 
 @helper
-def keep(found: NDArray[Any], j: int, result: Any) -> None:
+def keep(found: Array, j: int, result: Any) -> None:
     """Store what `search_range` returned for group `j`."""
     scale, low, inverse, base = result
     store(found[0], j * WIDTH, scale)
@@ -98,7 +95,35 @@ def keep(found: NDArray[Any], j: int, result: Any) -> None:
 
 
 @helper
-def pack_pairs(x: NDArray[Any], planes: NDArray[Any], at: int) -> None:
+def search_weighted(
+    x: Array, v: Array, factor: np.float32, groups: int, top: int, found: Array, sums: Array, w: Array, c: Array
+) -> None:
+    """Keep scale and minimum of all groups; `sums` gets the sums of their weights.
+
+    Weights of the squared error: v * sqrt(factor * mean square of the super-block + square of the element).
+    """
+    n, variance = SUPER // groups, mean_square(x, factor)
+    for j in range(groups):
+        store(sums, j * WIDTH, importance_weights(x, v, j * n, n, variance, w))
+        keep(found, j, search_range(x, j * n, w, n, top, np.float32(-0.9), np.float32(0.05), 37, False, c))
+
+
+@helper
+def round_group(x: Array, found: Array, j: int, n: int, top: int, scale: Any, low: Any) -> None:
+    """Replace the `n` values of group `j` by codes for its stored scale and minimum.
+
+    Where the stored scale is zero, the search's codes stay.
+    """
+    inverse, base = load(found[2], j * WIDTH), load(found[3], j * WIDTH)
+    no_scale = scale == splat(ZERO)
+    for e in range(j * n, (j + 1) * n):
+        value = load(x, e * WIDTH)
+        code, searched = codes((value + low) / scale, 0, top), codes(inverse * (value - base), 0, top)
+        store(x, e * WIDTH, where(no_scale, searched, code))
+
+
+@helper
+def pack_pairs(x: Array, planes: Array, at: int) -> None:
     """Pack 2-bit codes into 64 byte planes from `at` on: of each half of 128 elements four rows of 32, lowest first."""
     for half in range(2):
         for e in range(32):

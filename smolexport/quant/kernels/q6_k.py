@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import codes, joined, low_bits, nearest, store_bytes, upper
-from smolexport.quant.lanes import WIDTH, load, magnitude, splat, store, where
-from smolexport.quant.search import TINY, at_most, search_symmetric
-from smolexport.quant.superblock import SUPER, scratch
-from smolexport.quant.tile import gather, gather_importance, half_planes, spread, take_half
+from smolexport.quant.kernels.codes import codes, joined, low_bits, nearest, store_bytes, upper
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.lanes import WIDTH, load, splat, store, where
+from smolexport.quant.kernels.search import TINY, at_most, extreme_of, search_symmetric
+from smolexport.quant.kernels.superblock import SUPER, scratch
+from smolexport.quant.kernels.tile import gather, gather_importance, half_planes, spread, take_half
 
 GROUP, GROUPS, NBYTES = 16, 16, 210
 UPPER_AT, SCALES_AT, D_AT = 128, 192, 208
@@ -24,12 +23,12 @@ ZERO, ONE, MIDDLE, LARGEST_SCALE = np.float32(0), np.float32(1), np.float32(32),
 
 
 @kernel
-def encode_q6_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
+def encode_q6_k(source: Any, out: Array) -> None:
     """Weights of the error: square of the element."""
     row, x, planes, found, w, _c = scratch(NBYTES, GROUPS)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         for j in range(GROUPS):
             for e in range(GROUP):
                 value = load(x, (j * GROUP + e) * WIDTH)
@@ -40,15 +39,13 @@ def encode_q6_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any
 
 
 @kernel
-def encode_q6_k_weighted(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
-) -> None:
+def encode_q6_k_weighted(source: Any, importance: Array, out: Array) -> None:
     """Weights of the error: the importance as it is."""
     row, x, planes, found, _w, _c = scratch(NBYTES, GROUPS)
     v = np.empty(SUPER * WIDTH, np.float32)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         gather_importance(importance, first, SUPER, v)
         for j in range(GROUPS):
             search_group(x, v[j * GROUP * WIDTH :], j, found)
@@ -57,7 +54,7 @@ def encode_q6_k_weighted(
 
 
 @helper
-def search_group(x: NDArray[Any], w: NDArray[Any], j: int, found: NDArray[Any]) -> None:
+def search_group(x: Array, w: Array, j: int, found: Array) -> None:
     """Store scale, inverse, and 1 where the group is zero."""
     scale, inverse, empty = search_symmetric(x, j * GROUP, w, GROUP, 32)
     store(found[0], j * WIDTH, scale)
@@ -66,21 +63,17 @@ def search_group(x: NDArray[Any], w: NDArray[Any], j: int, found: NDArray[Any]) 
 
 
 @helper
-def write_block(x: NDArray[Any], found: NDArray[Any], planes: NDArray[Any]) -> None:
+def write_block(x: Array, found: Array, planes: Array) -> None:
     """Store the scale of largest magnitude as -128, round all values on the grid of the stored scales, and pack."""
     zero = splat(ZERO)
-    peak, extreme = zero, zero
-    for j in range(GROUPS):
-        scale = load(found[0], j * WIDTH)
-        size = magnitude(scale)
-        peak, extreme = where(size > peak, size, peak), where(size > peak, scale, extreme)
-    dead = peak < splat(TINY)  # such a block is all zero bytes
+    peak, extreme = extreme_of(found[0], 0, GROUPS)
+    is_zero = peak < splat(TINY)  # such a block is all zero bytes
     unit_inverse = splat(LARGEST_SCALE) / extreme
-    d = half_planes(where(dead, zero, splat(ONE) / unit_inverse), planes, D_AT)
+    d = half_planes(where(is_zero, zero, splat(ONE) / unit_inverse), planes, D_AT)
     for j in range(GROUPS):
-        scale = where(dead, zero, at_most(nearest(unit_inverse * load(found[0], j * WIDTH)), 127))
+        scale = where(is_zero, zero, at_most(nearest(unit_inverse * load(found[0], j * WIDTH)), 127))
         store_bytes(planes, (SCALES_AT + j) * WIDTH, scale)
-        round_group(x, j, d * scale, load(found[1], j * WIDTH), (load(found[2], j * WIDTH) > zero) | dead)
+        round_group(x, j, d * scale, load(found[1], j * WIDTH), (load(found[2], j * WIDTH) > zero) | is_zero)
     for half in range(2):
         for e in range(32):
             at = half * 128 + e
@@ -93,17 +86,17 @@ def write_block(x: NDArray[Any], found: NDArray[Any], planes: NDArray[Any]) -> N
 
 
 @helper
-def round_group(x: NDArray[Any], j: int, scale: Any, inverse: Any, empty: Any) -> None:
+def round_group(x: Array, j: int, scale: Any, inverse: Any, empty: Any) -> None:
     """Replace the values of group `j` by codes; where the stored scale is zero, the search's codes stay."""
-    lost = scale == splat(ZERO)
+    no_scale = scale == splat(ZERO)
     for e in range(j * GROUP, (j + 1) * GROUP):
         value = load(x, e * WIDTH)
         searched = where(empty, splat(-MIDDLE), codes(inverse * value, -32, 31))
-        store(x, e * WIDTH, where(lost, searched, codes(value / scale, -32, 31)) + splat(MIDDLE))
+        store(x, e * WIDTH, where(no_scale, searched, codes(value / scale, -32, 31)) + splat(MIDDLE))
 
 
 @kernel
-def decode_q6_k(data: NDArray[Any], out: NDArray[Any]) -> None:
+def decode_q6_k(data: Array, out: Array) -> None:
     """d * scale * (code - 32)."""
     for block in range(data.size // NBYTES):
         stored = data[block * NBYTES : (block + 1) * NBYTES]

@@ -9,37 +9,35 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import codes, joined, low_bits, store_bytes, upper
-from smolexport.quant.lanes import WIDTH, load, magnitude, splat, store, where
-from smolexport.quant.search import search_range
-from smolexport.quant.superblock import (
+from smolexport.quant.kernels.codes import joined, low_bits, store_bytes, upper
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.lanes import WIDTH, load, magnitude, store
+from smolexport.quant.kernels.search import search_range
+from smolexport.quant.kernels.superblock import (
     SUPER,
-    importance_weights,
     keep,
-    mean_square,
     pack_pairs,
     round_by_search,
+    round_group,
     round_to_largest,
     scratch,
+    search_weighted,
 )
-from smolexport.quant.tile import gather, gather_importance, spread, take_half
+from smolexport.quant.kernels.tile import gather, gather_importance, spread, take_half
 
 GROUP, GROUPS, NBYTES = 16, 16, 84
 CODES_AT, D_AT, DMIN_AT = 16, 80, 82
 TOP = 3
-ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @kernel
-def encode_q2_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any], _c: int, out: NDArray[Any]) -> None:
+def encode_q2_k(source: Any, out: Array) -> None:
     """Weights of the absolute error: magnitude of the element."""
     row, x, planes, found, w, c = scratch(NBYTES, GROUPS)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         for j in range(GROUPS):
             for e in range(GROUP):
                 store(w, e * WIDTH, magnitude(load(x, (j * GROUP + e) * WIDTH)))
@@ -51,20 +49,15 @@ def encode_q2_k(f32: NDArray[Any], u16: NDArray[Any], kind: int, _i: NDArray[Any
 
 
 @kernel
-def encode_q2_k_weighted(
-    f32: NDArray[Any], u16: NDArray[Any], kind: int, importance: NDArray[Any], _c: int, out: NDArray[Any]
-) -> None:
+def encode_q2_k_weighted(source: Any, importance: Array, out: Array) -> None:
     """Weights of the squared error: importance * sqrt(mean square of the super-block + square of the element)."""
     row, x, planes, found, w, c = scratch(NBYTES, GROUPS)
     v, sums = np.empty(SUPER * WIDTH, np.float32), np.empty(GROUPS * WIDTH, np.float32)
     for first in range(0, out.size // NBYTES, WIDTH):
         count = min(WIDTH, out.size // NBYTES - first)
-        gather(f32, u16, kind, first, count, row, x)
+        gather(source, first, count, row, x)
         gather_importance(importance, first, SUPER, v)
-        variance = mean_square(x, ONE)
-        for j in range(GROUPS):
-            store(sums, j * WIDTH, importance_weights(x, v, j * GROUP, GROUP, variance, w))
-            keep(found, j, search_range(x, j * GROUP, w, GROUP, TOP, np.float32(-0.9), np.float32(0.05), 37, False, c))
+        search_weighted(x, v, np.float32(1), GROUPS, TOP, found, sums, w, c)
         d = round_by_search(found[0], sums, GROUPS, 15, c, planes, D_AT)
         dmin = round_by_search(found[1], sums, GROUPS, 15, c, planes, DMIN_AT)
         write_block(x, found, d, dmin, planes)
@@ -72,23 +65,17 @@ def encode_q2_k_weighted(
 
 
 @helper
-def write_block(x: NDArray[Any], found: NDArray[Any], d: Any, dmin: Any, planes: NDArray[Any]) -> None:
+def write_block(x: Array, found: Array, d: Any, dmin: Any, planes: Array) -> None:
     """Round all values on the grid of the stored scales and pack; where a scale is zero, the search's codes stay."""
     for j in range(GROUPS):
         both = low_bits(joined(load(found[0], j * WIDTH), load(found[1], j * WIDTH), 4), 8)
         store_bytes(planes, j * WIDTH, both)
-        scale, low = d * low_bits(both, 4), dmin * upper(both, 4)
-        inverse, base = load(found[2], j * WIDTH), load(found[3], j * WIDTH)
-        lost = scale == splat(ZERO)
-        for e in range(j * GROUP, (j + 1) * GROUP):
-            value = load(x, e * WIDTH)
-            code, searched = codes((value + low) / scale, 0, TOP), codes(inverse * (value - base), 0, TOP)
-            store(x, e * WIDTH, where(lost, searched, code))
+        round_group(x, found, j, GROUP, TOP, d * low_bits(both, 4), dmin * upper(both, 4))
     pack_pairs(x, planes, CODES_AT)
 
 
 @kernel
-def decode_q2_k(data: NDArray[Any], out: NDArray[Any]) -> None:
+def decode_q2_k(data: Array, out: Array) -> None:
     """d * scale * code - dmin * min."""
     for block in range(data.size // NBYTES):
         stored = data[block * NBYTES : (block + 1) * NBYTES]

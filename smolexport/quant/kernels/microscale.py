@@ -1,9 +1,9 @@
-"""Groups of E2M1 or E4M3 elements times one 8-bit scale, as MLX's CPU backend makes them: mxfp4, nvfp4, mxfp8.
+"""Groups of E2M1 or E4M3 elements times one 8-bit scale, as MLX's CPU backend computes them: mxfp4, nvfp4, mxfp8.
 
 A row is its elements, the low nibble of a byte first, then one byte of scale per group: an exponent (E8M0), or E4M3
-for nvfp4.  MLX computes in the storage type of the weights; where that shows in the result, kernels round to it.
+for nvfp4.  MLX computes in the storage type of the weights; where that affects the result, kernels round to it.
 
-Notation: dtype = storage type of the weights, as a code of `source`; peak = largest magnitude of a group.
+Notation: dtype = storage type of the weights, as a code of `tile`; peak = largest magnitude of a group.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smolexport.quant.bitstream import load_codes, store_codes
-from smolexport.quant.jit import helper, kernel
-from smolexport.quant.lane_codes import store_bytes
-from smolexport.quant.lane_floats import e4m3_bits, e4m3_value, exponents_up, powers_of_two
-from smolexport.quant.lanes import (
+from smolexport.quant.kernels.codes import load_codes, store_bytes, store_codes
+from smolexport.quant.kernels.floats import e4m3_bits, e4m3_value, exponents_up, powers_of_two
+from smolexport.quant.kernels.jit import Array, helper, kernel
+from smolexport.quant.kernels.lanes import (
     WIDTH,
     largest_of_half,
     load,
@@ -30,7 +28,7 @@ from smolexport.quant.lanes import (
     store,
     where,
 )
-from smolexport.quant.planar_io import fetch_rounded, put_part, round_lanes
+from smolexport.quant.kernels.tile import fetch_rounded, put_part, round_lanes
 
 TILE = 2048
 ZERO, ONE, BIAS = np.float32(0), np.float32(1), np.float32(127)
@@ -43,9 +41,7 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
     top = E2M1_TOP if bits == 4 else E4M3_TOP
 
     @kernel
-    def encode_microscale(
-        f32: NDArray[Any], u16: NDArray[Any], kind: int, dtype: int, columns: int, out: NDArray[Any]
-    ) -> None:
+    def encode_microscale(source: Any, dtype: int, columns: int, out: Array) -> None:
         buffer, scales = np.empty(TILE, np.float32), np.zeros((2, TILE // group), np.float32)
         codes, exponents = np.empty(TILE * bits // 8, np.uint8), np.empty(TILE // group, np.uint8)
         per_row, group_bytes = columns // group, group * bits // 8
@@ -55,7 +51,7 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
             count = min(TILE // group, groups - first)
             place = (first // per_row, first % per_row, per_row, row_bytes)
             tile = buffer[: count * group]
-            fetch_rounded(f32, u16, kind, dtype, first * group, tile)
+            fetch_rounded(source, dtype, first * group, tile)
             find_scales(tile, group, top, dtype, scales)
             for i in range(0, count, WIDTH):
                 store_bytes(exponents, i, load(scales[1], i))
@@ -74,8 +70,8 @@ def encoder(bits: int, group: int) -> Callable[..., None]:
 
 
 @helper
-def find_scales(tile: NDArray[Any], group: int, top: np.float32, dtype: int, scales: NDArray[Any]) -> None:
-    """Scales to `scales[0]` and the bytes that stand for them to `scales[1]`."""
+def find_scales(tile: Array, group: int, top: np.float32, dtype: int, scales: Array) -> None:
+    """Write the scales to `scales[0]` and the bytes that encode them to `scales[1]`."""
     count = tile.size // group
     for i in range(count):
         if group < WIDTH:
@@ -84,20 +80,20 @@ def find_scales(tile: NDArray[Any], group: int, top: np.float32, dtype: int, sca
             half = magnitude(load(tile, i * WIDTH))
             scales[0, i] = max(largest_of_half(half, 0), largest_of_half(half, 1))
     for i in range(0, count, WIDTH):
-        wanted = round_lanes(load(scales[0], i) / splat(top), dtype)
+        ideal = round_lanes(load(scales[0], i) / splat(top), dtype)
         if group < WIDTH:
-            stored = e4m3_bits(wanted)
+            stored = e4m3_bits(ideal)
             store(scales[0], i, e4m3_value(stored))
             store(scales[1], i, stored)
         else:
-            exponent = where(wanted > splat(ZERO), exponents_up(wanted), splat(ZERO))
+            exponent = where(ideal > splat(ZERO), exponents_up(ideal), splat(ZERO))
             store(scales[0], i, powers_of_two(exponent))
             store(scales[1], i, exponent + splat(BIAS))
 
 
 @helper
 def e2m1_bits(x: Any) -> Any:
-    """Codes of the nearest E2M1 values, ties to the smaller magnitude; what comes to zero has no sign."""
+    """Codes of the nearest E2M1 values, ties to the smaller magnitude; a value that rounds to zero loses its sign."""
     size, code = magnitude(x), splat(ZERO)
     code = where(size > splat(np.float32(0.25)), splat(np.float32(1)), code)
     code = where(size > splat(np.float32(0.75)), splat(np.float32(2)), code)
@@ -114,7 +110,7 @@ def e2m1_value(code: Any) -> Any:
     """Values of E2M1 codes; -0 for 8."""
     negative_code = code >= splat(np.float32(8))
     size = where(negative_code, code - splat(np.float32(8)), code)
-    # 0 ... 4 stand for their halves, then the steps double: 2, 3, 4, 6.
+    # Codes 0 ... 4 mean half their number, then the steps double: 2, 3, 4, 6.
     value = size * splat(np.float32(0.5))
     value = where(size > splat(np.float32(4)), size - splat(np.float32(2)), value)
     value = where(size > splat(np.float32(6)), splat(E2M1_TOP), value)
@@ -126,7 +122,7 @@ def decoder(bits: int, group: int) -> Callable[..., None]:
     """The kernel for elements of 4 or 8 bits in groups of 16 (with E4M3 scales) or 32."""
 
     @kernel
-    def decode_microscale(data: NDArray[Any], columns: int, out: NDArray[Any]) -> None:
+    def decode_microscale(data: Array, columns: int, out: Array) -> None:
         """Element * scale."""
         per_row, group_bytes = columns // group, group * bits // 8
         row_bytes, table = per_row * (group_bytes + 1), scale_table(group)
@@ -149,7 +145,7 @@ def decoder(bits: int, group: int) -> Callable[..., None]:
 
 
 @helper
-def scale_table(group: int) -> NDArray[Any]:
+def scale_table(group: int) -> Array:
     """The values of all 256 scale bytes."""
     table = np.empty(256, np.float32)
     for byte in range(256):

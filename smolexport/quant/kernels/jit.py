@@ -12,22 +12,28 @@ folder and the kernel's own, so that editing a helper recompiles the kernels tha
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from smolexport.heap import give_back_library
 
 give_back_library("libllvmlite")  # kernels from the cache need little of the compiler
 
+Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 # numpy's division (x/0 is inf or nan, never an exception) is what the C arithmetic does; fastmath stays off, so LLVM
 # neither reorders sums nor contracts a*b + c.
 OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+# Arguments of an `instruction` other than a numba type.
+ARRAY, CONSTANT = "array", "constant"
 
 
 def kernel(function: F) -> F:
@@ -56,9 +62,41 @@ def lean_helper(function: F) -> F:
     return cast(F, numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)(function))
 
 
-def instruction(generate: Callable[..., Any]) -> Any:
-    """A function for kernels made of LLVM instructions: `generate` types a call and returns what emits its code."""
-    return intrinsic(generate)
+def instruction(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A function for kernels made of LLVM instructions, which the decorated function emits with llvmlite's builder.
+
+    Args:
+        result: numba type of what it returns.
+        arguments: numba types of what it takes.  Of an ARRAY, of any type, the decorated function gets a pointer to the
+            first element; of a CONSTANT, which must be known when the kernel is compiled, its value.
+    """
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        @wraps(emit)  # numba reads the names of the arguments and puts its typing context where `builder` is
+        def typed(_context: Any, *found: Any) -> Any:
+            kinds = [f if a in (ARRAY, CONSTANT) else a for a, f in zip(arguments, found, strict=True)]
+            if not all(
+                isinstance(k, types.IntegerLiteral) for a, k in zip(arguments, kinds, strict=True) if a is CONSTANT
+            ):
+                return None
+
+            def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+                values = [
+                    context.make_array(kind)(context, builder, value).data
+                    if argument is ARRAY
+                    else kind.literal_value
+                    if argument is CONSTANT
+                    else value
+                    for argument, kind, value in zip(arguments, kinds, args, strict=True)
+                ]
+                made = emit(builder, *values)
+                return context.get_dummy_value() if result == types.void else made
+
+            return result(*kinds), generate
+
+        return intrinsic(typed)
+
+    return decorate
 
 
 @cache
