@@ -11,8 +11,8 @@ from unicodedata import normalize
 
 from smolexport.text import printable, show
 from smolexport.tokenizer import Normalizer, SpacePrefix, TokenizerKind, TokenizerSpec, TokenKind
+from smolexport.tokenizer.added_tokens import differing
 from smolexport.tokenizer.codec import BYTE_OF
-from smolexport.tokenizer.overlaps import differing
 
 NUL = "\0"
 # Names of models for which llama.cpp drops the spaces behind special tokens, and tokens that it then has to find.

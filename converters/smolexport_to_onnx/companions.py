@@ -24,10 +24,9 @@ from smolexport.conversion.folder_files import (
 from smolexport.conversion.model_card import front_matter
 from smolexport.conversion.plan import Companion
 from smolexport.conversion.source_model import SourceModel
-from smolexport.text import show
+from smolexport.text import few, show
 from smolexport.tokenizer import Normalizer, TokenizerSpec
-from smolexport.tokenizer.merging import few
-from smolexport.tokenizer.overlaps import differing, leftmost
+from smolexport.tokenizer.added_tokens import differing, leftmost
 
 JS, GENAI = "Transformers.js", "ONNX Runtime GenAI"
 KNOWN_CLASS = "PreTrainedTokenizerFast"

@@ -16,8 +16,8 @@ from smolexport.conversion.plan import Companion
 from smolexport.conversion.source_model import SourceModel
 from smolexport.errors import CheckpointError
 from smolexport.model.source_files import file_in, files_in
+from smolexport.tokenizer.added_tokens import rewritten
 from smolexport.tokenizer.files import MAX_BYTES, read_tokenizer_json
-from smolexport.tokenizer.written import rewritten
 
 TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
