@@ -84,7 +84,6 @@ def test_moments_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     assert np.abs(picked - teacher.log_probs).max() < 2e-4
     assert (np.diff(teacher.log_probs) <= 0).all()
     np.testing.assert_allclose(picked[..., 0], log_probs.max(-1))
-    np.testing.assert_allclose(teacher.tail, 1 - np.exp(picked).sum(-1), atol=1e-4)
     part = found.teacher(3, 5)
     assert np.array_equal(part.ids, teacher.ids[3:5])
     assert np.array_equal(part.log_probs, teacher.log_probs[3:5])

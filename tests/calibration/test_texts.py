@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from smolexport.calibration.texts import TextSource, overlaps, read_source, same_texts, training_windows
+from smolexport.calibration.texts import overlaps, read_source, training_windows
 from smolexport.errors import CalibrationError, UsageError
 from smolexport.run.rendering import Answer
 from smolexport.testing.checkpoints import write_tokenizer
@@ -176,8 +176,3 @@ def test_overlaps_are_exact(window: list[int], text: list[int], n: int) -> None:
     known = {tuple(row[i : i + n]) for row in windows.tolist() for i in range(6 - n + 1)}
     wanted = sum(tuple(text[i : i + n]) in known for i in range(len(text) - n + 1))
     assert overlaps(windows, text, n=n) == wanted
-
-
-def test_same_texts() -> None:
-    sources = [TextSource("a", hashlib.sha256(b"one").hexdigest(), 1)]
-    assert same_texts(sources, {"x": b"one", "y": b"two"}) == ["x"]
