@@ -126,14 +126,13 @@ class BitAllocator:
                 nbytes = max(sum(found[t].nbytes for t in group) for found in entries[choice])
                 cost = sum(costs.of(t, [found[t] for found in entries[choice]]) for t in group)
                 options.append(Option(choice, nbytes, cost))
-            units.append(Unit(tuple(t.name for t in group), tuple(options)))
+            units.append(Unit(tuple(group), tuple(options)))
         return units
 
     def _allocation(self, choice: Choice, measured: float | None) -> Allocation:
-        bits = {name: o.bits for unit, o in zip(self.units, choice, strict=True) for name in unit.names}
-        by_tensor = {tensor: bits[tensor.name] for tensor in self._choices}
+        bits = {t: option.bits for unit, option in zip(self.units, choice, strict=True) for t in unit.tensors}
         windows = held_out(self.statistics.manifest.windows)
-        return Allocation(self.budget, by_tensor, knapsack.cost_of(choice), measured, windows)
+        return Allocation(self.budget, bits, knapsack.cost_of(choice), measured, windows)
 
     def _largest(self, choice: Choice) -> int:
         """Bytes of the largest of the finished outputs, with the longest record in their metadata."""

@@ -116,7 +116,7 @@ def open_collection(
     try:
         with made_folder(folder):
             manifest = _claim(folder, requested, force)
-            if manifest is None or not _has_windows(checkpoint, folder, manifest):
+            if manifest is None or not _is_valid(Statistics(folder, manifest, checkpoint.spec.vocab_size).windows):
                 _clear(folder)
                 windows, sources = _windows(checkpoint, engine, requested, texts, progress)
                 manifest = replace(requested, sources=sources, windows=len(windows), sha256=hash_of(windows))
@@ -127,14 +127,6 @@ def open_collection(
     except OSError as error:
         raise OutputError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Collection(checkpoint, engine, folder, manifest)
-
-
-def _has_windows(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> bool:
-    try:
-        Statistics(folder, manifest, checkpoint.spec.vocab_size).windows()
-    except CalibrationError:
-        return False
-    return True
 
 
 def _until(mark: Path, path: Path) -> Provisional:
@@ -237,11 +229,7 @@ def _finish(job: Collection, source: Path) -> None:
 
 
 def _windows(
-    checkpoint: Checkpoint,
-    engine: Engine,
-    requested: Manifest,
-    texts: Sequence[Path],
-    progress: Callable[[int], None],
+    checkpoint: Checkpoint, engine: Engine, requested: Manifest, texts: Sequence[Path], progress: Callable[[int], None]
 ) -> tuple[NDArray[np.int32], tuple[TextSource, ...]]:
     vocab_size = checkpoint.spec.vocab_size
     tokenizer = read_tokenizer(checkpoint.folder, vocab_size)
@@ -282,8 +270,12 @@ def _rendering(folder: Path, tokenizer: TokenizerSpec) -> Iterator[Render]:
 
 
 def _is_complete(path: Path) -> bool:
+    return _is_valid(lambda: open_arrays(path, "a layer"))
+
+
+def _is_valid(read: Callable[[], object]) -> bool:
     try:
-        open_arrays(path, "a layer")
+        read()
     except CalibrationError:
         return False
     return True

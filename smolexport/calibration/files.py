@@ -42,19 +42,15 @@ class Arrays:
     places: Mapping[str, tuple[np.dtype[Any], tuple[int, ...], int]]
     metadata: Mapping[str, str]
 
-    def shape(self, name: str, what: str) -> tuple[int, ...]:
-        """Shape of an array; raises CalibrationError if the array, the statistic of `what`, is missing."""
-        if name not in self.places:
-            raise CalibrationError(f"{self.path}: has no {name}, so the statistic of {what} is missing; {AGAIN}")
-        return self.places[name][1]
-
     def check(self, name: str, what: str, shape: tuple[int, ...], dtype: str) -> None:
         """Raise CalibrationError if an array is missing, or not of `shape` and `dtype`, which `what` needs."""
-        found = self.shape(name, what)
-        if found != shape or self.places[name][0] != DTYPES[NAMES[dtype]]:
+        if name not in self.places:
+            raise CalibrationError(f"{self.path}: has no {name}, so the statistic of {what} is missing; {AGAIN}")
+        found, found_shape, _ = self.places[name]
+        if found_shape != shape or found != DTYPES[NAMES[dtype]]:
             raise CalibrationError(
-                f"{self.path}: {name} is {self.places[name][0].name} {show(list(found))}, {what} needs {dtype} "
-                f"{list(shape)}; it was made for another checkpoint"
+                f"{self.path}: {name} is {found.name} {show(list(found_shape))}, {what} needs {dtype} {list(shape)}; "
+                "it was made for another checkpoint"
             )
 
     def read(self, name: str, what: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -140,10 +136,7 @@ def writing(
 
 
 def write_arrays(
-    path: Path,
-    shapes: Mapping[str, Shape],
-    parts: Iterable[NDArray[Any]],
-    metadata: Mapping[str, str] | None = None,
+    path: Path, shapes: Mapping[str, Shape], parts: Iterable[NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write arrays in the order of `shapes`; `parts` are their numbers in pieces of any length.  Raises OutputError."""
     with writing(path, shapes, metadata or {}) as (file, _):

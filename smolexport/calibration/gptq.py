@@ -150,15 +150,7 @@ def cholesky(a: NDArray[Any]) -> bool:
 
 
 def solve(rows: Floats, grid: Grid, factor: Factor) -> NDArray[np.uint8]:
-    """The codes of `rows` on `grid`.
-
-    Args:
-        rows: [n, c] float32, finite.
-        grid: of n rows of c columns.
-        factor: of the Hessian of the inputs of these rows.
-
-    Returns:
-        [n, c] uint8, 0 ... grid.top.
+    """The codes, [n, c] uint8, of finite float32 `rows` [n, c] on `grid`; `factor`: of the Hessian of their inputs.
 
     Raises:
         UsageError: the shapes do not match.
@@ -189,7 +181,7 @@ def solve(rows: Floats, grid: Grid, factor: Factor) -> NDArray[np.uint8]:
 
 
 def _transposed(rows: Floats, order: NDArray[np.int64], width: int) -> Floats:
-    """[columns in `order`, width] from [n, columns], with zeros behind the n rows."""
+    """[columns in `order`, width] from [n, columns], zero-padded."""
     made = np.zeros((len(order), width), np.float32)
     for start in range(0, len(order), PANEL):
         made[start : start + PANEL, : len(rows)] = rows.T[order[start : start + PANEL]]

@@ -56,9 +56,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors, by their source names, that get the same bits."""
+    """Tensors that get the same bits."""
 
-    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
     options: tuple[Option, ...]
 
     def hull(self) -> list[Option]:
@@ -103,12 +103,7 @@ def _steps(units: Sequence[Unit]) -> list[tuple[int, Option, Option]]:
 
 
 def spend(units: Sequence[Unit], size: int, other: int = 0) -> Choice:
-    """The least divergence within `size` bytes.
-
-    Args:
-        units: with at least one option each.
-        size: bytes available in total.
-        other: bytes of everything else, whatever is chosen.
+    """The least divergence within `size` bytes, of which `other` are taken by everything else.
 
     Raises:
         UsageError: `size` is too small for any choice; names the least.

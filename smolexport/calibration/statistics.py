@@ -167,18 +167,13 @@ class Statistics:
         self._check_ids(file, found)
         return found
 
-    def teacher(self, start: int = 0, stop: int | None = None) -> Teacher:
-        """The original model's predictions in the windows [start, stop); raises CalibrationError."""
-        m = self.manifest
-        stop = m.windows if stop is None else stop
-        file = open_arrays(self.folder / TEACHER_FILE, "the original's predictions")
-        arrays = []
+    def teacher(self, start: int = 0) -> Teacher:
+        """The original model's predictions from window `start` on; raises CalibrationError."""
+        m, what = self.manifest, "the original's predictions"
+        file = open_arrays(self.folder / TEACHER_FILE, what)
         for name, dtype in (("ids", "int32"), ("log_probs", "float32")):
-            shape = file.shape(name, "the original's predictions")
-            if shape != (m.windows, m.window, m.kept) or file.places[name][0] != np.dtype(dtype):
-                raise CalibrationError(f"{file.path}: {name} is {show(list(shape))}, not as {MANIFEST} says; {AGAIN}")
-            arrays.append(file.rows(name, start, stop))
-        ids, log_probs = arrays
+            file.check(name, what, (m.windows, m.window, m.kept), dtype)
+        ids, log_probs = (file.rows(name, start, m.windows) for name in ("ids", "log_probs"))
         if not np.isfinite(log_probs).all():
             raise CalibrationError(f"{file.path}: log_probs holds numbers that are not finite; {AGAIN}")
         self._check_ids(file, ids)

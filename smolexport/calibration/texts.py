@@ -87,9 +87,15 @@ def read_source(
         ids = _ids(path, data, vocab_size)
         progress(len(ids))
         return mark, ids
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     lines = path.suffix == ".jsonl"
-    text = _decoded(path, data)
-    pieces = _lines(path, text) if lines else [(str(path), one) for one in _pieces(text.replace("\r\n", "\n"))]
+    if lines:  # in JSON only a line feed ends a line
+        pieces = [(f"{path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    else:
+        pieces = [(str(path), piece) for piece in _pieces(text.replace("\r\n", "\n"))]
     if len(text) > 2 * limit:  # not all of it may be needed
         pieces = [pieces[i] for i in np.random.default_rng(seed).permutation(len(pieces))]
     found: list[list[int]] = []
@@ -116,23 +122,11 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path}: {error.strerror}") from error
 
 
-def _decoded(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
 def _checked(path: Path, ids: NDArray[np.integer], vocab_size: int) -> NDArray[np.int32]:
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         worst = ids.max() if ids.max() >= vocab_size else ids.min()
         raise UsageError(f"{path}: the token id {worst} is outside the model's vocabulary of {vocab_size}")
     return ids.astype(np.int32)
-
-
-def _lines(path: Path, text: str) -> list[tuple[str, str]]:
-    """Every line that is not empty, with its place for messages; in JSON only a line feed ends a line."""
-    return [(f"{path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _pieces(text: str) -> list[str]:
@@ -147,7 +141,6 @@ def _pieces(text: str) -> list[str]:
 
 
 def _text_of(line: str, render: Render) -> str:
-    """The text in a line of JSON; raises UsageError."""
     entry = _parsed(line)
     entry = entry if isinstance(entry, dict) else {}
     if isinstance(entry.get("text"), str):
@@ -161,7 +154,6 @@ def _text_of(line: str, render: Render) -> str:
 
 
 def _conversation(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The argument of `Render`."""
     tools, switches = entry.get("tools"), entry.get("chat_template_kwargs")
     if isinstance(tools, str):
         tools = _parsed(tools, '"tools" ')
@@ -231,14 +223,7 @@ def _json_array(data: bytes) -> NDArray[Any]:
 def training_windows(
     texts: Iterable[NDArray[np.int32]], window: int, count: int, *, bos: int | None, seed: int
 ) -> NDArray[np.int32]:
-    """At most `count` windows [n, window] from `texts`, in random order; incomplete ones are left out.
-
-    Args:
-        texts: token ids of each.
-        window: tokens of each window, with BOS.
-        count: most windows.
-        bos: first token of each window; None = no such token.
-        seed: of the order.
+    """At most `count` windows [n, window] from the ids of `texts`, in random order, each with `bos` (if any) in front.
 
     Raises:
         CalibrationError: no text fills a window.

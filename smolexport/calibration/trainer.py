@@ -63,14 +63,7 @@ class Engine(Protocol):
         ...
 
     def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> Mapping[str, ActivationStats]:
-        """Run layer `index` over all windows, `shape` [n, w]; statistics of its inputs by kind.
-
-        Args:
-            index: of the layer.
-            shape: number of windows, tokens of each.
-            source: hidden states before it.
-            target: gets those after it.
-        """
+        """Run layer `index` over all windows, `shape` [n, w], from `source` to `target`; its statistics by kind."""
         ...
 
     def finish(
@@ -80,13 +73,9 @@ class Engine(Protocol):
         k: int,
         write: Callable[[NDArray[np.int32], NDArray[np.float32]], None],
     ) -> ActivationStats:
-        """Run the head over all windows; statistics of its input.
+        """Run the head over all windows, `shape` [n, w]; statistics of its input.
 
-        Args:
-            shape: number of windows, tokens of each.
-            source: hidden states after the last layer.
-            k: predicted tokens to keep.
-            write: called for each window in order, with ids and log-probabilities [w, k] of the k likeliest.
+        `write` is called for each window in order, with ids and log-probabilities [w, k] of the k likeliest tokens.
         """
         ...
 
@@ -99,15 +88,9 @@ class Engine(Protocol):
         seed: int,
         progress: Callable[[int], None],
     ) -> NDArray[np.int32]:
-        """[count, window] tokens that the model writes itself, at temperature 1.
+        """[count, window] tokens that the model writes itself, at temperature 1, after `bos` and one of `first`.
 
-        Args:
-            count: number of windows.
-            window: tokens of each.
-            first: ids from which the first token of each window, after `bos`, is drawn.
-            bos: first id of each window; None = no such id.
-            seed: of all draws.
-            progress: called with numbers of tokens written.
+        `progress` is called with numbers of tokens written.
         """
         ...
 
@@ -334,11 +317,6 @@ class Trainer(Protocol):
     ) -> float:
         """Mean divergence of a model with other weights from the original's predictions, nats per token.
 
-        Args:
-            folder: the checkpoint; only its config.json is read.
-            weights: (source name, values) of every tensor; consumed one at a time.
-            windows: [n, w] token ids.
-            teacher: the original's predictions on them.
-            threads: None = one per physical core.
+        Of `folder` only config.json is read; `weights`, (source name, values) of all tensors, are consumed in order.
         """
         ...

@@ -39,10 +39,6 @@ def file_in(folder: Path, name: str) -> Path | None:
 
     Symbolic links are followed inside the folder, and into the blobs of the hub's cache if the folder is a snapshot.
 
-    Args:
-        folder: the checkpoint's.
-        name: of the file, relative to the folder, with `/`.
-
     Raises:
         CheckpointError: a link out of the folder or to nothing, not a regular file (reading a pipe would block), or a
             path that cannot be examined.

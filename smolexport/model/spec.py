@@ -268,10 +268,8 @@ ONE_SIZE = ("mixer.num_attention_heads", "mixer.num_key_value_heads", "mixer.hea
 def departures(spec: ModelSpec, computed: Mapping[str, tuple[object, ...]]) -> Iterator[str]:
     """A phrase, with both values, for each field of `spec` that a target does not support.
 
-    Args:
-        spec: the model.
-        computed: field of a layer, such as `mixer.window` -> the supported values.  The sizes of heads and feed-forward
-            must be equal on all layers in any case.
+    `computed`: field of a layer, such as `mixer.window` -> the supported values.  The sizes of heads and feed-forward
+    must be equal on all layers in any case.
     """
     if not spec.layers:
         yield "has at least one layer, the checkpoint has none"

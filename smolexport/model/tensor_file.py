@@ -53,13 +53,9 @@ class StoredTensor:
     added: float = 0.0
 
     def part(self, first: int, shape: tuple[int, ...], *, transposed: bool, added: float) -> StoredTensor:
-        """A part of this tensor.
+        """The part of `shape` from row (of a vector: element) `first` on.
 
-        Args:
-            first: its first row; if `transposed`, column; of a vector, element.
-            shape: of the part.
-            transposed: whether the stored rows are the part's columns.
-            added: constant added to every element.
+        `transposed`: the stored rows are the part's columns, and `first` counts columns of this tensor.
         """
         turned = transposed and len(shape) > 1
         step = 1 if turned else prod(shape[1:])
@@ -117,9 +113,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 def stored_tensors(path: Path, method: str | None) -> Iterator[StoredTensor]:
     """The tensors of a safetensors file, without computed buffers; no data is read.
 
-    Args:
-        path: the file.
-        method: quantization that config.json claims, for the message; None = no claim.
+    `method`: quantization that config.json claims, for the message.
 
     Raises:
         CheckpointError: the file is damaged.

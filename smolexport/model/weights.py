@@ -47,11 +47,6 @@ def canonical(tensors: Mapping[Tensor, Any]) -> list[Tensor]:
 def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
     """Every tensor of `spec` from the file `path`, decoded, in the checkpoint's own order of rows, one at a time.
 
-    Args:
-        weights: the file's tensors, from its converter.
-        path: the file, for messages.
-        spec: the model in it.
-
     Raises:
         FileFormatError: the tensors are not those of `spec`.
     """
@@ -68,11 +63,9 @@ def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[T
 
 
 def as_stored(spec: ModelSpec, tensors: Iterable[tuple[Tensor, NDArray[Any]]]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and array of each tensor as the checkpoint stores them: the inverse of reading it.
+    """Name and array of each of `tensors` as the checkpoint stores them: the inverse of reading it.
 
-    Args:
-        spec: the model.
-        tensors: of `spec`, with values in its own terms; fused ones are buffered until they are complete.
+    Fused tensors are buffered until they are complete.
     """
     missing = Counter(tensor.stored_name for tensor in spec.tensors())
     held: dict[str, dict[Tensor, NDArray[Any]]] = {}
@@ -96,16 +89,9 @@ def _chunks(tensor: Tensor, stored: ReadableTensor) -> Iterator[tuple[int, NDArr
 def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], None] | None = None) -> str:
     """A hash that is equal for two exports if and only if all their decoded weights are.
 
-    SHA-256 over the SHA-256 of each tensor in `canonical` order: its name, shape, and its values as
-    little-endian float32 in the checkpoint's order of rows, -0 counted as 0.  Cut to 128 bits.
-
-    Args:
-        weights: of a checkpoint or an exported file.
-        threads: tensors hashed at a time.
-        progress: called with the number of weights of each chunk.
-
-    Returns:
-        32 hexadecimal digits.
+    SHA-256, cut to 32 hexadecimal digits, over the SHA-256 of each tensor in `canonical` order: its name, shape, and
+    its values as little-endian float32 in the checkpoint's order of rows, -0 counted as 0.  `progress` is called with
+    the number of weights of each chunk.
     """
     total = hashlib.sha256()
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="hash") as pool:

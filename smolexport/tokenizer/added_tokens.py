@@ -304,7 +304,6 @@ def _entry(token: AddedToken) -> dict[str, Any]:
 
 
 def _without(config: dict[str, Any], texts: Collection[str]) -> dict[str, Any]:
-    """`config` without the special tokens `texts`."""
     kept = {key: value for key, value in config.items() if not key.endswith("_token") or content(value) not in texts}
     for key in EXTRA:
         value = kept.get(key)

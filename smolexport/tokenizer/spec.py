@@ -190,18 +190,16 @@ class TokenizerSpec:
 def last_ranks(tokens: Sequence[str], kinds: Sequence[TokenKind], merges: Sequence[tuple[str, str]]) -> dict[int, int]:
     """For each normal token that the merges build from its own text: the rank of the last one, -1 for a character.
 
-    A tokenizer that was trained, or converted from SentencePiece, builds each of its normal tokens so.  Where this
-    holds, two rules that look different give the same tokens:
+    A trained or converted tokenizer builds all its normal tokens this way.  Only then do these rules give the same
+    tokens for every text:
 
     * taking a piece whole because it is a token (`ignore_merges`), and merging it;
     * merging any two neighbours whose join is a token, best score first (SentencePiece, llama.cpp), and merging only
-      the listed pairs, first listed first (tokenizers).  For: let t = a + b be built by the merges.  If t could also
-      appear as neighbours a' + b' with another border, then the merge across that border which t's own history makes
-      would have been possible earlier, and better than all others inside t; nothing outside t can have prevented it,
-      since nothing that overlaps t's edges happened.  So each token has one history, and the rank of its last merge
-      orders the tokens as the list orders the pairs.
-
-    Where it does not hold, the two rules differ on some text, and a converter has to know.
+      the listed pairs, first listed first (tokenizers).  Proof: let t = a + b be built by the merges.  If t could also
+      appear as neighbours a' + b' with another border, then the merge across that border in t's own history would have
+      been possible earlier, and better than all others inside t; nothing outside t can have prevented it, since no
+      merge crossed t's edges.  So each token has one history, and the rank of its last merge orders the tokens as the
+      list orders the pairs.
     """
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     alphabet = {text for text, kind in zip(tokens, kinds, strict=True) if kind is TokenKind.NORMAL and len(text) == 1}

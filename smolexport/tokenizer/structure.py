@@ -90,16 +90,15 @@ def _byte_level(path: Path, steps: list[dict[str, Any]]) -> PreTokenizer:
     raise _unknown(path, "pre_tokenizer", steps)
 
 
-def _pattern(step: dict[str, Any]) -> str | None:
+def _pattern(step: dict[str, Any]) -> str:
     pattern = step.get("pattern")
-    found = pattern.get("Regex") if isinstance(pattern, dict) else None
-    return found if isinstance(found, str) else None
+    return str(pattern.get("Regex")) if isinstance(pattern, dict) else ""
 
 
 def _whole_split(step: dict[str, Any]) -> PreTokenizer | None:
     how = (str(step.get("behavior")), step.get("invert", False) is True)
     known = step.get("type") == "Split" and how in WHOLE_SPLITS
-    return PATTERNS.get(_pattern(step) or "") if known else None
+    return PATTERNS.get(_pattern(step)) if known else None
 
 
 def _cuts_digits(step: dict[str, Any]) -> bool:

@@ -105,7 +105,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "a short teacher": (
         "teacher.safetensors", lambda p: rewrite(p, lambda a: a.update(ids=a["ids"][:3])),
-        ("teacher.safetensors", "ids is [3, 64, 256]"),
+        ("teacher.safetensors", "ids is int32 [3, 64, 256]"),
     ),
     "no tokens": ("tokens.safetensors", Path.unlink, ("tokens.safetensors", "not found")),
     "other tokens": (

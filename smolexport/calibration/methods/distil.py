@@ -43,11 +43,7 @@ class Distil(Gptq):
         self.facts = {**self.facts, "steps": self.steps}
 
     def refine(
-        self,
-        outputs: Sequence[Sequence[Entry]],
-        source: Checkpoint,
-        threads: int,
-        progress: Callable[[int], None],
+        self, outputs: Sequence[Sequence[Entry]], source: Checkpoint, threads: int, progress: Callable[[int], None]
     ) -> Sequence[Sequence[Entry]]:
         """`outputs` with trained scales; raises MissingDependencyError, CalibrationError."""
         from smolexport.calibration.student import Student, has_scales
