@@ -140,7 +140,7 @@ def _requested(
     """The manifest as far as it is known before the windows are; raises UsageError."""
     spec = checkpoint.spec
     if not SHORTEST <= window <= spec.context_length:
-        raise UsageError(f"--window {window}: should lie between {SHORTEST} and the model's {spec.context_length}")
+        raise UsageError(f"--window {window}: must be between {SHORTEST} and the model's {spec.context_length}")
     if tokens < window:
         raise UsageError(f"--tokens {tokens}: is less than one window of {window}")
     try:

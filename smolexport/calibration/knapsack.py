@@ -36,9 +36,9 @@ class Budget:
         if (self.size is None) == (self.target_kld is None):
             raise UsageError("a budget is either --size or --target-kld: give one of them")
         if self.size is not None and self.size < 1:
-            raise UsageError(f"--size {self.size}: should be at least 1 byte")
+            raise UsageError(f"--size {self.size}: must be at least 1 byte")
         if self.target_kld is not None and not 0 < self.target_kld < float("inf"):
-            raise UsageError(f"--target-kld {self.target_kld}: should be above 0")
+            raise UsageError(f"--target-kld {self.target_kld}: must be above 0")
 
 
 @dataclass(frozen=True)

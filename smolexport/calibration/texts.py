@@ -188,7 +188,7 @@ def _ids(path: Path, data: bytes, vocab_size: int) -> NDArray[np.int32]:
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path}: holds no token ids ({show(str(error), REASON)})") from error
     if found.dtype.kind not in "iu" or found.ndim not in (1, 2) or not found.size:
-        raise UsageError(f"{path}: should hold token ids, whole numbers in one list")
+        raise UsageError(f"{path}: must hold token ids, whole numbers in one list")
     return _checked(path, found.reshape(-1), vocab_size)
 
 

@@ -120,16 +120,6 @@ Rounding = Callable[[str, Trained], Trained]
 """(source name, factors) -> the factors that a file can hold."""
 
 
-def to_half(name: str, factors: Trained) -> Trained:  # noqa: ARG001
-    """Rounds to float16, the type of the scales of most formats."""
-    return Trained(_half(factors.d), None if factors.m is None else _half(factors.m))
-
-
-def _half(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # a factor that diverged becomes inf, and is judged as such
-        return values.astype(np.float16).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class DistilSettings:
     """How to train.
@@ -161,13 +151,13 @@ class DistilSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "validate_every", "patience", "memory"):
             if getattr(self, name) < 1:
-                raise UsageError(f"distillation: {name} = {getattr(self, name)} should be at least 1")
+                raise UsageError(f"distillation: {name} = {getattr(self, name)} must be at least 1")
         if not self.rate > 0:
-            raise UsageError(f"distillation: rate = {self.rate} should be above 0")
+            raise UsageError(f"distillation: rate = {self.rate} must be above 0")
         if not 0 <= self.warm_up < 1:
-            raise UsageError(f"distillation: warm_up = {self.warm_up} should lie in [0, 1)")
+            raise UsageError(f"distillation: warm_up = {self.warm_up} must be in [0, 1)")
         if self.device not in {"auto", "cpu", "cuda"}:
-            raise UsageError(f"distillation: device = {self.device!r} should be auto, cpu or cuda")
+            raise UsageError(f"distillation: device = {self.device!r} must be auto, cpu or cuda")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of update number `step`, from 0."""
@@ -262,8 +252,8 @@ class Trainer(Protocol):
         windows: NDArray[np.int32],
         teacher: Teacher,
         *,
-        settings: DistilSettings | None = None,
-        rounded: Rounding = to_half,
+        settings: DistilSettings,
+        rounded: Rounding,
         progress: Callable[[Step], None] | None = None,
     ) -> Distilled:
         """Train the factors of quantized matrices until the model predicts what the original predicted.
@@ -276,7 +266,7 @@ class Trainer(Protocol):
             trained: the matrices by source name; of a tied model the embedding also serves as the head.
             windows: [n, w] token ids, at least three windows.
             teacher: the original's predictions on them; indexed by window, so it may be memory-mapped.
-            settings: how to train; None = the defaults.
+            settings: how to train.
             rounded: rounds factors to those that a file can hold; validation uses only these.
             progress: called after every step.
 

@@ -211,7 +211,7 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
     except (ValueError, RecursionError) as error:  # UTF-8, JSON, or a number of thousands of digits
         raise CheckpointError(f"{path}: is not valid JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: should hold a JSON object, holds {type(value).__name__}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

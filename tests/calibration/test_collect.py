@@ -220,7 +220,7 @@ def test_other_arguments_are_refused(tmp_path: Path) -> None:
 def test_windows_that_cannot_be(tmp_path: Path) -> None:
     checkpoint = made(tmp_path, "llama")
     text = ids_file(tmp_path, 100)
-    for options, said in (({"window": 513}, "--window 513: should lie between 4 and the model's 512"),
+    for options, said in (({"window": 513}, "--window 513: must be between 4 and the model's 512"),
                           ({"window": 64, "tokens": 32}, "--tokens 32: is less than one window of 64")):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             open_collection(checkpoint, tmp_path / "s", texts=[text], **options)

@@ -120,7 +120,7 @@ def test_what_cannot_be_is_refused(demo: Path, demo_statistics: Path, tmp_path: 
         Calibration("gptq")
     with pytest.raises(UsageError, match="rtn uses no statistics"):
         Calibration("rtn", demo_statistics)
-    with pytest.raises(UsageError, match="should be one of"):
+    with pytest.raises(UsageError, match="must be one of"):
         Calibration("magic", demo_statistics)
     with pytest.raises(UsageError, match="gptq has none; give --method distil"):
         calibration_of("gptq", demo_statistics, 5, None, None, measure=False)

@@ -85,5 +85,5 @@ def find_method(name: str) -> type[Method]:
     """The method of that name; raises UsageError, which names the known ones."""
     known = methods()
     if name not in known:
-        raise UsageError(f"--method {name}: should be one of {', '.join(known)}")
+        raise UsageError(f"--method {name}: must be one of {', '.join(known)}")
     return known[name]

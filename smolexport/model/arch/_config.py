@@ -124,9 +124,9 @@ def checked(key: str, value: Any, kind: type[T]) -> T:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(f"config.json: {key} = {show(value)} should be of type {kind.__name__}")
+        raise ConfigError(f"config.json: {key} = {show(value)} must be of type {kind.__name__}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not (0 < value < math.inf):
-        raise ConfigError(f"config.json: {key} = {value!r} should be positive and finite")
+        raise ConfigError(f"config.json: {key} = {value!r} must be positive and finite")
     if isinstance(value, float) and not MIN_REAL <= value <= MAX_REAL:
         raise ConfigError(f"config.json: {key} = {value!r} is beyond what float32 arithmetic can use")
     return value
@@ -202,7 +202,7 @@ def refuse_windows(config: ConfigReader) -> None:
     config.raw("sliding_window")
     types, layers = config.raw("layer_types"), config.take("num_hidden_layers", int)
     if types is not None and types != ["full_attention"] * min(layers, MAX_LAYERS):
-        raise ConfigError(f"config.json: layer_types should be {layers} x 'full_attention'; no other kind is")
+        raise ConfigError(f"config.json: layer_types must be {layers} x 'full_attention'; no other kind is")
 
 
 def _read_rope(config: ConfigReader, head_dim: int, context_length: int, default_theta: float) -> Rope:
@@ -215,7 +215,7 @@ def _read_rope(config: ConfigReader, head_dim: int, context_length: int, default
     p = ConfigReader(_rope_parameters(config), "rope parameter")
     theta = p.take("rope_theta", float, checked("rope_theta", theta_beside or default_theta, float))
     if theta <= 1:
-        raise ConfigError(f"config.json: rope_theta = {theta} should be above 1")
+        raise ConfigError(f"config.json: rope_theta = {theta} must be above 1")
     if theta_beside is not None and theta != theta_beside:
         raise ConfigError(
             f"config.json: rope_theta is {theta_beside}, but {theta} in rope_parameters; keep the true one"
@@ -239,7 +239,7 @@ def _rope_parameters(config: ConfigReader) -> dict[str, Any]:
     scaling, parameters = config.raw("rope_scaling"), config.raw("rope_parameters")
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
         if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"config.json: {name} = {show(value)} should be an object")
+            raise ConfigError(f"config.json: {name} = {show(value)} must be an object")
     if scaling and parameters:
         theta = parameters.get("rope_theta")
         if {**scaling, "rope_theta": theta} != {**parameters, "rope_theta": theta}:
@@ -259,7 +259,7 @@ def _scaling(kind: str, p: ConfigReader, context_length: int) -> Scaling:
         case "llama3":
             low, high = p.take("low_freq_factor", float, 1.0), p.take("high_freq_factor", float, 4.0)
             if low >= high:
-                raise ConfigError(f"config.json: low_freq_factor {low} should be below high_freq_factor {high}")
+                raise ConfigError(f"config.json: low_freq_factor {low} must be below high_freq_factor {high}")
             return Llama3(
                 factor=p.take("factor", float, 8.0),
                 low_freq_factor=low,
@@ -278,7 +278,7 @@ def _scaling(kind: str, p: ConfigReader, context_length: int) -> Scaling:
 def _whole(p: ConfigReader, key: str, default: int) -> int:
     value = p.take(key, float, float(default))
     if value != int(value) or value > MAX_INT:
-        raise ConfigError(f"config.json: the rope parameter {key} = {value} should be a whole number of tokens")
+        raise ConfigError(f"config.json: the rope parameter {key} = {value} must be a whole number of tokens")
     return int(value)
 
 
@@ -286,7 +286,7 @@ def _yarn(p: ConfigReader, context_length: int) -> Yarn:
     original = _whole(p, "original_max_position_embeddings", context_length)
     factor = p.take("factor", float, context_length / original)
     if factor < 1:
-        raise ConfigError(f"config.json: the rope parameter factor = {factor} should be at least 1 for YaRN")
+        raise ConfigError(f"config.json: the rope parameter factor = {factor} must be at least 1 for YaRN")
     mscale, mscale_all = p.raw("mscale"), p.raw("mscale_all_dim")
     magnitude = _magnitude(factor)
     if mscale and mscale_all:

@@ -27,5 +27,5 @@ def _rotary_layers(config: ConfigReader, count: int) -> list[bool]:
     if flags is None:
         return [(i + 1) % interval != 0 for i in range(count)]
     if not isinstance(flags, list) or len(flags) < count or any(f not in (0, 1) for f in flags):
-        raise ConfigError(f"config.json: no_rope_layers should be a list of {count} zeros and ones")
+        raise ConfigError(f"config.json: no_rope_layers must be a list of {count} zeros and ones")
     return [bool(f) for f in flags[:count]]
