@@ -35,7 +35,7 @@ from smolexport.text import show
 from smolexport.tokenizer import FileTokenizer
 
 PIECE = 1 << 14  # characters tokenized at a time
-IDS = (".npy", ".json")
+IDS, LINES = (".npy", ".json"), ".jsonl"
 LARGEST_IDS = 1 << 30  # bytes of a file of token ids
 REASON = 120  # characters of a foreign error
 
@@ -91,18 +91,14 @@ def read_source(
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    lines = path.suffix == ".jsonl"
-    if lines:  # in JSON only a line feed ends a line
-        pieces = [(f"{path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    else:
-        pieces = [(str(path), piece) for piece in _pieces(text.replace("\r\n", "\n"))]
+    pieces = _pieces(path, text)
     if len(text) > 2 * limit:  # not all of it may be needed
         pieces = [pieces[i] for i in np.random.default_rng(seed).permutation(len(pieces))]
     found: list[list[int]] = []
     tokens = 0
     for place, piece in pieces:
         try:
-            found.append(codec.encode(_text_of(piece, render) if lines else piece, frame=False))
+            found.append(codec.encode(_text_of(piece, render) if path.suffix == LINES else piece, frame=False))
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from error
         tokens += len(found[-1])
@@ -129,13 +125,15 @@ def _checked(path: Path, ids: NDArray[np.integer], vocab_size: int) -> NDArray[n
     return ids.astype(np.int32)
 
 
-def _pieces(text: str) -> list[str]:
-    """`text` cut at line ends into pieces of about PIECE characters."""
-    found, start = [], 0
+def _pieces(path: Path, text: str) -> list[tuple[str, str]]:
+    """(place for messages, piece): lines of JSON, or pieces of about PIECE characters that end with a line."""
+    if path.suffix == LINES:  # in JSON only a line feed ends a line
+        return [(f"{path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    text, found, start = text.replace("\r\n", "\n"), [], 0
     while start < len(text):
         end = text.find("\n", start + PIECE)
         end = len(text) if end < 0 else end + 1
-        found.append(text[start:end])
+        found.append((str(path), text[start:end]))
         start = end
     return found
 

@@ -30,10 +30,10 @@ from smolexport.tokenizer.files import (
     MAP,
     Companions,
     content,
-    expect,
     read_companions,
     read_tokenizer_json,
     refuse,
+    typed,
 )
 from smolexport.tokenizer.spec import AddedToken, TokenizerSpec
 
@@ -170,7 +170,7 @@ def _extra(companions: Companions, special: Collection[str]) -> list[Mention]:
     found = []
     for file, listed in lists:
         if listed is not None and not isinstance(listed, dict):
-            for value in expect(companions.folder / file, EXTRA[0], listed, list):
+            for value in typed(companions.folder / file, EXTRA[0], listed, list):
                 forced = file == MAP or content(value) in special
                 found.append(_mention(companions, file, f"an entry of {EXTRA[0]}", value, special=forced))
     return found
@@ -179,13 +179,13 @@ def _extra(companions: Companions, special: Collection[str]) -> list[Mention]:
 def _decoder(companions: Companions, special: Collection[str]) -> list[Mention]:
     path = companions.folder / CONFIG
     found = []
-    for key, value in expect(
+    for key, value in typed(
         path, "added_tokens_decoder", companions.files[CONFIG]["added_tokens_decoder"], dict
     ).items():
         if not key.isdecimal() or len(key) > 9:
             raise refuse(path, f"added_tokens_decoder has the id {show(key)}", "ids are whole numbers from 0 on")
         name = f"added token {show(key)}"
-        forced = content(expect(path, name, value, dict)) in special
+        forced = content(typed(path, name, value, dict)) in special
         found.append(_mention(companions, CONFIG, name, value, special=forced, index=int(key)))
     return found
 
@@ -205,7 +205,7 @@ def _added(companions: Companions) -> list[Mention]:
     for text, index in companions.files[ADDED].items():
         if type(index) is not int or index < 0:
             raise refuse(companions.folder / ADDED, f"the id of token {show(text)} is {show(index)}", "correct the id")
-        expect(companions.folder / ADDED, "a token", text, str)
+        typed(companions.folder / ADDED, "a token", text, str)
         found.append(Mention(ADDED, AddedToken(index, text, text in special, text not in special)))
     return found
 
@@ -214,11 +214,11 @@ def _mention(companions: Companions, file: str, name: str, value: Any, *, specia
     """A token given as text or as an object with flags.  `special` overrides the flag of that name."""
     path = companions.folder / file
     if not isinstance(value, dict):
-        return Mention(file, AddedToken(index, expect(path, name, value, str), special=True, normalized=False))
-    text = expect(path, name, value.get("content"), str)
-    special = special or expect(path, f"special of {name}", value.get("special", False), bool)
+        return Mention(file, AddedToken(index, typed(path, name, value, str), special=True, normalized=False))
+    text = typed(path, name, value.get("content"), str)
+    special = special or typed(path, f"special of {name}", value.get("special", False), bool)
     defaults = {"normalized": not special, "lstrip": False, "rstrip": False, "single_word": False}
-    flags = {key: expect(path, f"{key} of {name}", value.get(key, usual), bool) for key, usual in defaults.items()}
+    flags = {key: typed(path, f"{key} of {name}", value.get(key, usual), bool) for key, usual in defaults.items()}
     return Mention(file, AddedToken(index, text, special, **flags))
 
 

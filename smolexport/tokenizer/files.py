@@ -66,7 +66,7 @@ def read_tokenizer_json(path: Path) -> dict[str, Any]:
         raise refuse(path, "is nested too deeply", "this is not a tokenizer file; download it again") from None
     except ValueError as error:
         raise refuse(path, f"is not valid JSON ({reason(error)})", "download the file again") from None
-    return expect(path, "the top level", value, dict)
+    return typed(path, "the top level", value, dict)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def expect(path: Path, name: str, value: object, kind: type[T]) -> T:
+def typed(path: Path, name: str, value: object, kind: type[T]) -> T:
     """`value` if it is of the JSON type `kind`; a string must also be valid Unicode.  Raises TokenizerError."""
     if not isinstance(value, kind):
         raise refuse(path, f"{name} is {show(value)}, not {KINDS[kind]}", "repair or download the file again")

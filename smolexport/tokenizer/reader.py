@@ -27,11 +27,11 @@ from smolexport.tokenizer.files import (
     ID_FILES,
     MAP,
     Companions,
-    expect,
     read_companions,
     read_text,
     read_tokenizer_json,
     refuse,
+    typed,
 )
 from smolexport.tokenizer.spec import AddedToken, TokenizerSpec, TokenKind
 from smolexport.tokenizer.structure import Structure, recognise
@@ -195,7 +195,7 @@ def _special_id(companions: Companions, role: str, ids: Mapping[str, int], vocab
         value = companions.files[name].get(key)
         if value is not None:
             value = value.get("content") if isinstance(value, dict) else value
-            text = expect(companions.folder / name, key, value, str)
+            text = typed(companions.folder / name, key, value, str)
             if text in ids:
                 return ids[text]
     listed = [index for name in ID_FILES for index in _config_ids(companions, name, role, vocab_size)]
@@ -234,10 +234,10 @@ def _read_templates(companions: Companions) -> tuple[str | None, dict[str, str]]
     document = read_tokenizer_json(path) if path else companions.files[CONFIG]
     path, value = path or folder / CONFIG, document.get("chat_template")
     if value is None or isinstance(value, str):
-        return value and expect(path, "chat_template", value, str), {}
+        return value and typed(path, "chat_template", value, str), {}
     named: dict[str, str] = {}
-    for entry in expect(path, "chat_template", value, list):
-        item = expect(path, "an entry of chat_template", entry, dict)
-        name = expect(path, "the name of a chat template", item.get("name"), str)
-        named[name] = expect(path, f"chat template {show(name)}", item.get("template"), str)
+    for entry in typed(path, "chat_template", value, list):
+        item = typed(path, "an entry of chat_template", entry, dict)
+        name = typed(path, "the name of a chat template", item.get("name"), str)
+        named[name] = typed(path, f"chat template {show(name)}", item.get("template"), str)
     return named.pop("default", None), named

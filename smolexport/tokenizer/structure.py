@@ -11,7 +11,7 @@ from typing import Any
 
 from smolexport.errors import TokenizerError
 from smolexport.text import printable, show
-from smolexport.tokenizer.files import expect, refuse
+from smolexport.tokenizer.files import refuse, typed
 from smolexport.tokenizer.spec import Normalizer, PreTokenizer, SpacePrefix, TokenizerKind
 
 SPACE = "▁"
@@ -57,13 +57,13 @@ def _steps(path: Path, name: str, section: object, children: str) -> list[dict[s
     """The steps of a section in order; nested sequences are flattened."""
     if section is None:
         return []
-    todo = [expect(path, name, section, dict)]
+    todo = [typed(path, name, section, dict)]
     steps: list[dict[str, Any]] = []
     while todo:
         step = todo.pop()
         if step.get("type") == "Sequence":
-            inner = expect(path, f"{name}.{children}", step.get(children), list)
-            todo += [expect(path, f"an entry of {name}", entry, dict) for entry in reversed(inner)]
+            inner = typed(path, f"{name}.{children}", step.get(children), list)
+            todo += [typed(path, f"an entry of {name}", entry, dict) for entry in reversed(inner)]
         else:
             steps.append(step)
     return steps

@@ -14,7 +14,7 @@ from typing import Any
 
 from smolexport.text import show
 from smolexport.tokenizer.added_tokens import Merged, merge
-from smolexport.tokenizer.files import Companions, expect, refuse
+from smolexport.tokenizer.files import Companions, refuse, typed
 from smolexport.tokenizer.spec import AddedToken, Pairs, TokenizerKind, TokenKind
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -36,9 +36,9 @@ def read_vocabulary(
     path: Path, document: dict[str, Any], kind: TokenizerKind, companions: Companions, vocab_size: int
 ) -> Vocabulary:
     """Read the vocabulary of a BPE tokenizer.json, with the tokens beside it.  Raises TokenizerError."""
-    model = expect(path, "model", document.get("model"), dict)
+    model = typed(path, "model", document.get("model"), dict)
     _check_model(path, model)
-    listed = expect(path, "model.vocab", model.get("vocab"), dict)
+    listed = typed(path, "model.vocab", model.get("vocab"), dict)
     texts = _texts_by_id(path, listed, vocab_size)
     own = _added_tokens(path, document.get("added_tokens") or [], listed, texts, vocab_size)
     merged = merge(companions, listed, own, vocab_size)
@@ -46,7 +46,7 @@ def read_vocabulary(
         _enter(path, texts, token.id, token.text)
     unknown = None
     if model.get("unk_token") is not None:
-        text = expect(path, "model.unk_token", model["unk_token"], str)
+        text = typed(path, "model.unk_token", model["unk_token"], str)
         unknown = listed.get(text)
         if unknown is None:
             raise refuse(path, f"model.unk_token {show(text)} is not in model.vocab", "correct it or set it to null")
@@ -58,7 +58,7 @@ def read_vocabulary(
         kinds=tuple(kinds.get(index, TokenKind.UNUSED) for index in range(vocab_size)),
         merges=_merges(path, model.get("merges"), listed, parts),
         merged=merged,
-        ignore_merges=expect(path, "model.ignore_merges", model.get("ignore_merges") or False, bool),
+        ignore_merges=typed(path, "model.ignore_merges", model.get("ignore_merges") or False, bool),
         unknown=unknown,
     )
 
@@ -91,7 +91,7 @@ def _texts_by_id(path: Path, listed: dict[str, Any], vocab_size: int) -> dict[in
         raise refuse(path, "model.vocab is empty", "download the file again")
     texts: dict[int, str] = {}
     for text, value in listed.items():
-        index = _identifier(path, expect(path, "a token of model.vocab", text, str), value, vocab_size)
+        index = _identifier(path, typed(path, "a token of model.vocab", text, str), value, vocab_size)
         _enter(path, texts, index, text)
     return texts
 
@@ -106,15 +106,15 @@ def _added_tokens(
 ) -> list[AddedToken]:
     """The added tokens; `texts` gets those that model.vocab lacks."""
     added: dict[str, AddedToken] = {}
-    for entry in expect(path, "added_tokens", entries, list):
-        token = expect(path, "an entry of added_tokens", entry, dict)
-        text = expect(path, "the content of an added token", token.get("content"), str)
+    for entry in typed(path, "added_tokens", entries, list):
+        token = typed(path, "an entry of added_tokens", entry, dict)
+        text = typed(path, "the content of an added token", token.get("content"), str)
         index = _identifier(path, text, token.get("id"), vocab_size)
         if text in added or listed.get(text, index) != index:
             raise refuse(path, f"the added token {show(text)} appears with two ids", "keep one of them")
         _enter(path, texts, index, text)
         flags = {
-            key: expect(path, f"{key} of added token {show(text)}", token.get(key, False), bool)
+            key: typed(path, f"{key} of added token {show(text)}", token.get(key, False), bool)
             for key in ("special", "normalized", "lstrip", "rstrip", "single_word")
         }
         added[text] = AddedToken(index, text, **flags)
@@ -152,7 +152,7 @@ def _merges(path: Path, entries: object, listed: dict[str, Any], tokens: tuple[s
     Empties `entries` as it goes: the parsed merges are most of a tokenizer's memory.
     """
     left, right = array("L"), array("L")
-    entries = expect(path, "model.merges", entries, list)
+    entries = typed(path, "model.merges", entries, list)
     entries.reverse()
     while entries:
         entry = entries.pop()
