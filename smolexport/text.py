@@ -6,6 +6,7 @@ A name from a file may contain what a terminal obeys (ESC, U+009B), what reorder
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from unicodedata import category
 
 VALUE, NAME, REASON = 80, 120, 160  # most characters of a part of a message
@@ -43,6 +44,12 @@ def show(value: object, limit: int = VALUE) -> str:
     except (RecursionError, ValueError):  # too deep, or an integer of thousands of digits
         text = f"a {type(value).__name__} too large to print"
     return printable(text, limit)
+
+
+def few(words: Sequence[object], most: int = 3, between: str = ", ") -> str:
+    """The first of `words`, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return between.join(map(str, words[:most])) + more
 
 
 def reason(error: BaseException) -> str:

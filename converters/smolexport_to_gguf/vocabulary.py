@@ -23,10 +23,9 @@ from smolexport.tokenizer import (
     TokenizerKind,
     TokenizerSpec,
     TokenKind,
-    unbuilt_tokens,
 )
+from smolexport.tokenizer.added_tokens import differing
 from smolexport.tokenizer.codec import BYTE_OF
-from smolexport.tokenizer.overlaps import differing
 from smolexport_to_gguf.container import LazyTexts
 
 Key = tuple[str, str, Any]  # key, kind and value as `header_bytes` writes them
@@ -136,7 +135,7 @@ def _type_code(spec: TokenizerSpec, index: int) -> int:
 def _cutter(spec: TokenizerSpec) -> str:
     """The `pre` name whose pattern and treatment of whole words are those of `spec`."""
     name = CUTTERS[spec.pre_tokenizer]
-    if name == TAKES_WHOLE_WORDS and not spec.ignore_merges and unbuilt_tokens(spec):
+    if name == TAKES_WHOLE_WORDS and not spec.ignore_merges and spec.unbuilt:
         return LLAMA3_BY_MERGES
     return name
 
@@ -164,7 +163,7 @@ def _check_bytes(spec: TokenizerSpec) -> list[str]:
     name = CUTTERS.get(spec.pre_tokenizer)
     if name is None:
         return [f"llama.cpp has no byte-level pre-tokenizer for {spec.pre_tokenizer.value}"]
-    if spec.ignore_merges and name != TAKES_WHOLE_WORDS and (lost := unbuilt_tokens(spec)):
+    if spec.ignore_merges and name != TAKES_WHOLE_WORDS and (lost := spec.unbuilt):
         tokens = few([spec.tokens[index] for index in lost])
         return [
             f"ignore_merges is true, but llama.cpp merges after {spec.pre_tokenizer.value}: it never builds {tokens}"

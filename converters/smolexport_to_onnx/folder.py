@@ -16,10 +16,9 @@ from smolexport.conversion import folder_files, model_card
 from smolexport.conversion.folder_files import TOKENIZER, Files, Fixed, file_object, json_bytes
 from smolexport.conversion.plan import OutputFile
 from smolexport.conversion.source_model import SourceModel
-from smolexport.text import show
+from smolexport.text import few, show
 from smolexport.tokenizer import Normalizer, TokenizerSpec
-from smolexport.tokenizer.merging import few
-from smolexport.tokenizer.overlaps import differing, leftmost
+from smolexport.tokenizer.added_tokens import differing, leftmost
 from smolexport_to_onnx.container import Layout
 from smolexport_to_onnx.schemes import Scheme
 

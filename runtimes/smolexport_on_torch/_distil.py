@@ -36,7 +36,6 @@ from smolexport.calibration.trainer import (
     Teacher,
     Trained,
     held_out,
-    to_half,
 )
 from smolexport.errors import TensorError, UsageError
 from smolexport.run.session import choose_threads
@@ -55,12 +54,11 @@ def distil(
     windows: NDArray[np.int32],
     teacher: Teacher,
     *,
-    settings: DistilSettings | None = None,
-    rounded: Rounding = to_half,
+    settings: DistilSettings,
+    rounded: Rounding,
     progress: Callable[[Step], None] | None = None,
 ) -> Distilled:
     """As `smolexport.calibration.trainer.Trainer.distil`."""
-    settings = settings or DistilSettings()
     device = _device(settings.device)
     _check_teacher(windows, teacher)
     student = Student(folder, frozen, trained, device)

@@ -1,11 +1,11 @@
-"""Bits chosen matrix by matrix under a budget: what each matrix costs and takes, what is chosen, and what came of it.
+"""Bits chosen matrix by matrix under a budget: cost and size of each option, the choice, and its measured divergence.
 
-Rounding a matrix changes its outputs by D x, D the rounding errors.  With H the mean of x x^T, and F_r how much the
-predictions feel output r, that diverges by about 1/2 sum over r of F_r (D H D^T)_rr.  A looked-up row t of an embedding
-is read as often as its token comes: 1/2 sum over t of f_t sum over j of F_j D_tj^2.
+Rounding a matrix changes its outputs by D x, D the rounding errors.  With H the mean of x x^T, and F_r the sensitivity
+of the predictions to output r, that costs a divergence of about 1/2 sum over r of F_r (D H D^T)_rr.  Row t of an
+embedding is looked up as often as its token occurs: 1/2 sum over t of f_t sum over j of F_j D_tj^2.
 
-These costs add up only while they are small, and leave out how errors of several matrices meet.  So the divergence
-that is reported, and that `--target-kld` is about, is measured: the weights as a reader of the files sees them, on
+These costs add up only while they are small, and ignore how errors of several matrices interact.  So the divergence
+that is reported, and that `--target-kld` limits, is measured: with the weights as a reader of the files sees them, on
 windows of the statistics that are held out.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolexport.calibration import knapsack
-from smolexport.calibration.knapsack import Allocation, Budget, Option, Unit
+from smolexport.calibration.knapsack import Allocation, Budget, Choice, Option, Unit
 from smolexport.calibration.statistics import Input, Statistics, input_of
 from smolexport.calibration.student import Student
 from smolexport.calibration.trainer import Trainer, held_out
@@ -33,41 +33,40 @@ from smolexport.plugins import trainer
 
 SAMPLE = 256  # rows of a matrix that are rounded
 HEAD = "lm_head.weight"  # under this name also where the head is tied
-FELT = 16  # windows that sensitivities come from
+SENSITIVITY_WINDOWS = 16
 ROUNDS = 4
 NEAR = 0.9  # share of the target that is near enough
-TOGETHER: Mapping[Role, str] = {
+FUSED: Mapping[Role, str] = {
     Role.Q: "qkv", Role.K: "qkv", Role.V: "qkv", Role.GATE: "gate_up", Role.UP: "gate_up",
 }  # fmt: skip
 
-Choice = Sequence[Option]
 Floats = NDArray[np.float64]
 
 
-def bit_choices_of(modules: Sequence[Converter], spec: ModelSpec) -> dict[Tensor, tuple[int, ...]]:
-    """Bits that all of `modules` can give each matrix, and all that must agree with it, most first."""
+def _groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors that must get the same bits."""
     groups: dict[object, list[Tensor]] = {}
-    for tensor in spec.tensors():
-        groups.setdefault((tensor.layer, TOGETHER.get(tensor.role, tensor.role), tensor.part), []).append(tensor)
+    for tensor in tensors:
+        groups.setdefault((tensor.layer, FUSED.get(tensor.role, tensor.role), tensor.part), []).append(tensor)
+    return list(groups.values())
+
+
+def bit_choices_of(modules: Sequence[Converter], spec: ModelSpec) -> dict[Tensor, tuple[int, ...]]:
+    """Bits, largest first, that all `modules` support for each matrix and for those that must get the same."""
     found: dict[Tensor, tuple[int, ...]] = {}
-    for group in groups.values():
+    for group in _groups(spec.tensors()):
         common = set.intersection(*(set(module.bit_choices(tensor)) for module in modules for tensor in group))
         found |= {tensor: tuple(sorted(common, reverse=True)) for tensor in group if common}
     return found
 
 
-def top_bits(modules: Sequence[Converter], spec: ModelSpec) -> dict[Tensor, int]:
-    """The most bits of each matrix: a plan to look at before anything is decided."""
-    return {tensor: bits[0] for tensor, bits in bit_choices_of(modules, spec).items()}
-
-
 @dataclass
 class BitAllocator:
-    """Decides for the formats of one export.
+    """Chooses bits for all formats of one export.
 
     Attributes:
         modules: the formats' converters.
-        model: what is exported.
+        model: the exported model.
         source: its weights, as the method prepared them.
         statistics: of the checkpoint.
         budget: what the export may cost.
@@ -88,7 +87,7 @@ class BitAllocator:
         """The bits of every matrix.
 
         Raises:
-            UsageError: the budget cannot be met; names what can.
+            UsageError: the budget cannot be met; names the least that can.
             CalibrationError: a statistic is missing or damaged.
             MissingDependencyError: no trainer is installed.
         """
@@ -96,7 +95,7 @@ class BitAllocator:
         self._choices = bit_choices_of(self.modules, self.model.spec)
         if not self._choices:
             raise UsageError(f"{self.model.name}: no matrix has rows that are a multiple of 32; no bits can be chosen")
-        self._say("finding what each matrix costs ...")
+        self._say("measuring the cost of each matrix ...")
         self.units = self._measured_units()
         if self.budget.size is not None:
             choice = self._within(self.budget.size)
@@ -113,34 +112,27 @@ class BitAllocator:
 
     def _measured_units(self) -> list[Unit]:
         windows = self.statistics.windows()
-        felt = windows[: max(1, min(FELT, len(windows) - held_out(len(windows))))]
-        costs = Costs(self.source, self.statistics, self._trainer.sensitivity(self.source.folder, felt))
-        ladder = {}
+        some = windows[: max(1, min(SENSITIVITY_WINDOWS, len(windows) - held_out(len(windows))))]
+        costs = Costs(self.source, self.statistics, self._trainer.sensitivity(self.source.folder, some))
+        entries = {}  # by the least bits of all matrices, for each plan
         for least in sorted({bits for choices in self._choices.values() for bits in choices}):
             bits = {t: min((b for b in found if b >= least), default=found[0]) for t, found in self._choices.items()}
             plans = self._plans(bits)
-            ladder[least] = [{e.tensor: e for e in plan.entries if e.tensor is not None} for plan in plans]
-        groups: dict[object, list[Tensor]] = {}
-        for tensor in self._choices:
-            groups.setdefault((tensor.layer, TOGETHER.get(tensor.role, tensor.role)), []).append(tensor)
+            entries[least] = [{e.tensor: e for e in plan.entries if e.tensor is not None} for plan in plans]
         units = []
-        for group in groups.values():
+        for group in _groups(self._choices):
             options = []
             for choice in self._choices[group[0]]:
-                entries = ladder[choice]
-                nbytes = max(sum(found[t].nbytes for t in group) for found in entries)
-                cost = sum(costs.of(t, [found[t] for found in entries]) for t in group)
+                nbytes = max(sum(found[t].nbytes for t in group) for found in entries[choice])
+                cost = sum(costs.of(t, [found[t] for found in entries[choice]]) for t in group)
                 options.append(Option(choice, nbytes, cost))
-            units.append(Unit(tuple(t.name for t in group), tuple(options)))
+            units.append(Unit(tuple(group), tuple(options)))
         return units
 
-    def _bits(self, choice: Choice) -> dict[Tensor, int]:
-        of = {name: o.bits for unit, o in zip(self.units, choice, strict=True) for name in unit.names}
-        return {tensor: of[tensor.name] for tensor in self._choices}
-
     def _allocation(self, choice: Choice, measured: float | None) -> Allocation:
+        bits = {t: option.bits for unit, option in zip(self.units, choice, strict=True) for t in unit.tensors}
         windows = held_out(self.statistics.manifest.windows)
-        return Allocation(self.budget, self._bits(choice), knapsack.cost_of(choice), measured, windows)
+        return Allocation(self.budget, bits, knapsack.cost_of(choice), measured, windows)
 
     def _largest(self, choice: Choice) -> int:
         """Bytes of the largest of the finished outputs, with the longest record in their metadata."""
@@ -149,26 +141,20 @@ class BitAllocator:
         return max(self.planned(module, model).size for module in self.modules)
 
     def _within(self, size: int) -> Choice:
-        low = knapsack.least(self.units)
-        other = self._largest(low) - knapsack.size_of(low)
-        first = other
-        while True:
-            choice = knapsack.spend(self.units, size, first) if other == first else self._spent(low, size, other)
-            excess = self._largest(choice) - size
-            if excess <= 0 or choice == low:
-                return choice
-            other += excess
-
-    def _spent(self, low: Choice, size: int, other: int) -> Choice:
-        """What fits beside `other`, which grows with the choice: the least fits in any case."""
-        return knapsack.spend(self.units, size, other) if size - other >= knapsack.size_of(low) else low
+        least = knapsack.least(self.units)
+        other = self._largest(least) - knapsack.size_of(least)
+        choice = knapsack.spend(self.units, size, other)
+        while choice != least and (excess := self._largest(choice) - size) > 0:
+            other += excess  # metadata and padding depend on the choice
+            fits = size - other >= knapsack.size_of(least)
+            choice = knapsack.spend(self.units, size, other) if fits else least
+        return choice
 
     def _reached(self, target: float) -> Allocation:
         if not self.budget.measure:
             return self._allocation(knapsack.reach(self.units, target), None)
         finest = knapsack.finest(self.units)
         factor, tried = 1.0, list[tuple[Choice, float]]()
-        choice: Choice
         for _ in range(ROUNDS):
             possible = knapsack.cost_of(finest) * factor <= target
             choice = knapsack.reach(self.units, target / factor) if possible else finest
@@ -181,7 +167,7 @@ class BitAllocator:
                 break
             factor = kld / max(knapsack.cost_of(choice), 1e-12)
             if kld > target:
-                factor *= 1.02  # just met is not met
+                factor *= 1.02  # aim a little below the target
         if all(kld > target for _, kld in tried):
             tried.append((finest, self._measured(finest)))
         met = [(knapsack.size_of(choice), kld, choice) for choice, kld in tried if kld <= target]
@@ -193,12 +179,12 @@ class BitAllocator:
 
     def _measured(self, choice: Choice) -> float:
         """Divergence of the finished weights on the held-out windows; of several formats, the largest."""
-        self._say("encoding, and measuring what it costs ...")
+        self._say("encoding and measuring ...")
         count = self.statistics.manifest.windows
         start = count - held_out(count)
         windows, teacher = self.statistics.windows()[start:], self.statistics.teacher(start)
         outputs: dict[object, Sequence[Entry]] = {}
-        for plan in self._plans(self._bits(choice)):
+        for plan in self._plans(self._allocation(choice, None).bits):
             canonical = frozenset((e.tensor, e.canonical) for e in plan.entries if e.is_matrix)
             outputs.setdefault(canonical, plan.entries)
         return max(
@@ -213,19 +199,15 @@ class Costs:
     """Costs of the matrices of one checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, statistics: Statistics, sensitivity: Mapping[str, Floats]) -> None:
-        """`sensitivity`: by source name, what the torch runtime's `sensitivity` gives."""
+        """`sensitivity`: by source name, of `Trainer.sensitivity`."""
         self._checkpoint, self._statistics, self._sensitivity = checkpoint, statistics, sensitivity
         size = checkpoint.spec.vocab_size
         counts = np.bincount(statistics.windows()[:, 1:].ravel(), minlength=size)[:size]
         self._frequencies: Floats = counts / max(1, counts.sum())
-        self._last: tuple[Input, NDArray[np.float32]] | None = None  # matrices with one input stand together
+        self._last: tuple[Input, NDArray[np.float32]] | None = None  # matrices with one input follow each other
 
     def of(self, tensor: Tensor, entries: Iterable[Entry]) -> float:
-        """The most that one of `entries`, ways to store `tensor`, costs in nats per token.
-
-        Raises:
-            CalibrationError: a statistic is missing or damaged.
-        """
+        """Largest cost of `entries`, ways to store `tensor`, in nats per token; raises CalibrationError."""
         products, lookups = self._weights(tensor)
         rows, scale = sample(products + lookups)
         weights = self._checkpoint.stored[tensor].read_rows()[rows]
@@ -236,25 +218,25 @@ class Costs:
             error = weights.astype(np.float32) - entry.canonical.decode(encoded, tensor.shape[1])
             cost = 0.0
             if products.any():
-                moved = np.einsum("ij,ij->i", error @ self._hessian(tensor), error).astype(np.float64)
-                cost += float(products[rows] * scale @ np.maximum(moved, 0))
+                squares = np.einsum("ij,ij->i", error @ self._hessian(tensor), error).astype(np.float64)
+                cost += float(products[rows] * scale @ np.maximum(squares, 0))
             if lookups.any():
-                felt = self._felt(tensor.stored_name, tensor.shape[1])
-                cost += float(self._frequencies[rows] * scale @ (error.astype(np.float64) ** 2 @ felt))
+                sensitivity = self._sensitivity_of(tensor.stored_name, tensor.shape[1])
+                cost += float(self._frequencies[rows] * scale @ (error.astype(np.float64) ** 2 @ sensitivity))
             found = max(found, cost / 2)
         return found
 
     def _weights(self, tensor: Tensor) -> tuple[Floats, Floats]:
-        """How much each row matters as a factor of products, and as what is looked up, on comparable scales."""
+        """Weight of each row in matrix products, and in lookups, on comparable scales."""
         rows, nothing = tensor.shape[0], np.zeros(tensor.shape[0])
         if tensor.role is not Role.EMBED:
-            return self._felt(HEAD if tensor.role is Role.HEAD else tensor.stored_name, rows), nothing
-        lookups = self._frequencies * float(self._felt(tensor.stored_name, tensor.shape[1]).mean())
+            return self._sensitivity_of(HEAD if tensor.role is Role.HEAD else tensor.stored_name, rows), nothing
+        lookups = self._frequencies * float(self._sensitivity_of(tensor.stored_name, tensor.shape[1]).mean())
         if not self._checkpoint.spec.tied:
             return nothing, lookups
-        return self._felt(HEAD, rows), lookups
+        return self._sensitivity_of(HEAD, rows), lookups
 
-    def _felt(self, name: str, outputs: int) -> Floats:
+    def _sensitivity_of(self, name: str, outputs: int) -> Floats:
         found = self._sensitivity.get(name)
         if found is None or found.shape != (outputs,):
             raise CalibrationError(f"{self._checkpoint.folder}: {name}: the trainer gave no {outputs} sensitivities")
@@ -263,13 +245,13 @@ class Costs:
     def _hessian(self, tensor: Tensor) -> NDArray[np.float32]:
         key = input_of(tensor)
         if self._last is None or self._last[0] != key:
-            self._last = None  # before the next one is read
+            self._last = None  # freed before the next one is read
             self._last = key, self._statistics.hessian(tensor)
         return self._last[1]
 
 
 def sample(weights: Floats, count: int = SAMPLE) -> tuple[NDArray[np.int64], Floats]:
-    """Numbers of at most `count` rows, and how many rows each stands for: the heaviest, and some of all others.
+    """Indices of at most `count` rows, and how many rows each represents: the heaviest, and some of all others.
 
     Args:
         weights: of each row.

@@ -1,7 +1,8 @@
-"""A calibration at work on the plans of one export: its method, and the bits chosen under its budget.
+"""A calibration method at work on the plans of one export, with bits chosen under a budget.
 
-A method changes no decision of the plan: names, formats, sizes stay, only the numbers inside differ.  So a file made
-with it has the size of its plain twin, runs wherever that runs, and formats that share codes share the calibrated ones.
+A method changes no decision of the plan: names, formats and sizes stay, only the numbers inside differ.  So a
+calibrated file has the size of its plain twin, runs wherever that runs, and formats that share codes share the
+calibrated ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from smolexport.calibration.bit_allocation import BitAllocator, top_bits
+from smolexport.calibration.bit_allocation import BitAllocator, bit_choices_of
 from smolexport.calibration.knapsack import Allocation, Budget
 from smolexport.calibration.methods import find_method
 from smolexport.calibration.statistics import Statistics, open_statistics
@@ -28,24 +29,22 @@ from smolexport.quant.affine_view import has_grid
 from smolexport.quant.planar import AffineFormat, NBits
 from smolexport.recipe import Quantizer
 
-DAMPING = 0.01
-
 
 @dataclass(frozen=True)
 class Calibration:
-    """How weights are to be quantized: what an export is handed.
+    """How to quantize weights: the `Recipe` of an export.
 
     Attributes:
         method: a name of `smolexport.calibration.methods`.
-        statistics: folder that `smolexport calibrate` made; None for rtn.
+        statistics: folder made by `smolexport calibrate`; None for rtn.
         damping: share of the mean of the Hessian's diagonal that is added to it, for gptq and distil.
         training: how scales are distilled.
-        budget: what bits are chosen under, matrix by matrix; None: they are those of a scheme.
+        budget: for bits chosen matrix by matrix; None = the bits of a scheme.
     """
 
     method: str = "rtn"
     statistics: Path | None = None
-    damping: float = DAMPING
+    damping: float = 0.01
     training: DistilSettings = field(default_factory=DistilSettings)
     budget: Budget | None = None
 
@@ -68,7 +67,7 @@ class Calibration:
 
     @property
     def suffix(self) -> str:
-        """Ending of the default names of outputs; empty for plain rounding."""
+        """Suffix of the default names of outputs; empty for plain rounding."""
         return self.method if find_method(self.method).calibrated else ""
 
     @property
@@ -87,23 +86,24 @@ class Calibration:
         if self.statistics is None:
             return None, model
         calibrator = trial = Calibrator(self, open_statistics(self.statistics, checkpoint), checkpoint)
-        if self.budget is not None and calibrator.source is None:
-            model = replace(model, bits=top_bits(modules, model.spec))  # the largest files that can be
+        if self.budget is not None and trial.source is None:  # plan the largest possible files
+            model = replace(model, bits={t: bits[0] for t, bits in bit_choices_of(modules, model.spec).items()})
         elif self.budget is not None and trial.source is not None:
             allocation = BitAllocator(
                 modules, model, trial.source, trial.statistics, self.budget,
                 lambda module, decided: trial.apply(planned(module, decided)), trial.record,
             ).decide()  # fmt: skip
-            calibrator = Calibrator(self, trial.statistics, checkpoint, allocation)  # errors are those of one encoding
+            # a new one: its errors are those of the final encoding alone
+            calibrator = Calibrator(self, trial.statistics, checkpoint, allocation)
             model = replace(model, bits=allocation.bits)
         return calibrator, replace(model, calibration=calibrator.record())
 
 
 class Calibrator:
-    """A method, or a budget, at work on the plans of one export.
+    """The `Quantizer` of a calibration.
 
     Attributes:
-        source: the weights as the method prepared them; None while they are still on the hub.
+        source: the weights as the method prepared them; None before the download.
         statistics: of the checkpoint.
     """
 
@@ -114,7 +114,7 @@ class Calibrator:
         checkpoint: Checkpoint | None,
         allocation: Allocation | None = None,
     ) -> None:
-        """`allocation` is what was decided under a budget."""
+        """`allocation`: the bits chosen under a budget."""
         self.statistics = statistics
         self._name, self._allocation = calibration.method, allocation
         self._method = find_method(calibration.method)(statistics, calibration)
@@ -122,7 +122,7 @@ class Calibrator:
 
     @property
     def steps(self) -> int:
-        """Training steps of each set of weights; 0: nothing is trained."""
+        """Training steps of each set of weights; 0 = nothing is trained."""
         return self._method.steps
 
     @property
@@ -131,7 +131,7 @@ class Calibrator:
         return self._method.outcomes
 
     def record(self, allocation: Allocation | None = None) -> str:
-        """What was done with what, as JSON on one line, for the metadata of the files; `allocation` None: its own."""
+        """Method, data and `allocation` (None = its own) as one line of JSON, for the metadata of the files."""
         allocation = allocation or self._allocation
         facts: dict[str, object] = {"method": self._name, **self._method.facts}
         if allocation:
@@ -144,11 +144,11 @@ class Calibrator:
         return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
 
     def apply(self, plan: Plan) -> Plan:
-        """`plan` with the method's encoders in the entries that calibration reaches.
+        """`plan` with the method's encoders in all entries that calibration affects.
 
         Raises:
             CalibrationError: a statistic is missing, or of another length.
-            UsageError: calibration reaches no entry.
+            UsageError: calibration affects no entry.
         """
         if self._allocation:
             plan = replace(plan, notes=(self._allocation.note(), *plan.notes))
@@ -167,7 +167,7 @@ class Calibrator:
         return replace(plan, entries=entries, notes=(note, *plan.notes))
 
     def _entry(self, entry: Entry) -> Entry:
-        found = replace(entry, format=searching(entry.format))
+        found = replace(entry, format=_searching(entry.format))
         encoder = self._method.encoder(found.tensor, found.canonical) if found.tensor else None
         return replace(found, encoder=encoder) if encoder else entry
 
@@ -178,7 +178,7 @@ class Calibrator:
         return self._method.refine(outputs, self.source, threads, progress) if self.source else outputs
 
     def report(self, plan: Plan) -> bytes:
-        """What stands beside a file, as JSON: the record, how the training went, the error of each matrix."""
+        """JSON for a file beside the output: the record, how the training went, the error of each matrix."""
         facts = json.loads(self.record())
         facts["trainings"] = [str(outcome) for outcome in self.outcomes]
         facts["tensors"] = self._method.errors(e.tensor for e in plan.entries if e.tensor is not None)
@@ -186,7 +186,7 @@ class Calibrator:
 
 
 def reaches(plan: Plan) -> bool:
-    """Whether calibration, by any method, changes anything of `plan`."""
+    """Whether calibration, by any method, affects any entry of `plan`."""
     untied = _untied(plan)
     return any(_reached(entry, untied) for entry in plan.entries)
 
@@ -197,14 +197,13 @@ def _untied(plan: Plan) -> bool:
 
 def _reached(entry: Entry, untied: bool) -> bool:
     tensor = entry.tensor
-    # A row of an embedding that is not a head as well is looked up, not multiplied: no column matters more.
+    # Rows of an embedding that is not the head are looked up, not multiplied: no column matters more than another.
     if tensor is None or not tensor.is_matrix or (untied and tensor.role is Role.EMBED):
         return False
-    form = searching(entry.format)
-    base = form.canonical or form
-    return has_grid(base) or (isinstance(base, BlockFormat) and base.weighted)
+    form = replace(entry, format=_searching(entry.format)).canonical
+    return has_grid(form) or (isinstance(form, BlockFormat) and form.weighted)
 
 
-def searching(form: RowFormat) -> RowFormat:
-    """`form` with the encoder that looks for the least weighted error, where it has a choice."""
+def _searching(form: RowFormat) -> RowFormat:
+    """`form` with the encoder that minimizes the weighted error, if it has a choice."""
     return replace(form, encoder="search") if isinstance(form, (AffineFormat, NBits)) else form

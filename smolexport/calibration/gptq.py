@@ -1,8 +1,9 @@
 """GPTQ on a fixed grid: codes that keep the outputs of a matrix close, not its weights.
 
 With H the mean of x x^T over the inputs x of a matrix, a row w rounded to q costs (w - q) H (w - q)^T.  Columns are
-rounded one after another, those with the largest inputs first, and each rounding error is made up for by the columns
-that are still to come.  Scales are fixed beforehand, so the order of columns leaves no trace in the result.
+rounded one after another, those with the largest inputs first, and the columns still to come compensate for each
+rounding error.  The grid (scales, zero points, minima) comes from the format's own search, weighted by the importance
+of each column, so the order of columns leaves no trace in the result, and rows are independent of each other.
 
 With H = G^T G, G upper triangular, column i is best rounded to the grid value nearest to
 w_i + sum over j > i of G_ij / G_ii * (w_j - q_j), from the last column to the first.  That is what the usual form
@@ -14,34 +15,38 @@ Sources: GPTQ, arXiv 2210.17323; its equality to Babai's algorithm, arXiv 2507.1
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smolexport.calibration.statistics import Input, Statistics, input_of
 from smolexport.errors import UsageError
-from smolexport.quant.affine_view import Grid
+from smolexport.model.spec import Tensor
+from smolexport.quant import RowFormat
+from smolexport.quant.affine_view import Grid, grid_of, with_codes
 
 PANEL = 256  # columns of the Cholesky factor at a time
-AT_ONCE = 1 << 24  # weights at a time: 64 MiB of errors
-LANES = 32  # rows that a kernel does at once
+LANES = 32  # a multiple of the rows that the kernel does at once
+NOISY = 8  # tokens per column, below which a Hessian is noisy
+NOISY_DAMPING = 0.05  # the least for such a Hessian
+SAMPLE = 256  # rows of a matrix whose error is measured
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What `solve` needs to know of a Hessian; serves all matrices with the same inputs.
+    """A factorized Hessian, for all matrices with the same input.
 
     Attributes:
         order: [c] int64, ascending diagonal: the last column is rounded first.
         lower: [c, c] float32: G^T with each column divided by its diagonal element.
         pivots: [c] float32, squares of the diagonal of G; 0 for columns without input.
-        damping: what was added to the diagonal, as a share of its mean.
+        damping: added to the diagonal, as a share of its mean.
         ridge: the same as a number.
     """
 
@@ -52,7 +57,7 @@ class Factor:
     ridge: float
 
     def squares(self, rows: Floats) -> NDArray[np.float64]:
-        """What each of `rows` [n, c] adds to the square of the outputs, [n]: w H w^T, without the damping."""
+        """[n]: w H w^T of each of `rows` [n, c], without the damping: its share of the squared outputs."""
         ordered = rows[:, self.order]
         damped = np.square(ordered @ self.lower, dtype=np.float64) @ self.pivots
         added = self.ridge * np.square(ordered[:, self.pivots > 0], dtype=np.float64).sum(axis=1)
@@ -62,7 +67,7 @@ class Factor:
 def factor(hessian: Floats, damping: float = 0.01) -> Factor:
     """Order and factorize a Hessian.
 
-    Columns whose input is always zero are cut off from the others: they are rounded as they are.  If the matrix is not
+    Columns whose input is always zero are separated from the others and rounded to nearest.  If the matrix is not
     positive definite even in float64, damping is doubled, to 1 at most.
 
     Args:
@@ -70,16 +75,16 @@ def factor(hessian: Floats, damping: float = 0.01) -> Factor:
         damping: share of the diagonal's mean to add to the diagonal, above 0 and at most 1.
 
     Raises:
-        UsageError: a matrix that is not square and float32, or not finite, or has a negative diagonal, or cannot be
-            factorized; a damping out of range.
+        UsageError: not a square float32 matrix; it is not finite, has a negative diagonal or cannot be factorized; a
+            damping out of range.
     """
-    diagonal = damped_diagonal(hessian, damping)
+    diagonal = _checked_diagonal(hessian, damping)
     live = diagonal > 0
     mean = float(diagonal[live].mean(dtype=np.float64)) if live.any() else 1.0
     order = np.argsort(diagonal, kind="stable").astype(np.int64)  # columns without input come first
     while True:
         for kind in (np.float32, np.float64):
-            found = factorized(hessian, order, int((~live).sum()), mean, damping, kind)
+            found = _factorized(hessian, order, int((~live).sum()), mean, damping, kind)
             if found is not None:
                 return Factor(order, *found, damping, damping * mean)
         if damping >= 1:
@@ -87,10 +92,10 @@ def factor(hessian: Floats, damping: float = 0.01) -> Factor:
         damping = min(1.0, 2 * damping)
 
 
-def factorized(
+def _factorized(
     hessian: Floats, order: NDArray[np.int64], dead: int, mean: float, damping: float, kind: type[Any]
 ) -> tuple[Floats, Floats] | None:
-    """`lower` and `pivots` of a Factor, computed in `kind`; None where the matrix is not positive definite in it."""
+    """`lower` and `pivots` of a Factor, computed in the dtype `kind`; None if not positive definite in it."""
     ordered = np.empty(hessian.shape, kind)
     for i, column in enumerate(order):  # a row at a time, so that there is one copy
         np.multiply(hessian[column, order], 1 / mean, out=ordered[i], casting="same_kind")
@@ -108,8 +113,7 @@ def factorized(
     return ordered.astype(np.float32, copy=False), pivots
 
 
-def damped_diagonal(hessian: Floats, damping: float) -> Floats:
-    """The diagonal of `hessian`; raises UsageError as `factor` says."""
+def _checked_diagonal(hessian: Floats, damping: float) -> Floats:
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.dtype != np.float32:
         raise UsageError(f"expected a square float32 Hessian, found {hessian.dtype} {hessian.shape}")
     if not 0 < damping <= 1:
@@ -124,9 +128,9 @@ def damped_diagonal(hessian: Floats, damping: float) -> Floats:
 
 
 def cholesky(a: NDArray[Any]) -> bool:
-    """Put the Cholesky factor of `a` in its lower triangle; False, with `a` spoilt, where there is none.
+    """Replace the lower triangle of `a` by its Cholesky factor; False, with `a` overwritten, if there is none.
 
-    In place, a panel at a time, because LAPACK by way of numpy takes two more copies of a matrix of up to 512 MiB.
+    In place, a panel at a time, because numpy's LAPACK makes two more copies of a matrix of up to 512 MiB.
     """
     size = len(a)
     for start in range(0, size, PANEL):
@@ -145,22 +149,14 @@ def cholesky(a: NDArray[Any]) -> bool:
     return bool(np.isfinite(a[-1]).all() and (diagonal > 0).all() and np.isfinite(diagonal).all())
 
 
-def solve(rows: Floats, grid: Grid, factor: Factor, threads: int = 1) -> NDArray[np.uint8]:
-    """The codes of `rows` on `grid`.
-
-    Args:
-        rows: [n, c] float32, finite.
-        grid: of n rows of c columns.
-        factor: of the Hessian of the inputs of these rows.
-        threads: how many round rows at once; the result does not depend on it.  Products of matrices use as many as
-            numpy's BLAS does.
-
-    Returns:
-        [n, c] uint8, 0 ... grid.top.
+def solve(rows: Floats, grid: Grid, factor: Factor) -> NDArray[np.uint8]:
+    """The codes, [n, c] uint8, of finite float32 `rows` [n, c] on `grid`; `factor`: of the Hessian of their inputs.
 
     Raises:
-        UsageError: shapes that do not belong together.
+        UsageError: the shapes do not match.
     """
+    from smolexport.calibration.gptq_kernels import BLOCK, round_block
+
     count, columns = rows.shape
     groups = -(-columns // grid.group)
     if rows.dtype != np.float32 or factor.order.shape != (columns,) or grid.scales.shape != (count, groups):
@@ -168,87 +164,96 @@ def solve(rows: Floats, grid: Grid, factor: Factor, threads: int = 1) -> NDArray
             f"{rows.dtype} rows {rows.shape}, a grid {grid.scales.shape} of groups of {grid.group} and a Hessian of "
             f"{len(factor.order)} columns do not belong together"
         )
-    codes = np.empty((count, columns), np.uint8)
-    step = max(1, AT_ONCE // max(1, columns) // LANES) * LANES
-    with pool(threads) as workers:
-        for start in range(0, count, step):
-            part = slice(start, min(count, start + step))
-            codes[part] = solve_part(rows[part], grid, part, factor, workers, threads)
-    return codes
-
-
-@contextmanager
-def pool(threads: int) -> Iterator[ThreadPoolExecutor | None]:
-    """Workers, or None where one thread does it all."""
-    if threads < 2:
-        yield None
-    else:
-        with ThreadPoolExecutor(threads) as workers:
-            yield workers
-
-
-def solve_part(
-    rows: Floats, grid: Grid, part: slice, factor: Factor, workers: ThreadPoolExecutor | None, threads: int
-) -> NDArray[np.uint8]:
-    """Codes of a part of the rows, `rows`, with `part` of the grid."""
-    from smolexport.calibration.gptq_kernels import BLOCK, round_block
-
-    count, columns = rows.shape
     width = -(-count // LANES) * LANES
     # Weights, replaced by errors from the last column on.
-    errors = transposed(rows, factor.order, width)
-    scales, offsets = (transposed(a[part], np.arange(a.shape[1]), width) for a in (grid.scales, grid.offsets))
-    codes, groups = np.empty((columns, width), np.uint8), factor.order // grid.group
-    share = max(1, -(-width // LANES // threads)) * LANES
+    errors = _transposed(rows, factor.order, width)
+    scales, offsets = (_transposed(a, np.arange(groups), width) for a in (grid.scales, grid.offsets))
+    codes, group_of = np.empty((columns, width), np.uint8), factor.order // grid.group
     for start in reversed(range(0, columns, BLOCK)):
         stop = min(columns, start + BLOCK)
         here = slice(start, stop)
         moved = factor.lower[stop:, here].T @ errors[stop:]
         below = np.ascontiguousarray(factor.lower[here, here])
-
-        def work(first: int, here: slice = here, moved: Floats = moved, below: Floats = below) -> None:
-            round_block(
-                below, moved, errors[here], scales, offsets, groups[here], grid.top, grid.middle, codes[here],
-                first, min(width, first + share),
-            )  # fmt: skip
-
-        firsts = range(0, width, share)
-        for _ in map(work, firsts) if workers is None else workers.map(work, firsts):
-            pass
+        round_block(below, moved, errors[here], scales, offsets, group_of[here], grid.top, grid.middle, codes[here])
     found = np.empty((count, columns), np.uint8)
     found[:, factor.order] = codes[:, :count].T
     return found
 
 
-def transposed(rows: Floats, order: NDArray[np.int64], width: int) -> Floats:
-    """[columns in `order`, width] from [n, columns], with zeros behind the n rows."""
+def _transposed(rows: Floats, order: NDArray[np.int64], width: int) -> Floats:
+    """[columns in `order`, width] from [n, columns], zero-padded."""
     made = np.zeros((len(order), width), np.float32)
     for start in range(0, len(order), PANEL):
         made[start : start + PANEL, : len(rows)] = rows.T[order[start : start + PANEL]]
     return made
 
 
-def relative_error(rows: Floats, decoded: Floats, hessian: Floats) -> float:
-    """Squared error of the outputs, as a share of the outputs' square: 0 is perfect, 1 as bad as no weights at all.
+class GptqEncoders:
+    """Encoders of the matrices of one checkpoint, each with the format's own grid; threads may share them."""
 
-    Args:
-        rows: [n, c] float32 weights.
-        decoded: [n, c] float32, what became of them.
-        hessian: [c, c] float32.
+    def __init__(self, statistics: Statistics, damping: float) -> None:
+        """`damping` is a share of the mean of each Hessian's diagonal; Hessians of few tokens get more."""
+        self.statistics = statistics
+        self.damping = damping
+        self._encoders: dict[Tensor, GptqEncoder] = {}
+        self._lock = threading.Lock()
+        self._sums: dict[Tensor, NDArray[np.float64]] = {}
+        self._last: tuple[Input, Factor] | None = None  # matrices with one input follow each other; factors are large
 
-    Returns:
-        trace(D H D^T) / trace(W H W^T) with D = rows - decoded; 0 if both are 0, infinity if only the latter is.
-    """
-    step, error, size = max(1, AT_ONCE // max(1, rows.shape[1])), 0.0, 0.0
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        error += weighted_square(some - decoded[start : start + step], hessian)
-        size += weighted_square(some, hessian)
-    if size > 0:
-        return max(0.0, error) / size
-    return float("inf") if error > 0 else 0.0
+    def encoder(self, tensor: Tensor) -> GptqEncoder:
+        """The one encoder of `tensor`, so that outputs can share its rows; raises CalibrationError."""
+        if tensor not in self._encoders:
+            self._encoders[tensor] = GptqEncoder(self, tensor, self.statistics.mean_squares(tensor))
+        return self._encoders[tensor]
+
+    def factor(self, tensor: Tensor) -> Factor:
+        """Factor of the Hessian of the input of `tensor`; raises CalibrationError, UsageError."""
+        key = input_of(tensor)
+        with self._lock:
+            if self._last is None or self._last[0] != key:
+                self._last = None  # before the next one is made
+                noisy = self.statistics.manifest.tokens < NOISY * tensor.shape[1]
+                damping = max(self.damping, NOISY_DAMPING) if noisy else self.damping
+                self._last = key, factor(self.statistics.hessian(tensor), damping)
+            return self._last[1]
+
+    def note(self, tensor: Tensor, rows: Floats, start: int, before: Floats, after: Floats) -> None:
+        """Add up the squared output errors of `before` and `after`, `rows` [n, c] rounded two ways, on a sample."""
+        stride = -(-tensor.shape[0] // SAMPLE)
+        some = slice(-start % stride, None, stride)
+        found = self.factor(tensor)
+        parts = (found.squares(part) for part in (rows[some] - before[some], rows[some] - after[some], rows[some]))
+        sums = np.array([part.sum(dtype=np.float64) for part in parts])
+        with self._lock:
+            self._sums[tensor] = self._sums.get(tensor, 0) + sums
+
+    def errors(self, tensors: Iterable[Tensor]) -> dict[str, dict[str, float]]:
+        """Relative squared error of the outputs of each of `tensors` that was encoded, by name, on at most SAMPLE rows:
+        `before` with the format's own rounding, `after` with error feedback.
+        """
+        found = {}
+        for tensor in tensors:
+            if tensor in self._sums:
+                before, after, whole = self._sums[tensor]
+                found[tensor.name] = {"before": float(before / whole), "after": float(after / whole)}
+        return found
 
 
-def weighted_square(rows: Floats, hessian: Floats) -> float:
-    """trace(W H W^T)."""
-    return float(np.einsum("ij,ij->i", rows @ hessian, rows).sum(dtype=np.float64))
+@dataclass(frozen=True)
+class GptqEncoder:
+    """Encodes the rows of `tensor`; `importance` is [columns] float32."""
+
+    encoders: GptqEncoders = field(repr=False)
+    tensor: Tensor
+    importance: Floats = field(repr=False, compare=False)
+
+    def encode(self, form: RowFormat, rows: NDArray[Any], start: int) -> NDArray[np.uint8]:
+        """The rows [n, columns] in `form`: the scales of its search, the codes of error feedback."""
+        columns = rows.shape[1]
+        encoded = form.encode(rows, self.importance)
+        weights = rows.astype(np.float32)
+        grid = grid_of(form, encoded, columns)
+        solved = with_codes(form, encoded, solve(weights, grid, self.encoders.factor(self.tensor)))
+        before, after = form.decode(encoded, columns), form.decode(solved, columns)
+        self.encoders.note(self.tensor, weights, start, before, after)
+        return solved

@@ -1,6 +1,6 @@
 """The sequential part of GPTQ: the columns of a block, one after another.
 
-Notation: rows of weights lie in lanes, so arrays are [columns, rows]; all have a multiple of WIDTH rows.
+Rows of weights are SIMD lanes, so arrays are [columns, n], n = rows, a multiple of WIDTH.
 """
 
 from __future__ import annotations
@@ -30,28 +30,25 @@ def round_block(
     top: int,
     middle: int,
     codes: NDArray[Any],
-    start: int,
-    stop: int,
 ) -> None:
-    """Round a block's columns from the last to the first, each moved by the errors of those before it.
+    """Round a block's columns from the last to the first, each corrected by the errors of those before it.
 
     Args:
         below: [count, count] float32; column j's error moves column i < j by below[j, i] times itself.
-        moved: [count, n] float32: by how much the columns of earlier blocks move these.
+        moved: [count, n] float32: corrections by the columns of earlier blocks.
         weights: [count, n] float32; replaced by the errors, weight - value.
         scales, offsets: [groups, n] float32, the grid.
         groups: [count] int64, each column's group.
         top: largest code.
         middle: the code where the scale is zero.
         codes: [count, n] uint8, written.
-        start, stop: rows to do, multiples of WIDTH.
     """
     count, n = weights.shape
     errors = np.empty(count * WIDTH, np.float32)
     moved_flat, weights_flat, codes_flat = moved.reshape(-1), weights.reshape(-1), codes.reshape(-1)
     scales_flat, offsets_flat = scales.reshape(-1), offsets.reshape(-1)
     zero, last, fixed = splat(ZERO), splat(np.float32(top)), splat(np.float32(middle))
-    for row in range(start, stop, WIDTH):
+    for row in range(0, n, WIDTH):
         for i in range(count - 1, -1, -1):
             target = load(moved_flat, i * n + row)
             for j in range(i + 1, count):

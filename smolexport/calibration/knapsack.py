@@ -1,8 +1,8 @@
-"""What a budget buys, as a knapsack: bits per group of matrices, by the divergence that each byte takes away.
+"""Bits per group of matrices under a budget, as a knapsack: every byte goes where it saves the most divergence.
 
 A unit is a group of tensors with the same bits; its options are the ways to store it.  On each unit's lower convex hull
-of cost over bytes every step is worth less per byte than the one before it; taking the steps of all units in the order
-of their worth is optimal at every size where a step ends, and between two such sizes at most one step away from it.
+of cost over bytes every step saves less per byte than the one before it.  Taking the steps of all units in the order of
+their saving is optimal at every size where a step ends, and at most one step away from it between two such sizes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Budget:
     """What an export may cost: either `size` or `target_kld`.
 
     Attributes:
-        size: most bytes of a file or folder.
+        size: largest size of a file or folder in bytes.
         target_kld: largest divergence from the original, nats per token, on held-out windows of the statistics.
-        measure: whether the divergence is measured; otherwise it is predicted alone, to look at a plan.
-        say: called with lines for people while the decision is made.
+        measure: whether to measure the divergence; otherwise it is only predicted, for --dry-run.
+        say: called with lines for people during the decision.
     """
 
     size: int | None = None
@@ -36,34 +36,38 @@ class Budget:
         if (self.size is None) == (self.target_kld is None):
             raise UsageError("a budget is either --size or --target-kld: give one of them")
         if self.size is not None and self.size < 1:
-            raise UsageError(f"--size {self.size}: should be at least 1 byte")
+            raise UsageError(f"--size {self.size}: must be at least 1 byte")
         if self.target_kld is not None and not 0 < self.target_kld < float("inf"):
-            raise UsageError(f"--target-kld {self.target_kld}: should be above 0")
+            raise UsageError(f"--target-kld {self.target_kld}: must be above 0")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store a unit: `bits` of each weight, `nbytes` in all, and the divergence that it costs."""
+    """One way to store a unit: `bits` of each weight, `nbytes` in total, and its cost in divergence."""
 
     bits: int
     nbytes: int
     cost: float
 
+    def saving(self, other: Option) -> float:
+        """Divergence saved per byte by taking the larger `other` instead."""
+        return (self.cost - other.cost) / (other.nbytes - self.nbytes)
+
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors, by their source names, that get the same bits."""
+    """Tensors that get the same bits."""
 
-    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
     options: tuple[Option, ...]
 
     def hull(self) -> list[Option]:
-        """The options on the lower convex hull of cost over bytes, from the smallest on; cost falls all along."""
+        """The options on the lower convex hull of cost over bytes, smallest first; cost falls from each to the next."""
         found: list[Option] = []
         for option in sorted(self.options, key=lambda o: (o.nbytes, o.cost)):
             if found and (option.nbytes == found[-1].nbytes or option.cost >= found[-1].cost):
                 continue
-            while len(found) > 1 and worth(found[-2], found[-1]) <= worth(found[-2], option):
+            while len(found) > 1 and found[-2].saving(found[-1]) <= found[-2].saving(option):
                 found.pop()
             found.append(option)
         return found
@@ -72,27 +76,13 @@ class Unit:
 Choice = list[Option]  # one for each unit
 
 
-@dataclass(frozen=True)
-class Step:
-    """From one option of unit number `unit` to the next on its hull."""
-
-    unit: int
-    before: Option
-    after: Option
-
-
-def worth(before: Option, after: Option) -> float:
-    """Divergence that is saved per byte."""
-    return (before.cost - after.cost) / (after.nbytes - before.nbytes)
-
-
 def size_of(choice: Sequence[Option]) -> int:
     """Bytes of all units."""
     return sum(option.nbytes for option in choice)
 
 
 def cost_of(choice: Sequence[Option]) -> float:
-    """Divergence that all units cost, which adds up as long as it is small."""
+    """Divergence of all units, which adds up as long as it is small."""
     return sum(option.cost for option in choice)
 
 
@@ -102,40 +92,32 @@ def least(units: Sequence[Unit]) -> Choice:
 
 
 def finest(units: Sequence[Unit]) -> Choice:
-    """The option of each unit that costs the least divergence."""
+    """The option of each unit with the least divergence."""
     return [unit.hull()[-1] for unit in units]
 
 
-def steps_of(units: Sequence[Unit]) -> list[Step]:
-    """All steps along the hulls, the most worth first; those of one unit in their order."""
-    steps = []
-    for number, unit in enumerate(units):
-        hull = unit.hull()
-        steps += [Step(number, a, b) for a, b in pairwise(hull)]
-    return sorted(steps, key=lambda s: (-worth(s.before, s.after), s.unit, s.before.nbytes))
+def _steps(units: Sequence[Unit]) -> list[tuple[int, Option, Option]]:
+    """(unit, option, next option) along all hulls, the largest saving first; those of one unit in order."""
+    steps = [(number, a, b) for number, unit in enumerate(units) for a, b in pairwise(unit.hull())]
+    return sorted(steps, key=lambda step: (-step[1].saving(step[2]), step[0], step[1].nbytes))
 
 
 def spend(units: Sequence[Unit], size: int, other: int = 0) -> Choice:
-    """The least divergence that `size` bytes buy.
-
-    Args:
-        units: with at least one option each.
-        size: what may be used in all.
-        other: bytes that all else takes, whatever is chosen.
+    """The least divergence within `size` bytes, of which `other` are taken by everything else.
 
     Raises:
-        UsageError: it is too small for any choice; names the least.
+        UsageError: `size` is too small for any choice; names the least.
     """
     chosen = least(units)
     left = size - other - size_of(chosen)
     if left < 0:
         raise UsageError(f"--size {size:,}: {other + size_of(chosen):,} bytes are the least that this model takes")
-    for step in steps_of(units):
-        price = step.after.nbytes - step.before.nbytes
-        if chosen[step.unit] == step.before and price <= left:
-            chosen[step.unit] = step.after
+    for number, before, after in _steps(units):
+        price = after.nbytes - before.nbytes
+        if chosen[number] == before and price <= left:
+            chosen[number] = after
             left -= price
-    # What is left may still buy something off the hull.
+    # The bytes left may still pay for an option off the hull.
     rest = [
         (chosen[number].cost - option.cost, number, option)
         for number, unit in enumerate(units)
@@ -149,19 +131,19 @@ def spend(units: Sequence[Unit], size: int, other: int = 0) -> Choice:
 
 
 def reach(units: Sequence[Unit], kld: float) -> Choice:
-    """The fewest bytes, as steps go, with which the predicted divergence is at most `kld`.
+    """The fewest bytes, step by step, whose predicted divergence is at most `kld`.
 
     Raises:
-        UsageError: nothing costs so little; names the least.
+        UsageError: no choice has so little; names the least.
     """
     possible = cost_of(finest(units))
     if possible > kld:
         raise UsageError(f"--target-kld {kld:g}: {possible:.2g} is the least that can be had, predicted")
     chosen = least(units)
-    for step in steps_of(units):
+    for number, _, after in _steps(units):
         if cost_of(chosen) <= kld:
             break
-        chosen[step.unit] = step.after
+        chosen[number] = after
     return chosen
 
 
@@ -170,11 +152,11 @@ class Allocation:
     """The bits chosen under a budget.
 
     Attributes:
-        budget: what was asked for.
+        budget: the budget.
         bits: of each matrix.
-        predicted: divergence, nats per token, as the costs add up.
-        measured: the same on held-out windows; None where nothing was encoded.
-        windows: how many these are.
+        predicted: divergence, nats per token, as the sum of the costs.
+        measured: the same on held-out windows; None = nothing was encoded.
+        windows: number of held-out windows.
     """
 
     budget: Budget
@@ -185,8 +167,8 @@ class Allocation:
 
     def facts(self) -> dict[str, object]:
         """For the metadata of files."""
-        asked = {"size": self.budget.size} if self.budget.size is not None else {"target_kld": self.budget.target_kld}
-        found: dict[str, object] = {**asked, "predicted_kld": round(self.predicted, 6)}
+        limit = {"size": self.budget.size} if self.budget.size is not None else {"target_kld": self.budget.target_kld}
+        found: dict[str, object] = {**limit, "predicted_kld": round(self.predicted, 6)}
         if self.measured is not None:
             found |= {"measured_kld": round(self.measured, 6), "held_out_windows": self.windows}
         return found

@@ -1,8 +1,8 @@
-"""The folder of statistics: what every matrix of a checkpoint reads, on text, gathered once for all formats.
+"""The folder of statistics: the inputs of every matrix of a checkpoint on text, gathered once for all formats.
 
 | file | what it holds |
 |---|---|
-| `manifest.json` | of which checkpoint, from which text, how much, with what seed and versions |
+| `manifest.json` | the checkpoint, the text and its length, the seed, the versions |
 | `tokens.safetensors` | the windows, [n, w] |
 | `layer-000.safetensors` … | for each of a layer's inputs: the Hessian's upper triangle, and the mean squares |
 | `head.safetensors` | the same for the input of the head |
@@ -13,9 +13,10 @@ Notation: n = windows, w = tokens of a window, c = columns of a matrix, k = toke
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -24,17 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolexport.calibration.files import (
-    AGAIN,
-    Arrays,
-    open_arrays,
-    triangle_rows,
-    triangle_size,
-    unpack_triangle,
-    write_arrays,
-)
+from smolexport.calibration.files import AGAIN, Arrays, open_arrays, triangle_rows, triangle_size, write_arrays
 from smolexport.calibration.texts import TextSource
-from smolexport.calibration.trainer import KINDS, ActivationStats
+from smolexport.calibration.trainer import KINDS, ActivationStats, Teacher
 from smolexport.errors import CalibrationError
 from smolexport.files import atomic_file, open_regular
 from smolexport.model.checkpoint import Checkpoint
@@ -45,7 +38,6 @@ from smolexport.text import show
 MANIFEST, TOKENS_FILE, HEAD_FILE = "manifest.json", "tokens.safetensors", "head.safetensors"
 TEACHER_FILE = "teacher.safetensors"
 FORM = 1  # of the folder; counts up when it changes
-READ = 1 << 22  # numbers of a Hessian read at a time
 LARGEST_MANIFEST = 16 << 20  # bytes
 LARGEST_VOCABULARY = 1 << 31  # of ids in 32 bits
 LONGEST_WORD = 400  # characters of a name in it
@@ -57,14 +49,14 @@ READS: Mapping[Role, str] = {
 
 @dataclass(frozen=True)
 class Input:
-    """What one or several matrices read: `kind` is attn, o, mlp or down of `layer`, or head with no layer."""
+    """The input of one or several matrices: `kind` is attn, o, mlp or down of `layer`, or head with no layer."""
 
     layer: int | None
     kind: str
 
 
 def input_of(tensor: Tensor) -> Input:
-    """What the matrix `tensor` reads; of the embedding, as a head.
+    """The input of the matrix `tensor`; the embedding counts as the head.
 
     Raises:
         CalibrationError: it is not a matrix of a linear map.
@@ -76,20 +68,20 @@ def input_of(tensor: Tensor) -> Input:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Of what the statistics are.
+    """How the statistics were made.
 
     Attributes:
         checkpoint: hash of config, weights and tokenizer, see `smolexport.model.identity`.
-        method: `text`, or `self` where the model wrote it.
+        method: `text`, or `self` if the model wrote the text.
         sources: name, SHA-256 and tokens of each text.
-        asked: how many tokens were asked for.
-        windows: how many there are.
+        asked: requested number of tokens.
+        windows: number of windows.
         window: tokens of each, BOS included.
         seed: of the order of the windows, and of the text that a model writes.
-        layers: of the model.
+        layers: number of the model's layers.
         kept: tokens kept of each prediction.
         sha256: of the windows' ids.
-        versions: of what computed them.
+        versions: of the libraries, by name.
     """
 
     checkpoint: str
@@ -110,25 +102,6 @@ class Manifest:
         return self.windows * self.window
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """The original model's predictions at temperature 1, the likeliest first.
-
-    Attributes:
-        ids: [n, w, k] int32.
-        log_probs: [n, w, k] float32, natural logarithms.
-    """
-
-    ids: NDArray[np.int32] = field(repr=False)
-    log_probs: NDArray[np.float32] = field(repr=False)
-
-    @property
-    def tail(self) -> NDArray[np.float32]:
-        """[n, w] probability of all other tokens together."""
-        found: NDArray[np.float64] = 1 - np.exp(self.log_probs.astype(np.float64)).sum(-1)
-        return np.maximum(found, 0).astype(np.float32)
-
-
 def file_of(where: Input) -> str:
     """Name of the file with the statistic of an input."""
     return HEAD_FILE if where.layer is None else f"layer-{where.layer:03d}.safetensors"
@@ -136,12 +109,12 @@ def file_of(where: Input) -> str:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A folder of statistics, opened.  Every call reads what it returns, and keeps nothing.
+    """An opened folder of statistics.  Every call reads what it returns, and keeps nothing.
 
     Attributes:
-        folder: where they are.
-        manifest: of what they are.
-        vocab_size: of the checkpoint, which all token ids are below.
+        folder: the folder.
+        manifest: its manifest.
+        vocab_size: of the checkpoint; all token ids must be below it.
     """
 
     folder: Path
@@ -149,25 +122,20 @@ class Statistics:
     vocab_size: int = LARGEST_VOCABULARY
 
     def hessian(self, tensor: Tensor) -> NDArray[np.float32]:
-        """[c, c] X^T X / T of what `tensor` reads, over all positions but the first of each window; symmetric.
+        """[c, c] X^T X / T of the input of `tensor`, over all positions but the first of each window; symmetric.
 
         Raises:
             CalibrationError: names the file and the tensor.
         """
         file, name, columns = self._place(tensor, "hessian")
-        size, source = triangle_size(columns), tensor.name
-        file.check(name, source, (size,), "float32")
-
-        def part(start: int) -> NDArray[np.float32]:
-            found: NDArray[np.float32] = file.rows(name, start, min(start + READ, size))
-            if not np.isfinite(found).all():
-                raise CalibrationError(f"{file.path}: {name} holds numbers that are not finite ({source}); {AGAIN}")
-            return found
-
-        return unpack_triangle((part(start) for start in range(0, size, READ)), columns)
+        file.check(name, tensor.name, (triangle_size(columns),), "float32")
+        found = file.symmetric(name, columns)
+        if not (np.isfinite(found.min()) and np.isfinite(found.max())):  # without an array of booleans
+            raise CalibrationError(f"{file.path}: {name} holds numbers that are not finite ({tensor.name}); {AGAIN}")
+        return found
 
     def mean_squares(self, tensor: Tensor) -> NDArray[np.float32]:
-        """[c] mean squares of what `tensor` reads, over all positions: what llama.cpp calls importance.
+        """[c] mean squares of the input of `tensor`, over all positions: llama.cpp's importance.
 
         Raises:
             CalibrationError: names the file and the tensor.
@@ -175,11 +143,11 @@ class Statistics:
         file, name, columns = self._place(tensor, "mean_squares")
         found: NDArray[np.float32] = file.read(name, tensor.name, (columns,), "float32")
         if not (np.isfinite(found) & (found >= 0)).all():
-            raise CalibrationError(f"{file.path}: {name} holds numbers that no mean square is ({tensor.name}); {AGAIN}")
+            raise CalibrationError(f"{file.path}: {name} holds negative or non-finite numbers ({tensor.name}); {AGAIN}")
         return found
 
     def largest_share(self, tensor: Tensor) -> float:
-        """Of the trace of the Hessian, what the largest single token makes; raises CalibrationError."""
+        """Share of the Hessian's trace that comes from the largest single token; raises CalibrationError."""
         file, name, _ = self._place(tensor, "largest_share")
         try:
             found = float(file.metadata[name])
@@ -199,18 +167,13 @@ class Statistics:
         self._check_ids(file, found)
         return found
 
-    def teacher(self, start: int = 0, stop: int | None = None) -> Teacher:
-        """The original model's predictions in the windows [start, stop); raises CalibrationError."""
-        m = self.manifest
-        stop = m.windows if stop is None else stop
-        file = open_arrays(self.folder / TEACHER_FILE, "the original's predictions")
-        arrays = []
+    def teacher(self, start: int = 0) -> Teacher:
+        """The original model's predictions from window `start` on; raises CalibrationError."""
+        m, what = self.manifest, "the original's predictions"
+        file = open_arrays(self.folder / TEACHER_FILE, what)
         for name, dtype in (("ids", "int32"), ("log_probs", "float32")):
-            shape = file.shape(name, "the original's predictions")
-            if shape != (m.windows, m.window, m.kept) or file.places[name][0] != np.dtype(dtype):
-                raise CalibrationError(f"{file.path}: {name} is {show(list(shape))}, not as {MANIFEST} says; {AGAIN}")
-            arrays.append(file.rows(name, start, stop))
-        ids, log_probs = arrays
+            file.check(name, what, (m.windows, m.window, m.kept), dtype)
+        ids, log_probs = (file.rows(name, start, m.windows) for name in ("ids", "log_probs"))
         if not np.isfinite(log_probs).all():
             raise CalibrationError(f"{file.path}: log_probs holds numbers that are not finite; {AGAIN}")
         self._check_ids(file, ids)
@@ -226,10 +189,10 @@ class Statistics:
 
 
 def open_statistics(folder: Path, checkpoint: Checkpoint | None = None) -> Statistics:
-    """The statistics in `folder`, which have to be those of `checkpoint` where it is given.
+    """The statistics in `folder`, which must be those of `checkpoint` if it is given.
 
     Raises:
-        CalibrationError: there are none, of another checkpoint, or damaged.
+        CalibrationError: they are missing, damaged or of another checkpoint.
     """
     manifest = read_manifest(folder)
     if checkpoint is not None and identity(checkpoint) != manifest.checkpoint:
@@ -242,8 +205,6 @@ def open_statistics(folder: Path, checkpoint: Checkpoint | None = None) -> Stati
 
 def hash_of(windows: NDArray[np.int32]) -> str:
     """SHA-256 of token ids, as little-endian 32-bit numbers."""
-    import hashlib
-
     return hashlib.sha256(np.ascontiguousarray(windows, "<i4").tobytes()).hexdigest()
 
 
@@ -271,30 +232,22 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_WORD and value.isprintable()
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value < 1 << 40
+def _is_count(value: object, least: int = 1) -> bool:
+    return type(value) is int and least <= value < 1 << 40
 
 
-def _is_seed(value: object) -> bool:
-    return (value == 0 and type(value) is int) or _is_count(value)
+def _is_source(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return _is_word(value.get("name")) and _is_word(value.get("sha256")) and _is_count(value.get("tokens"), 0)
 
 
-def _are_sources(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(s, dict) and _is_word(s.get("name")) and _is_word(s.get("sha256")) and _is_seed(s.get("tokens"))
-        for s in value
-    )
-
-
-def _are_versions(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_word, chain(*value.items())))
-
-
-# What a manifest holds; it may have been made by a stranger.
-FACTS: Mapping[str, Callable[[object], bool]] = {
-    "checkpoint": _is_word, "method": _is_word, "sources": _are_sources, "asked": _is_count, "windows": _is_count,
-    "window": _is_count, "seed": _is_seed, "layers": _is_count, "kept": _is_count, "sha256": _is_word,
-    "versions": _are_versions,
+# The fields of a manifest, which may have been made by a stranger.
+FACTS: Mapping[str, Callable[[Any], bool]] = {
+    "checkpoint": _is_word, "method": _is_word, "asked": _is_count, "windows": _is_count, "window": _is_count,
+    "seed": lambda value: _is_count(value, 0), "layers": _is_count, "kept": _is_count, "sha256": _is_word,
+    "sources": lambda value: isinstance(value, list) and all(map(_is_source, value)),
+    "versions": lambda value: isinstance(value, dict) and all(map(_is_word, chain(*value.items()))),
 }  # fmt: skip
 
 
@@ -308,18 +261,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def write_activation_stats(folder: Path, layer: int | None, found: Mapping[str, ActivationStats]) -> None:
     """Write the file of a layer (None: of the head), whole or not at all; raises OutputError."""
     kinds: Sequence[str] = KINDS if layer is not None else ("head",)
-    shapes, parts, metadata = {}, [], {}
+    shapes, parts, metadata = {}, list[Iterable[NDArray[np.float32]]](), {}
     for kind in kinds:
         stats = found[kind]
         columns = len(stats.mean_squares)
         shapes[f"{kind}.hessian"] = ("float32", (triangle_size(columns),))
         shapes[f"{kind}.mean_squares"] = ("float32", (columns,))
         metadata[f"{kind}.largest_share"] = f"{stats.largest_share:.6g}"
-        parts.append(stats)
-
-    def rows() -> Any:
-        for stats in parts:
-            yield from triangle_rows(stats.hessian)
-            yield stats.mean_squares
-
-    write_arrays(folder / file_of(Input(layer, kinds[0])), shapes, rows(), metadata)
+        parts += [triangle_rows(stats.hessian), [stats.mean_squares]]
+    write_arrays(folder / file_of(Input(layer, kinds[0])), shapes, chain.from_iterable(parts), metadata)

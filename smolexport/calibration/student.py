@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,40 +20,31 @@ CHUNK = 1 << 20  # elements that a thread encodes at a time
 
 
 def has_scales(entry: Entry) -> bool:
-    """Whether scales of `entry` can be trained: a matrix that calibration reaches, in a format with a grid."""
+    """Whether `entry` has trainable scales: a calibrated matrix in a format with a grid."""
     return entry.encoder is not None and has_grid(entry.canonical)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """An encoder whose rows are there already."""
+class Student(Mapping[str, AffineBlocks]):
+    """The entries of one output, quantized; maps the source names of matrices with trainable scales to their factors.
 
-    rows: NDArray[np.uint8] = field(repr=False)
-
-    def encode(self, form: RowFormat, rows: NDArray[Any], start: int) -> NDArray[np.uint8]:  # noqa: ARG002
-        """The kept rows in place of `rows`."""
-        return self.rows[start : start + len(rows)]
-
-
-class Student:
-    """The entries of one output, quantized.
+    Matrices are unpacked on access: all of them at once would be the model in float32.
 
     Attributes:
-        rows: encoded rows of the matrices with open scales, by source name, in their canonical formats.
+        rows: encoded rows of these matrices, by source name, in their canonical formats.
         forms: these formats.
         columns: elements of a row, by source name, of all tensors.
     """
 
     def __init__(self, entries: Sequence[Entry], source: Checkpoint, threads: int) -> None:
-        """Encodes every matrix whose scales can be trained, on `threads` threads."""
-        if source.spec.rearranged:  # a trainer knows the matrices by the checkpoint's names
+        """Encodes every matrix with trainable scales, on `threads` threads."""
+        if source.spec.rearranged:  # a trainer finds matrices by the checkpoint's names
             raise CalibrationError(f"distil: the checkpoint rearranges {source.spec.rearranged[0]}; use gptq")
         self._source = source
         self._entries = {e.tensor: e for e in entries if e.tensor is not None}
-        opened = {tensor: entry for tensor, entry in self._entries.items() if has_scales(entry)}
+        trained = {tensor: entry for tensor, entry in self._entries.items() if has_scales(entry)}
         with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-            self.rows = {tensor.stored_name: self._encoded(entry, tensor, pool) for tensor, entry in opened.items()}
-        self.forms: dict[str, RowFormat] = {tensor.stored_name: entry.canonical for tensor, entry in opened.items()}
+            self.rows = {tensor.stored_name: self._encoded(entry, tensor, pool) for tensor, entry in trained.items()}
+        self.forms: dict[str, RowFormat] = {tensor.stored_name: entry.canonical for tensor, entry in trained.items()}
         self.columns = {tensor.stored_name: tensor.shape[-1] for tensor in self._entries}
 
     def _encoded(self, entry: Entry, tensor: Tensor, pool: ThreadPoolExecutor) -> NDArray[np.uint8]:
@@ -67,8 +56,17 @@ class Student:
 
         return np.concatenate(list(pool.map(encode, range(0, tensor.shape[0], step))))
 
+    def __getitem__(self, name: str) -> AffineBlocks:
+        return factors_of(self.forms[name], self.rows[name], self.columns[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def frozen(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """(source name, values) of all that is not trained, as a reader of the output will see it."""
+        """(source name, values) of every other tensor, as a reader of the output will see it."""
         for tensor, entry in self._entries.items():
             if tensor.stored_name not in self.rows:
                 encoded = entry.encode(self._source.stored[tensor].read_rows())
@@ -80,31 +78,11 @@ class Student:
         for name, rows in self.rows.items():
             yield name, self.forms[name].decode(rows, self.columns[name])
 
-    def trained(self) -> Mapping[str, AffineBlocks]:
-        """The matrices with open scales, by source name."""
-        return OpenMatrices(self)
-
     def with_factors(self, name: str, factors: Trained) -> NDArray[np.uint8]:
         """The encoded rows of the matrix `name` with other factors, rounded as they are stored."""
         return with_factors(self.forms[name], self.rows[name], self.columns[name], factors.d, factors.m)
 
     def stored(self, name: str, factors: Trained) -> Trained:
-        """What a reader of the output will see of `factors`."""
+        """`factors` as a reader of the output will see them."""
         found = factors_of(self.forms[name], self.with_factors(name, factors), self.columns[name])
         return Trained(found.d, found.m)
-
-
-class OpenMatrices(Mapping[str, AffineBlocks]):
-    """Unpacks matrices one at a time: all of them at once would be the model in float32."""
-
-    def __init__(self, student: Student) -> None:
-        self._student = student
-
-    def __getitem__(self, name: str) -> AffineBlocks:
-        return factors_of(self._student.forms[name], self._student.rows[name], self._student.columns[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._student.rows)
-
-    def __len__(self) -> int:
-        return len(self._student.rows)

@@ -1,4 +1,4 @@
-"""Texts become windows of token ids; and what windows share with another text.
+"""Texts as windows of token ids, and the overlap of windows with another text.
 
 | a file ending in | holds |
 |---|---|
@@ -6,17 +6,18 @@
 | `.npy`, `.json` | token ids, whole numbers in one list |
 | anything else | UTF-8 text |
 
-Beside `messages` may stand `tools`, a list or JSON of one, `chat_template_kwargs`, further variables of the template,
-and `enable_thinking`, the most frequent of these; null counts as absent.  Templates render elsewhere, see `Render`.
-
-Notation: n = windows, w = tokens of a window.
+Optional beside `messages`: `tools`, a list or JSON of one; `chat_template_kwargs`, further variables of the template;
+`enable_thinking`, the most frequent of these.  null counts as absent.  Templates render elsewhere, see `Render`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from smolexport.calibration.npy import read_array
 from smolexport.errors import CalibrationError, UsageError
 from smolexport.files import open_regular
 from smolexport.run.chat import Answer
@@ -34,17 +35,17 @@ from smolexport.text import show
 from smolexport.tokenizer import FileTokenizer
 
 PIECE = 1 << 14  # characters tokenized at a time
-IDS = (".npy", ".json")
+IDS, LINES = (".npy", ".json"), ".jsonl"
 LARGEST_IDS = 1 << 30  # bytes of a file of token ids
 REASON = 120  # characters of a foreign error
 
 Render = Callable[[Mapping[str, Any]], Answer]
-"""Answers a conversation, `{"messages", "tools", "add_generation_prompt", "switches"}`, with its text."""
+"""Renders a conversation, `{"messages", "tools", "add_generation_prompt", "switches"}`."""
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """A text: its file's name and SHA-256, and how many tokens were taken from it."""
+    """A text: its file's name and SHA-256, and the number of tokens taken from it."""
 
     name: str
     sha256: str
@@ -52,7 +53,7 @@ class TextSource:
 
 
 def source_name(path: Path) -> str:
-    """The name of a text for a `TextSource`: what cannot be printed, or is not UTF-8, is replaced."""
+    """The name of a text for a `TextSource`; characters that are not printable UTF-8 are replaced."""
     return "".join(c if c.isprintable() else "?" for c in path.name)
 
 
@@ -68,14 +69,12 @@ def read_source(
 ) -> tuple[str, NDArray[np.int32]]:
     """SHA-256 of a file, and its token ids, without BOS.
 
-    Of a file with more than `limit` tokens, pieces from all over it.
-
     Args:
         path: the file.
         codec: the checkpoint's tokenizer.
-        limit: tokens after which no more of the file is read.
+        limit: tokens to stop after; a longer file contributes pieces from all over it.
         seed: chooses the pieces.
-        vocab_size: ids are below it.
+        vocab_size: ids must be below it.
         render: makes a prompt of a conversation.
         progress: called with numbers of tokens that were read.
 
@@ -88,16 +87,18 @@ def read_source(
         ids = _ids(path, data, vocab_size)
         progress(len(ids))
         return mark, ids
-    lines = path.suffix == ".jsonl"
-    text = _decoded(path, data)
-    pieces = _lines(path, text) if lines else [(str(path), one) for one in _pieces(text.replace("\r\n", "\n"))]
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    pieces = _pieces(path, text)
     if len(text) > 2 * limit:  # not all of it may be needed
         pieces = [pieces[i] for i in np.random.default_rng(seed).permutation(len(pieces))]
     found: list[list[int]] = []
     tokens = 0
     for place, piece in pieces:
         try:
-            found.append(codec.encode(_text_of(piece, render) if lines else piece, frame=False))
+            found.append(codec.encode(_text_of(piece, render) if path.suffix == LINES else piece, frame=False))
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from error
         tokens += len(found[-1])
@@ -117,13 +118,6 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path}: {error.strerror}") from error
 
 
-def _decoded(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
 def _checked(path: Path, ids: NDArray[np.integer], vocab_size: int) -> NDArray[np.int32]:
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         worst = ids.max() if ids.max() >= vocab_size else ids.min()
@@ -131,24 +125,20 @@ def _checked(path: Path, ids: NDArray[np.integer], vocab_size: int) -> NDArray[n
     return ids.astype(np.int32)
 
 
-def _lines(path: Path, text: str) -> list[tuple[str, str]]:
-    """Every line that is not empty, with its place for messages; nothing of JSON's breaks a line but a line feed."""
-    return [(f"{path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _pieces(text: str) -> list[str]:
-    """`text` cut at ends of lines into pieces of about PIECE characters."""
-    found, start = [], 0
+def _pieces(path: Path, text: str) -> list[tuple[str, str]]:
+    """(place for messages, piece): lines of JSON, or pieces of about PIECE characters that end with a line."""
+    if path.suffix == LINES:  # in JSON only a line feed ends a line
+        return [(f"{path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    text, found, start = text.replace("\r\n", "\n"), [], 0
     while start < len(text):
         end = text.find("\n", start + PIECE)
         end = len(text) if end < 0 else end + 1
-        found.append(text[start:end])
+        found.append((str(path), text[start:end]))
         start = end
     return found
 
 
 def _text_of(line: str, render: Render) -> str:
-    """The text that a line of JSON holds; raises UsageError."""
     entry = _parsed(line)
     entry = entry if isinstance(entry, dict) else {}
     if isinstance(entry.get("text"), str):
@@ -162,7 +152,6 @@ def _text_of(line: str, render: Render) -> str:
 
 
 def _conversation(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The question for `Render`."""
     tools, switches = entry.get("tools"), entry.get("chat_template_kwargs")
     if isinstance(tools, str):
         tools = _parsed(tools, '"tools" ')
@@ -193,16 +182,37 @@ def _objects(value: object) -> bool:
 
 def _ids(path: Path, data: bytes, vocab_size: int) -> NDArray[np.int32]:
     try:
-        found = read_array(data) if path.suffix == ".npy" else _listed(data)
+        found = _npy_array(data) if path.suffix == ".npy" else _json_array(data)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path}: holds no token ids ({show(str(error), REASON)})") from error
     if found.dtype.kind not in "iu" or found.ndim not in (1, 2) or not found.size:
-        raise UsageError(f"{path}: should hold token ids, whole numbers in one list")
+        raise UsageError(f"{path}: must hold token ids, whole numbers in one list")
     return _checked(path, found.reshape(-1), vocab_size)
 
 
-def _listed(data: bytes) -> NDArray[Any]:
-    """The numbers in JSON; empty where something else is among them."""
+def _npy_array(data: bytes) -> NDArray[Any]:
+    """The array in a NumPy file; raises ValueError, before memory is allocated, for anything else.
+
+    The header is a piece of Python, and NumPy passes on whatever parsing a damaged one raises: SyntaxError, TypeError,
+    tokenize.TokenError and more.
+    """
+    file = io.BytesIO(data)
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the parser, about odd syntax
+            version = npy.read_magic(file)
+            shape, by_columns, dtype = readers[version](file)
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    count, left = math.prod(shape), len(data) - file.tell()
+    if dtype.kind not in "biufc" or min(shape, default=0) < 0 or count * dtype.itemsize > left:
+        raise ValueError(f"{dtype} of shape {shape} in {left} bytes")
+    flat: NDArray[Any] = np.frombuffer(data, dtype, count, file.tell()) if count else np.empty(0, dtype)
+    return flat.reshape(shape, order="F" if by_columns else "C")
+
+
+def _json_array(data: bytes) -> NDArray[Any]:
+    """The numbers in JSON; empty if it holds anything else."""
     found = json.loads(data)
     rows = found if found and isinstance(found[0], list) else [found]
     return np.array(found) if {type(i) for row in rows for i in row} == {int} else np.array([])
@@ -211,14 +221,7 @@ def _listed(data: bytes) -> NDArray[Any]:
 def training_windows(
     texts: Iterable[NDArray[np.int32]], window: int, count: int, *, bos: int | None, seed: int
 ) -> NDArray[np.int32]:
-    """At most `count` windows [n, window] from `texts`, in a random order; incomplete ones are left out.
-
-    Args:
-        texts: token ids of each.
-        window: tokens of each window, with BOS.
-        count: most windows.
-        bos: stands first in each window; None: nothing does.
-        seed: of the order.
+    """At most `count` windows [n, window] from the ids of `texts`, in random order, each with `bos` (if any) in front.
 
     Raises:
         CalibrationError: no text fills a window.
@@ -237,19 +240,10 @@ def training_windows(
 
 
 def overlaps(windows: NDArray[np.integer], text_ids: Sequence[int] | NDArray[np.integer], n: int = 32) -> int:
-    """How many of the runs of `n` tokens in `text_ids` stand in a window too, token by token."""
+    """How many of the runs of `n` tokens in `text_ids` also occur in a window."""
     ids = np.ascontiguousarray(text_ids, np.int32)
     if len(ids) < n or windows.shape[1] < n:
         return 0
-    known = {run.tobytes() for window in np.ascontiguousarray(windows, np.int32) for run in _runs(window, n)}
-    return sum(run.tobytes() in known for run in _runs(ids, n))
-
-
-def _runs(ids: NDArray[np.int32], n: int) -> NDArray[np.int32]:
-    return np.lib.stride_tricks.sliding_window_view(ids, n)
-
-
-def same_texts(sources: Iterable[TextSource], texts: Mapping[str, bytes]) -> list[str]:
-    """Names of those of `texts` that are one of `sources`, byte by byte."""
-    marks = {source.sha256 for source in sources}
-    return [name for name, data in texts.items() if hashlib.sha256(data).hexdigest() in marks]
+    runs = np.lib.stride_tricks.sliding_window_view
+    known = {run.tobytes() for window in np.ascontiguousarray(windows, np.int32) for run in runs(window, n)}
+    return sum(run.tobytes() in known for run in runs(ids, n))

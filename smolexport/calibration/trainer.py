@@ -1,12 +1,12 @@
-"""What a trainer offers and what it is given: the plug-in that runs a model with gradients or layer by layer.
+"""The interface of a trainer: the plug-in that runs a model with gradients or layer by layer.
 
-A runtime that trains names a module as its `TRAINER`; `plugins.trainer` finds it.  Nothing here needs its libraries.
+A runtime that trains names a module as its `TRAINER`; `plugins.trainer` finds it.
 
 Scale distillation: every trained matrix is an affine block format with frozen codes, `value = d * a - m * b` per block.
 The factors d, and m where the format has a free minimum, are trained until the quantized model predicts what the
 original does on the calibration windows; nothing else changes, so a file holds the result like any other.
 
-Notation: n = rows, c = columns, w = tokens of a window, k = tokens of the original's prediction that are kept.
+Notation: n = rows or windows, c = columns, w = tokens of a window, k = tokens kept of the original's predictions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,14 @@ from numpy.typing import NDArray
 from smolexport.errors import UsageError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Layer, ModelSpec
+from smolexport.quant.affine_view import Factors
 
 KINDS = ("attn", "o", "mlp", "down")  # the inputs of a layer, in the order of the forward pass
-HELD_OUT = 16  # one window of so many is for validation
+HELD_OUT = 16  # one window in so many is for validation
 LEAST_HELD_OUT = 2
+
+AffineBlocks: TypeAlias = Factors
+"""A matrix [n, c] as `d[:, j // block] * a[:, j] - m[:, j // block] * b[:, j]`: a and b are frozen, d and m trained."""
 
 
 def input_columns(spec: ModelSpec, layer: Layer) -> dict[str, int]:
@@ -40,10 +44,10 @@ class ActivationStats:
     """Second moments of one input of c columns.
 
     Attributes:
-        hessian: [c, c] float32, X^T X / T over all positions but the first of each window; only its upper triangle
-            counts, below it stands anything.
+        hessian: [c, c] float32, X^T X / T over all positions but the first of each window; only the upper triangle is
+            defined.
         mean_squares: [c] float32, over all positions.
-        largest_share: of the trace of the Hessian, what the largest single token makes.
+        largest_share: share of the Hessian's trace that comes from the largest single token.
     """
 
     hessian: NDArray[np.float32] = field(repr=False)
@@ -52,14 +56,14 @@ class ActivationStats:
 
 
 class Engine(Protocol):
-    """Runs the layers of one checkpoint over all windows; hidden states lie in files [n, w, hidden_size] float32."""
+    """Runs the layers of one checkpoint over all windows; hidden states are files [n, w, hidden_size] float32."""
 
     def embed(self, windows: NDArray[np.int32], target: Path) -> None:
-        """Write the hidden states before the first layer."""
+        """Write the hidden states before the first layer to `target`; raises OSError."""
         ...
 
     def layer(self, index: int, shape: tuple[int, int], source: Path, target: Path) -> Mapping[str, ActivationStats]:
-        """Run a layer over all windows."""
+        """Run layer `index` over all windows, `shape` [n, w], from `source` to `target`; its statistics by kind."""
         ...
 
     def finish(
@@ -69,7 +73,10 @@ class Engine(Protocol):
         k: int,
         write: Callable[[NDArray[np.int32], NDArray[np.float32]], None],
     ) -> ActivationStats:
-        """Run the head over all windows."""
+        """Run the head over all windows, `shape` [n, w]; statistics of its input.
+
+        `write` is called for each window in order, with ids and log-probabilities [w, k] of the k likeliest tokens.
+        """
         ...
 
     def sample(
@@ -81,51 +88,24 @@ class Engine(Protocol):
         seed: int,
         progress: Callable[[int], None],
     ) -> NDArray[np.int32]:
-        """Windows that the model writes itself."""
+        """[count, window] tokens that the model writes itself, at temperature 1, after `bos` and one of `first`.
+
+        `progress` is called with numbers of tokens written.
+        """
         ...
 
 
-class AffineBlocks(Protocol):
-    """A matrix [n, c] as `d[:, j // block] * a[:, j] - m[:, j // block] * b[:, j]`; a row's last block may be short."""
+@dataclass(frozen=True)
+class Teacher:
+    """The original model's predictions at temperature 1, the likeliest first.
 
-    @property
-    def a(self) -> NDArray[np.float32]:
-        """[n, c], frozen: codes, times sub-block scales where there are such."""
-        ...
+    Attributes:
+        ids: [n, w, k] int32, distinct.
+        log_probs: [n, w, k] float32, natural logarithms; what is missing to 1 is the tail.
+    """
 
-    @property
-    def d(self) -> NDArray[np.float32]:
-        """[n, blocks], trained."""
-        ...
-
-    @property
-    def b(self) -> NDArray[np.float32] | None:
-        """[n, c], frozen; None where the format has no free minimum."""
-        ...
-
-    @property
-    def m(self) -> NDArray[np.float32] | None:
-        """[n, blocks], trained; None with `b`."""
-        ...
-
-    @property
-    def block(self) -> int:
-        """Columns that share one d and one m."""
-        ...
-
-
-class Teacher(Protocol):
-    """What the original model predicts after each token of each window, at temperature 1."""
-
-    @property
-    def ids(self) -> NDArray[Any]:
-        """[windows, w, k] distinct token ids, the likeliest k."""
-        ...
-
-    @property
-    def log_probs(self) -> NDArray[Any]:
-        """[windows, w, k] their natural log-probabilities; what is left to 1 is the tail."""
-        ...
+    ids: NDArray[np.int32] = field(repr=False)
+    log_probs: NDArray[np.float32] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -140,16 +120,6 @@ Rounding = Callable[[str, Trained], Trained]
 """(source name, factors) -> the factors that a file can hold."""
 
 
-def to_half(name: str, factors: Trained) -> Trained:  # noqa: ARG001
-    """Rounds to float16, the type of the scales of most formats."""
-    return Trained(_half(factors.d), None if factors.m is None else _half(factors.m))
-
-
-def _half(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what training blew up is inf, and will be judged so
-        return values.astype(np.float16).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class DistilSettings:
     """How to train.
@@ -159,12 +129,12 @@ class DistilSettings:
         batch: windows per update.
         rate: largest learning rate, relative to the weights: 0.003 moves them by about 0.3 % a step.
         warm_up: share of the steps over which the rate rises from 0; from then on it falls linearly to 0.
-        validate_every: steps between two looks at the held-out windows.
-        patience: looks without a new best after which training ends.
+        validate_every: steps between two validations on the held-out windows.
+        patience: validations without a new best after which training ends.
         seed: of the order of the windows.
-        device: `cpu`, `cuda`, or `auto`: cuda where there is one.
-        threads: torch's threads; None: one per physical core.
-        memory: bytes of activations to stay below: a batch is taken in parts, layers are computed twice.
+        device: `cpu`, `cuda`, or `auto`: cuda if available.
+        threads: torch's threads; None = one per physical core.
+        memory: limit of activations in bytes: batches are split, layers computed twice.
     """
 
     steps: int = 80
@@ -181,13 +151,13 @@ class DistilSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "validate_every", "patience", "memory"):
             if getattr(self, name) < 1:
-                raise UsageError(f"distillation: {name} = {getattr(self, name)} should be at least 1")
+                raise UsageError(f"distillation: {name} = {getattr(self, name)} must be at least 1")
         if not self.rate > 0:
-            raise UsageError(f"distillation: rate = {self.rate} should be above 0")
+            raise UsageError(f"distillation: rate = {self.rate} must be above 0")
         if not 0 <= self.warm_up < 1:
-            raise UsageError(f"distillation: warm_up = {self.warm_up} should lie in [0, 1)")
+            raise UsageError(f"distillation: warm_up = {self.warm_up} must be in [0, 1)")
         if self.device not in {"auto", "cpu", "cuda"}:
-            raise UsageError(f"distillation: device = {self.device!r} should be auto, cpu or cuda")
+            raise UsageError(f"distillation: device = {self.device!r} must be auto, cpu or cuda")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of update number `step`, from 0."""
@@ -202,7 +172,7 @@ class Step:
     Attributes:
         number: from 1.
         loss: divergence from the original on the batch before the update, nats per token.
-        validation: divergence on the held-out windows after it, with rounded factors; None where not looked at.
+        validation: divergence on the held-out windows after it, with rounded factors; None = not measured.
     """
 
     number: int
@@ -215,13 +185,13 @@ class Distilled:
     """The outcome.
 
     Attributes:
-        factors: by source name, rounded; those given where training did not help.
-        before: divergence from the original on the held-out windows, nats per token, with the factors given.
+        factors: by source name, rounded; the initial ones if training did not help.
+        before: divergence from the original on the held-out windows, nats per token, with the initial factors.
         after: with `factors`; equal to `before` unless `improved`.
-        best: number of the step that `factors` are from; 0: the start.
+        best: number of the step that `factors` are from; 0 = the start.
         history: every step taken.
         ended: `steps` (all taken), `patience` (no new best for long) or `diverged` (a loss that is not finite).
-        tokens: of text trained on, windows taken twice counted twice.
+        tokens: trained on; a window that is used twice counts twice.
         device: where it ran.
     """
 
@@ -236,7 +206,7 @@ class Distilled:
 
     @property
     def improved(self) -> bool:
-        """Whether some step was better than the start; otherwise everything was rolled back."""
+        """Whether any step was better than the start; otherwise everything was rolled back."""
         return self.best > 0
 
     def __str__(self) -> str:
@@ -247,7 +217,7 @@ class Distilled:
 
 
 def held_out(windows: int) -> int:
-    """How many windows, the last ones, are kept for validation.
+    """Number of the windows, the last ones, that are kept for validation.
 
     Raises:
         UsageError: none would be left to train on.
@@ -271,7 +241,7 @@ class Trainer(Protocol):
         ...
 
     def engine(self, checkpoint: Checkpoint, *, threads: int | None = None) -> Engine:
-        """Runs the layers of `checkpoint` one by one; `threads` None: one per physical core."""
+        """An engine for `checkpoint`; `threads` None = one per physical core."""
         ...
 
     def distil(
@@ -282,8 +252,8 @@ class Trainer(Protocol):
         windows: NDArray[np.int32],
         teacher: Teacher,
         *,
-        settings: DistilSettings | None = None,
-        rounded: Rounding = to_half,
+        settings: DistilSettings,
+        rounded: Rounding,
         progress: Callable[[Step], None] | None = None,
     ) -> Distilled:
         """Train the factors of quantized matrices until the model predicts what the original predicted.
@@ -292,19 +262,19 @@ class Trainer(Protocol):
 
         Args:
             folder: the checkpoint; only its config.json is read.
-            frozen: (source name, values) of every other tensor, as the file will hold them; taken one at a time.
+            frozen: (source name, values) of every other tensor, as the file will hold them; consumed one at a time.
             trained: the matrices by source name; of a tied model the embedding also serves as the head.
-            windows: [n, w] token ids, three windows at least.
-            teacher: the original's predictions on them; indexed by window, so it may lie on disk.
-            settings: how to train; None: the defaults.
-            rounded: makes the factors that a file can hold; the validation sees only these.
+            windows: [n, w] token ids, at least three windows.
+            teacher: the original's predictions on them; indexed by window, so it may be memory-mapped.
+            settings: how to train.
+            rounded: rounds factors to those that a file can hold; validation uses only these.
             progress: called after every step.
 
         Returns:
-            Rounded factors, and whether they are better than those given, which come back if nothing was.
+            Rounded factors, better than the initial ones, or these if no step was.
 
         Raises:
-            UsageError: too few windows, shapes that do not match, a tensor given twice, no such device.
+            UsageError: too few windows, mismatched shapes, a tensor given twice, an unavailable device.
             TensorError: a name in `trained` is not the weight of a matrix.
         """
         ...
@@ -312,18 +282,18 @@ class Trainer(Protocol):
     def sensitivity(
         self, folder: Path, windows: NDArray[np.int32], seed: int = 0, threads: int | None = None
     ) -> dict[str, NDArray[np.float64]]:
-        """How much the predictions feel an error in what each matrix puts out.
+        """How strongly the predictions react to an error in each output of each matrix: the Fisher diagonal.
 
         Args:
-            folder: the checkpoint; all of it is in memory, in float32.
+            folder: the checkpoint, loaded whole, in float32.
             windows: [n, w] token ids; a dozen windows suffice.
             seed: of the tokens that are drawn.
-            threads: None: one per physical core.
+            threads: None = one per physical core.
 
         Returns:
             By source name the mean over tokens of the squared gradient of log p(y | context), y drawn from the model,
-            by each output of the matrix; for `lm_head.weight` of p (1 - p), whether or not the head is tied; for the
-            embedding by each column of what is looked up.
+            with respect to each output of the matrix; for `lm_head.weight` of p (1 - p), whether or not the head is
+            tied; for the embedding with respect to each column of the looked-up rows.
         """
         ...
 
@@ -335,13 +305,8 @@ class Trainer(Protocol):
         teacher: Teacher,
         threads: int | None = None,
     ) -> float:
-        """Mean divergence of a model with other weights from what the original predicted, nats per token.
+        """Mean divergence of a model with other weights from the original's predictions, nats per token.
 
-        Args:
-            folder: the checkpoint; only its config.json is read.
-            weights: (source name, values) of every tensor; taken one at a time.
-            windows: [n, w] token ids.
-            teacher: the original's predictions on them.
-            threads: None: one per physical core.
+        Of `folder` only config.json is read; `weights`, (source name, values) of all tensors, are consumed in order.
         """
         ...

@@ -19,8 +19,8 @@ from smolexport.conversion.plan import OutputFile
 from smolexport.conversion.source_model import SCHEME_KEY, SourceModel
 from smolexport.errors import CheckpointError, FileFormatError
 from smolexport.model.source_files import file_in, files_in
+from smolexport.tokenizer.added_tokens import rewritten
 from smolexport.tokenizer.files import MAX_BYTES, read_tokenizer_json
-from smolexport.tokenizer.written import rewritten
 
 TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"

@@ -1,1 +1,1 @@
-"""What a decoder is, and where the rows of its tensors lie."""
+"""Models as plain data, and the location of their weights in a checkpoint."""

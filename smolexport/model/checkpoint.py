@@ -1,7 +1,4 @@
-"""A Hugging Face checkpoint: a local folder or a hub id, read tensor by tensor and row by row.
-
-Pickled weights are never opened.
-"""
+"""A Hugging Face checkpoint: a local folder or a hub id, read tensor by tensor and row by row; never a pickle."""
 
 from __future__ import annotations
 
@@ -13,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smolexport.errors import CheckpointError, ConfigError, TensorError, UsageError
+from smolexport.files import open_regular
 from smolexport.model.arch import load_spec
 from smolexport.model.source_files import SMALL_FILES, Stamps, file_in, stamps
 from smolexport.model.spec import ModelSpec, Role, Tensor, stored_shape
 from smolexport.model.tensor_file import DTYPES, StoredTensor, stored_tensors
-from smolexport.text import first_line, label, show
+from smolexport.text import few, first_line, label, show
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -35,12 +34,12 @@ class Checkpoint:
     """An opened checkpoint; weights stay on disk.
 
     Attributes:
-        folder: where it is.
-        config: config.json, without the keys that were to be ignored.
+        folder: its folder.
+        config: config.json, without the ignored keys.
         spec: what the model is.
-        stored: the place of each tensor of `spec`.
-        notes: what was taken where the folder leaves a choice, one line each.
-        stamps: of its files, from before the first was read; see `source_files.refuse_changes`.
+        stored: location of each tensor of `spec`.
+        notes: choices made where the folder is ambiguous, one line each.
+        stamps: of its files, before the first was read; see `source_files.refuse_changes`.
     """
 
     folder: Path
@@ -75,19 +74,19 @@ def find_checkpoint(
 ) -> Path:
     """The folder of `source`: a local folder, the word `demo`, or a hub id such as `HuggingFaceTB/SmolLM2-135M`.
 
-    A hub id is downloaded (only the files that an export reads) into the usual Hugging Face cache; without a
-    network the cached snapshot serves.
+    Of a hub id the files that an export reads are downloaded into the Hugging Face cache; without a network the cached
+    snapshot is used.
 
     Args:
         source: folder, `demo` or hub id.
         revision: branch, tag or commit on the hub.
         token: hub token.
-        cache_dir: another cache than the usual one.
-        weights: False = of a hub id only config, tokenizer and templates are fetched.
+        cache_dir: cache in place of the default one.
+        weights: False = fetch only config, tokenizer and templates of a hub id.
 
     Raises:
         CheckpointError: no such folder, and no such model on the hub or in the cache.
-        UsageError: an empty name; `demo`, where a checkpoint folder of that name lies too.
+        UsageError: an empty name; `demo` in a folder with a checkpoint of that name.
     """
     if not str(source):
         raise UsageError("the name of the checkpoint is empty; give a folder, a hub id 'owner/name', or 'demo'")
@@ -149,11 +148,11 @@ def _from_hub(repo: str, revision: str | None, token: str | None, cache_dir: Pat
 
 
 def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Checkpoint:
-    """Read config and headers of `folder` and match them; no weight is read, but for a head that may be tied.
+    """Read config and headers of `folder` and match them; no weight is read except a head that may be tied.
 
     Args:
         folder: a local checkpoint folder.
-        ignore_config: keys of config.json that are taken as absent: the caller vouches for them as inert.
+        ignore_config: keys of config.json to ignore; the caller guarantees that they are inert.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a link that leads out of the folder.
@@ -172,12 +171,12 @@ def open_checkpoint(folder: Path, *, ignore_config: Collection[str] = ()) -> Che
         notes.append(
             f"config.json claims quantized weights ({method}), but every tensor is plain: the claim is ignored"
         )
-    spec, told = _head(spec, config, found, folder)
-    return Checkpoint(folder, config, spec, _match(spec, found, folder), (*notes, *told), seen)
+    spec, more = _head(spec, config, found, folder)
+    return Checkpoint(folder, config, spec, _match(spec, found, folder), (*notes, *more), seen)
 
 
 def read_config(folder: Path, *, ignore_config: Collection[str] = ()) -> tuple[dict[str, Any], ModelSpec]:
-    """config.json of `folder` and what it says about the model; weights need not be there.
+    """config.json of `folder` and the model that it describes; needs no weights.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -200,11 +199,11 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
         CheckpointError: missing, unreadable, not UTF-8, not JSON or not an object.
     """
     try:
-        if path.stat().st_size > MAX_JSON:
+        with open_regular(path) as file:
+            data = file.read(MAX_JSON + 1)
+        if len(data) > MAX_JSON:
             raise CheckpointError(f"{path}: is larger than {MAX_JSON >> 20} MiB; is it the right file?")
-        if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
-            raise CheckpointError(f"{path}: is not a regular file")
-        value = json.loads(path.read_bytes().decode("utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; {otherwise}") from None
     except OSError as error:
@@ -212,12 +211,12 @@ def read_json(path: Path, otherwise: str = "the file is needed") -> dict[str, An
     except (ValueError, RecursionError) as error:  # UTF-8, JSON, or a number of thousands of digits
         raise CheckpointError(f"{path}: is not valid JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: should hold a JSON object, holds {type(value).__name__}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without a config.json is, as far as its names show."""
+    """What a folder without a config.json is, judged by the names in it."""
     if (folder / "adapter_config.json").is_file():
         return "the folder holds an adapter, not a model: merge it into its base model first (peft: merge_and_unload)"
     below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
@@ -227,12 +226,12 @@ def _instead(folder: Path) -> str:
 
 
 def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The safetensors files of the model in `folder`, and a note on weights beside them that are not read.
+    """The safetensors files of the model in `folder`, and notes on other weights there.
 
-    As transformers does: model.safetensors where it is there, else the shards that the index names.
+    As in transformers: model.safetensors if it exists, else the shards that the index names.
 
     Raises:
-        CheckpointError: there are none, or not all that the index names.
+        CheckpointError: there are none, or one that the index names is missing.
     """
     single, index = file_in(folder, SINGLE), file_in(folder, INDEX)
     listed = _listed(index) if index else []
@@ -245,21 +244,19 @@ def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     others = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern)) if path not in files]
     adapters = [path.name for path in others if path.name.startswith("adapter_model")]
     rest = [path.name for path in others if path.name not in adapters]
-    notes = [f"{_few(rest)} in the same folder but not read: {why}"] if rest else []
+    notes = [f"{_are(rest)} in the same folder but not read: {why}"] if rest else []
     if adapters:
-        notes.append(f"{_few(adapters)} in the same folder but not merged: the model is exported without the adapter")
+        notes.append(f"{_are(adapters)} in the same folder but not merged: the model is exported without the adapter")
     return files, notes
 
 
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(map(label, names[:3]))
-    return f"{shown} {'is' if len(names) == 1 else 'are'}" if len(names) <= 3 else (
-        f"{shown} and {len(names) - 3} more files are"
-    )  # fmt: skip
+def _are(names: Sequence[str]) -> str:
+    verb = "is" if len(names) == 1 else "are" if len(names) <= 3 else "files are"
+    return f"{few([label(name) for name in names])} {verb}"
 
 
 def _listed(index: Path) -> list[str]:
-    """Names of the files that the index names."""
+    """The files that the index names."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
         raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
@@ -278,12 +275,12 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def _weights_instead(folder: Path) -> str:
-    """What a person can do in a folder without weights of the usual names."""
+    """Advice for a folder without weights of the usual names."""
     names = [path.name for path in sorted(folder.glob("*.safetensors"))]
     if len(names) == 1:
         return f"; if {label(names[0])} is the model, rename it to {SINGLE}"
     if names:
-        return f", only {_few(names)} there: the download is incomplete"
+        return f", only {_are(names)} there: the download is incomplete"
     pickled = [path.name for pattern in ("*.bin", "*.pt*") for path in sorted(folder.glob(pattern))]
     if pickled:
         return (
@@ -294,7 +291,7 @@ def _weights_instead(folder: Path) -> str:
 
 
 def claimed_quantization(config: Mapping[str, Any]) -> str | None:
-    """How config.json says that the weights are quantized, as a short text; None when it does not say so."""
+    """The quantization of the weights that config.json claims, as a short text; None without a claim."""
     for key in QUANTIZED:
         value = config.get(key)
         if value is not None:
@@ -306,7 +303,7 @@ def claimed_quantization(config: Mapping[str, Any]) -> str | None:
 def _head(
     spec: ModelSpec, config: Mapping[str, Any], found: dict[str, StoredTensor], folder: Path
 ) -> tuple[ModelSpec, list[str]]:
-    """`spec` with the head that the checkpoint really has, as transformers 5 finds it, and a note on a departure.
+    """`spec` with the head that the checkpoint really has, as in transformers 5, and a note if config.json differs.
 
     A copy of the tied embedding is dropped from `found`.
 
@@ -325,7 +322,7 @@ def _head(
             )
         note = f"there is no {name} and config.json does not say tie_word_embeddings: the embedding is the head"
         return replace(spec, tied=True), [note]
-    # Reading begins only at the shape that config.json asks for; `_match` names an embedding of another one.
+    # Weights are read only if they have the shape of config.json; `_match` refuses an embedding of another one.
     if head is None or (embed is not None and embed.shape != (spec.vocab_size, spec.hidden_size)):
         return spec, []
     if embed is None:
@@ -341,18 +338,14 @@ def _head(
 
 
 def _equal(a: StoredTensor, b: StoredTensor, chunk: int = 512) -> bool:
-    rows = a.shape[0]
-    return all(
-        np.array_equal(
-            a.read_rows(i, min(i + chunk, rows)).astype(np.float32),
-            b.read_rows(i, min(i + chunk, rows)).astype(np.float32),
-        )
-        for i in range(0, rows, chunk)
-    )
+    def rows(stored: StoredTensor, start: int) -> NDArray[np.float32]:
+        return stored.read_rows(start, min(start + chunk, stored.shape[0])).astype(np.float32)
+
+    return all(np.array_equal(rows(a, start), rows(b, start)) for start in range(0, a.shape[0], chunk))
 
 
 def _match(spec: ModelSpec, found: dict[str, StoredTensor], folder: Path) -> dict[Tensor, StoredTensor]:
-    """Every tensor of the spec with its place; nothing missing, nothing left over, all shapes equal."""
+    """The location of every tensor of the spec; none may be missing, unexpected or of another shape."""
     fused: dict[str, list[Tensor]] = {}
     for tensor in spec.tensors():
         fused.setdefault(tensor.stored_name, []).append(tensor)

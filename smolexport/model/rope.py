@@ -1,7 +1,5 @@
-"""Rotary position embeddings: what each layer is told, and the frequencies that follow from it.
-
-Notation: d = rotary dimensions of one head (head_dim here).  All arithmetic follows transformers'
-`modeling_rope_utils`, so that a runtime's own formula can be checked against it.
+"""Rotary position embeddings: parameters and frequencies, by the arithmetic of transformers' `modeling_rope_utils`, so
+that a runtime's own formula can be checked against it.
 """
 
 from __future__ import annotations

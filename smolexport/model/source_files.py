@@ -1,7 +1,7 @@
-"""The files of a checkpoint's folder: that they lie inside it, and that they stay what they were.
+"""The files of a checkpoint's folder: they must be inside it, and must not change while they are read.
 
-A checkpoint comes from strangers and what is made of it gets published.  A symbolic link named like one of its files
-may point to any file of the user's, so every file is looked up here before it is read or copied.
+A checkpoint comes from strangers, and exports of it get published.  A symbolic link named like one of its files may
+point to any file of the user's, so every file is looked up here before it is read or copied.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import TypeAlias
 from smolexport.errors import CheckpointError
 from smolexport.text import label
 
-# What is fetched of a hub id without its weights.  The hub's `*` crosses folders, so these cover the index and all
-# chat templates; a local folder needs the second line for them.
+# Fetched for a hub id, besides its weights.  The hub's `*` crosses folders, so these cover all chat templates; a local
+# folder needs the last pattern of the second line for them.
 SMALL_FILES = ("*.json", "*.jinja", "merges.txt", "README.md", "LICENSE*")
 PATTERNS = (*SMALL_FILES, "*.safetensors", "additional_chat_templates/*.jinja")
-# Those of them that change what is exported.  Trainers and exports write others into the same folder.
+# Those that affect an export.  Trainers and exports write others into the same folder.
 DECIDING = (
     """config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
     vocab.json merges.txt chat_template.json *.safetensors.index.json *.safetensors *.jinja LICENSE* README.md
     additional_chat_templates/*.jinja"""
 ).split()
-# What any reader of such a folder may open, by the ends of names.
+# Suffixes of the files that any reader of such a folder may open.
 READ = frozenset(
     {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken", ".safetensors", ".onnx", ".onnx_data", ".data"}
 )
@@ -35,18 +35,13 @@ Stamps: TypeAlias = Mapping[str, Stamp]
 
 
 def file_in(folder: Path, name: str) -> Path | None:
-    """The file `name` of the checkpoint in `folder`; None where there is none.
+    """The file `name` of the checkpoint in `folder`; None if it does not exist.
 
-    Symbolic links count as what they point to as long as that lies in the folder, or among the blobs of the hub's
-    cache where the folder is one of its snapshots.
-
-    Args:
-        folder: the checkpoint's.
-        name: of the file, relative to the folder, with `/`.
+    Symbolic links are followed inside the folder, and into the blobs of the hub's cache if the folder is a snapshot.
 
     Raises:
-        CheckpointError: a link that leads out of the folder or to nothing, something that is not a regular file
-            (reading a pipe would wait for ever), or a path that cannot be looked at.
+        CheckpointError: a link out of the folder or to nothing, not a regular file (reading a pipe would block), or a
+            path that cannot be examined.
     """
     path, shown = folder / name, folder / label(name)
     try:
@@ -76,13 +71,7 @@ def files_in(folder: Path, pattern: str) -> list[Path]:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder in which a file that some library may read is a link out of it.
-
-    For folders that are handed to a library, which follows every link.
-
-    Raises:
-        CheckpointError: as `file_in`, for the first such file.
-    """
+    """Raise CheckpointError if a file in `folder` is a link out of it: for libraries, which follow every link."""
     for pattern in ("*", "*/*"):
         for path in sorted(folder.glob(pattern)):
             if path.suffix in READ and not (path.is_dir() and not path.is_symlink()):
@@ -90,23 +79,19 @@ def refuse_links(folder: Path) -> None:
 
 
 def stamps(folder: Path) -> Stamps:
-    """Device, inode, size and time of last change of each file that is read of the checkpoint in `folder`, by name."""
+    """Device, inode, size and modification time of each file that affects an export, by name."""
     found = {}
     for path in {path for pattern in DECIDING for path in folder.glob(pattern)}:
         try:
             at = path.stat()
-        except OSError:  # whoever reads it will say so
+        except OSError:  # reported by whoever reads it
             continue
         found[path.relative_to(folder).as_posix()] = at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns
     return found
 
 
 def refuse_changes(folder: Path, before: Stamps) -> None:
-    """Refuse a checkpoint of which a file was replaced, rewritten, added or removed since `stamps` gave `before`.
-
-    Raises:
-        CheckpointError: names the first such file.
-    """
+    """Raise CheckpointError if a file was replaced, rewritten, added or removed since `before` was taken."""
     now = stamps(folder)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):

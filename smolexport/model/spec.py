@@ -1,7 +1,6 @@
 """What a decoder is: sizes, layers, and every tensor that must exist, as plain data.
 
-The layer is told, never asked: whatever differs from layer to layer stands in `Layer`, so that no converter
-or runtime needs to know which family a model belongs to.
+Whatever differs from layer to layer is in `Layer`, so that no converter or runtime needs to know the family of a model.
 
 Notation: h = hidden_size, i = intermediate_size, d = head_dim, q = num_attention_heads,
 k = num_key_value_heads, v = vocab_size.  Matrices are [out, in].
@@ -16,6 +15,7 @@ from math import prod
 from operator import attrgetter
 
 from smolexport.model.rope import Rope
+from smolexport.text import few
 
 
 class Role(Enum):
@@ -37,8 +37,8 @@ class Role(Enum):
     HEAD = auto()
 
 
-# What we call the module of each role in reports, statistics and ONNX graphs, `{}` = layer.  Most checkpoints use
-# the same names; `ModelSpec.sources` tells where one departs.
+# Names of the modules in reports, statistics and ONNX graphs, `{}` = layer.  Most checkpoints use the same names;
+# `ModelSpec.sources` holds the exceptions.
 NAMES: Mapping[Role, str] = {
     Role.EMBED: "model.embed_tokens",
     Role.NORM_BEFORE_ATTENTION: "model.layers.{}.input_layernorm",
@@ -59,13 +59,13 @@ NAMES: Mapping[Role, str] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint keeps a tensor.
+    """How a checkpoint stores a tensor.
 
     Attributes:
-        name: of the tensor in the checkpoint; of a module with `{}` for the layer where an architecture tells it.
-            Tensors that share a name are fused: their rows follow one another in the order of the spec.
+        name: of the tensor in the checkpoint; in `ModelSpec.sources`, of its module with `{}` for the layer.  Tensors
+            that share a name are fused: their rows follow each other in the order of the spec.
         transposed: matrices are stored [in, out].
-        added: constant that is added to each weight on reading.
+        added: constant added to each weight on reading.
     """
 
     name: str
@@ -79,10 +79,10 @@ class Tensor:
 
     Attributes:
         role: its place in the computation.
-        index: the layer, and what else its role counts; empty outside the layers.
+        index: the layer, and further indices of its role; empty outside the layers.
         part: `weight` or `bias`.
         shape: [out, in] or [n].
-        source: where the checkpoint keeps it; without a name for a tensor that was found in an exported file.
+        source: how the checkpoint stores it; without a name for a tensor of an exported file.
     """
 
     role: Role
@@ -93,7 +93,7 @@ class Tensor:
 
     @property
     def key(self) -> tuple[Role, tuple[int, ...], str]:
-        """What names it whatever its shape."""
+        """Its identity apart from the shape."""
         return self.role, self.index, self.part
 
     @property
@@ -103,7 +103,7 @@ class Tensor:
 
     @property
     def name(self) -> str:
-        """Our name for it, unique in a model and the same for every architecture."""
+        """Its name in smolexport, unique in a model and the same for every architecture."""
         return f"{NAMES[self.role].format(*self.index)}.{self.part}"
 
     @property
@@ -141,7 +141,7 @@ class Attention:
         num_key_value_heads: key and value heads.
         head_dim: elements of a head.
         rope: rotary embedding; None = no rotation (NoPE).
-        window: positions that a token sees, itself included; None = all before it.
+        window: positions that a token attends to, itself included; None = all before it.
         qkv_bias: biases on the query, key and value projections.
         o_bias: bias on the output projection.
         qk_norm: RMS normalization of each query and key head.
@@ -186,7 +186,7 @@ class ModelSpec:
         tied: the embedding is the head.
         norm_eps: of all norms.
         context_length: positions that it was trained for.
-        sources: where the checkpoint departs from `NAMES`.
+        sources: exceptions of the checkpoint from `NAMES`.
     """
 
     model_type: str
@@ -209,14 +209,14 @@ class ModelSpec:
         return next((layer.mixer.rope for layer in self.layers if layer.mixer.rope is not None), None)
 
     def source(self, role: Role, *index: int, part: str = "weight") -> Source:
-        """Where the checkpoint keeps the tensor."""
+        """How the checkpoint stores the tensor."""
         found = self.sources.get(role) or Source(NAMES[role])
         name = f"{found.name.format(*index)}.{part}"
         return replace(found, name=name) if part == "weight" else Source(name)
 
     @property
     def rearranged(self) -> list[str]:
-        """Modules of the checkpoint whose tensors are not kept row by row under a name of their own."""
+        """Modules of the checkpoint whose tensors are transposed, shifted or fused."""
         kept = list(self.sources.values())
         return [source.name for source in kept if source.transposed or source.added or kept.count(source) > 1]
 
@@ -257,7 +257,7 @@ class ModelSpec:
 
 
 def stored_shape(parts: Sequence[Tensor]) -> tuple[int, ...]:
-    """The shape of the checkpoint's tensor that `parts`, which share its name, make up."""
+    """The shape of the checkpoint's tensor that consists of `parts`."""
     shape = (sum(tensor.shape[0] for tensor in parts), *parts[0].shape[1:])
     return shape[::-1] if parts[0].source.transposed else shape
 
@@ -266,12 +266,10 @@ ONE_SIZE = ("mixer.num_attention_heads", "mixer.num_key_value_heads", "mixer.hea
 
 
 def departures(spec: ModelSpec, computed: Mapping[str, tuple[object, ...]]) -> Iterator[str]:
-    """What of `spec` a target does not compute: a phrase for each field, with both values.
+    """A phrase, with both values, for each field of `spec` that a target does not support.
 
-    Args:
-        spec: the model.
-        computed: field of a layer, such as `mixer.window` -> the values that the target computes.  The sizes of
-            heads and feed-forward must be equal on all layers in any case.
+    `computed`: field of a layer, such as `mixer.window` -> the supported values.  The sizes of heads and feed-forward
+    must be equal on all layers in any case.
     """
     if not spec.layers:
         yield "has at least one layer, the checkpoint has none"
@@ -281,15 +279,11 @@ def departures(spec: ModelSpec, computed: Mapping[str, tuple[object, ...]]) -> I
         found = {number: attrgetter(path)(layer) for number, layer in enumerate(spec.layers)}
         odd = [number for number, value in found.items() if value not in values]
         if odd:
-            where = "" if len(odd) == len(found) else f" on {'layer' if len(odd) == 1 else 'layers'} {_few(odd)}"
-            due = " or ".join(map(_told, values))
+            where = "" if len(odd) == len(found) else f" on {'layer' if len(odd) == 1 else 'layers'} {few(odd, 4)}"
+            due = " or ".join(map(_shown, values))
             name = path.removeprefix("mixer.").replace(".", " ")
-            yield f"has {name} {due}, the checkpoint has {_told(found[odd[0]])}{where}"
+            yield f"has {name} {due}, the checkpoint has {_shown(found[odd[0]])}{where}"
 
 
-def _few(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:4])) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")
-
-
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     return "none" if value is None else str(value).lower()

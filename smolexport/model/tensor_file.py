@@ -1,7 +1,7 @@
-"""Tensors in a safetensors file: where each is, and its rows.
+"""Tensors in a safetensors file: the location of each, and its rows.
 
 Rows are read with positioned reads into small buffers, never mapped: mapped pages count as resident memory, and an
-export must stay small whatever the model.  safetensors itself checks a file's header (lengths, overlaps, gaps, sizes).
+export must stay small whatever the model.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-# Buffers that old checkpoints carry and that are computed, not learned.
+# Buffers in old checkpoints that are computed, not learned.
 COMPUTED = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies.
+    """Location of one tensor.
 
     Attributes:
         name: in the file.
@@ -40,8 +40,8 @@ class StoredTensor:
         dtype: of its elements in the file.
         shape: [rows, columns] or [n].
         offset: first byte in the file.
-        pitch: of a matrix that is stored transposed, elements from one column to the next; 0 = rows are stored.
-        added: constant that is added to every element.
+        pitch: of a matrix stored transposed, elements from one column to the next; 0 = stored as rows.
+        added: constant added to every element.
     """
 
     name: str
@@ -53,13 +53,9 @@ class StoredTensor:
     added: float = 0.0
 
     def part(self, first: int, shape: tuple[int, ...], *, transposed: bool, added: float) -> StoredTensor:
-        """The tensor of `shape` whose rows (elements of a vector) begin at number `first` of this one, as stored.
+        """The part of `shape` from row (of a vector: element) `first` on.
 
-        Args:
-            first: row; column where `transposed`.
-            shape: of the part.
-            transposed: the part's columns are the rows that are stored.
-            added: constant that is added to every element.
+        `transposed`: the stored rows are the part's columns, and `first` counts columns of this tensor.
         """
         turned = transposed and len(shape) > 1
         step = 1 if turned else prod(shape[1:])
@@ -67,14 +63,14 @@ class StoredTensor:
         return replace(self, shape=shape, offset=place, pitch=self.shape[-1] if turned else 0, added=added)
 
     def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows [start, stop) as [rows, columns] in the stored dtype, in float32 with a constant; a vector is one row.
+        """Rows [start, stop) as [rows, columns] in the stored dtype, with a constant in float32; a vector is one row.
 
         Raises:
-            CheckpointError: the file vanished, became shorter or unreadable since it was opened.
+            CheckpointError: the file has vanished, or became shorter or unreadable.
         """
         rows, columns = prod(self.shape[:-1]), self.shape[-1]
         stop = rows if stop is None else stop
-        # Runs of elements that follow one another in the file: all of them, or those of each column.
+        # Contiguous runs of elements in the file: all of them, or those of each column.
         shape, step, skip = (1, (stop - start) * columns), 0, start * columns
         if self.pitch:
             shape, step, skip = (columns, stop - start), self.pitch, start
@@ -98,27 +94,37 @@ class StoredTensor:
             filled += count
 
 
-def stored_tensors(path: Path, method: str | None) -> Iterator[StoredTensor]:
-    """The tensors of a safetensors file, without buffers that are computed; no data is read.
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the offset of the first byte of data.
 
-    Args:
-        path: the file.
-        method: how config.json says that the weights are quantized, for the refusal; None = it does not.
+    Raises:
+        SafetensorError: the file is damaged: lengths, overlaps, gaps or sizes do not fit.
+        OSError: it cannot be read.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np"):  # checks the header
+        pass
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def stored_tensors(path: Path, method: str | None) -> Iterator[StoredTensor]:
+    """The tensors of a safetensors file, without computed buffers; no data is read.
+
+    `method`: quantization that config.json claims, for the message.
 
     Raises:
         CheckpointError: the file is damaged.
         TensorError: a tensor of another dtype than `DTYPES`.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="np"):
-            pass
+        header, data = read_header(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is damaged or not a safetensors file ({first_line(error)})") from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
     for name, entry in header.items():
         if name == "__metadata__" or name.endswith(COMPUTED):
             continue
@@ -128,6 +134,5 @@ def stored_tensors(path: Path, method: str | None) -> Iterator[StoredTensor]:
                 f"{path}: tensor {label(name)} has dtype {entry['dtype']}; "
                 f"only {', '.join(DTYPES)} weights are exported{how}"
             )
-        yield StoredTensor(
-            name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        )
+        offset = data + entry["data_offsets"][0]
+        yield StoredTensor(name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), offset)

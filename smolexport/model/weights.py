@@ -1,4 +1,4 @@
-"""The weights inside an exported file, as the checkpoint had them: read back, and boiled down to a fingerprint.
+"""The weights in an exported file as the checkpoint had them, read back, and their fingerprint.
 
 Whatever a format renamed, reordered or packed is undone, so that files of different formats can be compared.
 """
@@ -23,7 +23,7 @@ DIGITS = 32
 
 
 class ReadableTensor(Protocol):
-    """A tensor whose rows can be read in the order that the checkpoint has them."""
+    """A tensor whose rows can be read in the checkpoint's order."""
 
     def read_rows(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Rows [start, stop) as [rows, columns] floats; a vector is one row."""
@@ -34,7 +34,7 @@ Weights = Mapping[Tensor, ReadableTensor]
 
 
 def canonical(tensors: Mapping[Tensor, Any]) -> list[Tensor]:
-    """`tensors` in the order of the forward pass, whatever the order in the file."""
+    """`tensors` in the order of the forward pass."""
     roles = {role: number for number, role in enumerate(Role)}
 
     def place(tensor: Tensor) -> tuple[int, tuple[int, ...], int, str]:
@@ -47,11 +47,6 @@ def canonical(tensors: Mapping[Tensor, Any]) -> list[Tensor]:
 def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
     """Every tensor of `spec` from the file `path`, decoded, in the checkpoint's own order of rows, one at a time.
 
-    Args:
-        weights: what the file's converter finds in it.
-        path: the file, for messages.
-        spec: the model that it should hold.
-
     Raises:
         FileFormatError: the tensors are not those of `spec`.
     """
@@ -61,15 +56,16 @@ def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[T
         if shape != tensor.shape:
             found = "is missing" if shape is None else f"has shape {list(shape)}"
             raise FileFormatError(f"{path}: tensor {tensor.name} {found}; the model asks for {list(tensor.shape)}")
-        yield tensor, _whole(tensor, weights[tensor]).reshape(tensor.shape)
+        whole = np.empty((tensor.rows, tensor.columns), np.float32)
+        for start, rows in _chunks(tensor, weights[tensor]):
+            whole[start : start + len(rows)] = rows
+        yield tensor, whole.reshape(tensor.shape)
 
 
 def as_stored(spec: ModelSpec, tensors: Iterable[tuple[Tensor, NDArray[Any]]]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and array of each tensor as the checkpoint keeps them: the inverse of reading it.
+    """Name and array of each of `tensors` as the checkpoint stores them: the inverse of reading it.
 
-    Args:
-        spec: the model.
-        tensors: of `spec`, with values in its own terms; fused ones are held until all are there.
+    Fused tensors are buffered until they are complete.
     """
     missing = Counter(tensor.stored_name for tensor in spec.tensors())
     held: dict[str, dict[Tensor, NDArray[Any]]] = {}
@@ -78,41 +74,24 @@ def as_stored(spec: ModelSpec, tensors: Iterable[tuple[Tensor, NDArray[Any]]]) -
         held.setdefault(name, {})[tensor] = values - np.float32(how.added) if how.added else values
         missing[name] -= 1
         if missing[name] == 0:
-            whole = _joined([*held.pop(name).values()])
+            parts = [*held.pop(name).values()]
+            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
             yield name, whole.T if how.transposed else whole
 
 
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _whole(tensor: Tensor, stored: ReadableTensor) -> NDArray[np.float32]:
-    """All rows, put together piece by piece: decoding at once would take several times the memory."""
-    rows, columns, step = _steps(tensor)
-    out = np.empty((rows, columns), np.float32)
-    for start in range(0, rows, step):
-        out[start : start + step] = stored.read_rows(start, min(start + step, rows))
-    return out
-
-
-def _steps(tensor: Tensor) -> tuple[int, int, int]:
-    """Rows, columns, and the rows of a piece."""
-    return tensor.rows, tensor.columns, max(1, CHUNK // tensor.columns)
+def _chunks(tensor: Tensor, stored: ReadableTensor) -> Iterator[tuple[int, NDArray[Any]]]:
+    """(first row, rows) of all rows in chunks: decoding at once would take several times the memory."""
+    step = max(1, CHUNK // tensor.columns)
+    for start in range(0, tensor.rows, step):
+        yield start, stored.read_rows(start, min(start + step, tensor.rows))
 
 
 def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], None] | None = None) -> str:
-    """A hash that two exports share exactly when every decoded weight is equal.
+    """A hash that is equal for two exports if and only if all their decoded weights are.
 
-    SHA-256 over the SHA-256 of each tensor in `canonical` order: its name, shape, and its values as
-    little-endian float32 in the checkpoint's order of rows, -0 counted as 0.  Cut to 128 bits.
-
-    Args:
-        weights: of a checkpoint or an exported file.
-        threads: tensors hashed at a time.
-        progress: called with the number of weights of each piece.
-
-    Returns:
-        32 hexadecimal digits.
+    SHA-256, cut to 32 hexadecimal digits, over the SHA-256 of each tensor in `canonical` order: its name, shape, and
+    its values as little-endian float32 in the checkpoint's order of rows, -0 counted as 0.  `progress` is called with
+    the number of weights of each chunk.
     """
     total = hashlib.sha256()
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="hash") as pool:
@@ -124,9 +103,8 @@ def fingerprint(weights: Weights, threads: int = 1, progress: Callable[[int], No
 
 def _digest(tensor: Tensor, stored: ReadableTensor, progress: Callable[[int], None] | None) -> bytes:
     found = hashlib.sha256(f"{tensor.name} {list(tensor.shape)}\n".encode())
-    rows, _, step = _steps(tensor)
-    for start in range(0, rows, step):
-        values = stored.read_rows(start, min(start + step, rows)).astype("<f4")
+    for _, rows in _chunks(tensor, stored):
+        values = rows.astype("<f4")
         values += np.float32(0)  # -0 + 0 is 0
         found.update(values.reshape(-1).data)
         if progress:

@@ -1,9 +1,8 @@
 """The checkpoint's own tokenizer as a TextCodec.
 
-Encoding is done by the tokenizers library from tokenizer.json itself, with the tokens that other files add as
-transformers adds them: its AutoTokenizer rebuilds some tokenizers by class and loses parts of their pre-tokenizer.
-Decoding is done here, from the bytes of each token, so
-that text can be streamed token by token.
+The tokenizers library encodes, from tokenizer.json itself and the tokens of other files: transformers' AutoTokenizer
+rebuilds some tokenizers by class and loses parts of their pre-tokenizer.  Decoding is done here, from the bytes of each
+token, so that text can be streamed.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ BYTE_OF = byte_characters()
 
 
 def piece_bytes(spec: TokenizerSpec, token: int) -> bytes:
-    """The bytes that `token` stands for; special tokens as they are written, unused ones nothing."""
+    """The bytes of `token`; special tokens as written, none for unused ones."""
     text, kind = spec.tokens[token], spec.kinds[token]
     if kind is TokenKind.UNUSED:
         return b""
@@ -49,7 +48,7 @@ def piece_bytes(spec: TokenizerSpec, token: int) -> bytes:
 
 
 class PieceDecoder:
-    """A TextDecoder.  `special`: also show control tokens.  `opens`: drop the space that encoding put in front."""
+    """A TextDecoder.  `special`: also show control tokens.  `opens`: drop the space that encoding added in front."""
 
     def __init__(self, spec: TokenizerSpec, *, special: bool, opens: bool) -> None:
         self._spec = spec
@@ -66,7 +65,7 @@ class PieceDecoder:
         return self._trim(self._utf8.decode(piece_bytes(self._spec, token)))
 
     def flush(self) -> str:
-        """What is still held back, with U+FFFD for bytes that are not UTF-8."""
+        """The text still held back, with U+FFFD for bytes that are not UTF-8."""
         return self._trim(self._utf8.decode(b"", final=True))
 
     def _trim(self, text: str) -> str:
@@ -77,43 +76,39 @@ class PieceDecoder:
 
 
 class FileTokenizer:
-    """The tokenizer of a checkpoint's folder."""
+    """The tokenizer of a checkpoint's folder.
+
+    Attributes:
+        spec: what the tokenizer is.
+        stop_tokens: tokens that end a generation.
+    """
 
     def __init__(self, spec: TokenizerSpec, library: Any) -> None:
-        self._spec = spec
+        self.spec = spec
+        self.stop_tokens = spec.stop_tokens
         self._library = library
 
-    @property
-    def spec(self) -> TokenizerSpec:
-        """What the tokenizer is."""
-        return self._spec
-
-    @property
-    def stop_tokens(self) -> frozenset[int]:
-        """Tokens that end a generation."""
-        return self._spec.stop_tokens
-
     def encode(self, text: str, *, frame: bool = True) -> list[int]:
-        """Ids of `text` with the special tokens in it recognised.
+        """Ids of `text`; special tokens in it are recognised.
 
-        `frame`: put BOS in front where the model wants it.  EOS is never added: a prompt goes on.
-        Raises UsageError for a text that UTF-8 cannot hold.
+        `frame`: put BOS in front if the tokenizer does.  EOS is never added: a prompt is continued.
+        Raises UsageError for a text that is not valid Unicode.
         """
         try:
             ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeEncodeError):  # the library takes such a text for no text at all
+        except (TypeError, UnicodeEncodeError):  # the library does not take half a surrogate pair for text
             raise UsageError(f"the text {show(text)} holds half a surrogate pair; remove it") from None
-        if frame and self._spec.add_bos and self._spec.bos is not None:
-            return [self._spec.bos, *ids]
+        if frame and self.spec.add_bos and self.spec.bos is not None:
+            return [self.spec.bos, *ids]
         return ids
 
     def decoder(self, *, special: bool = False, opens: bool = False) -> PieceDecoder:
-        """A fresh incremental decoder.
+        """A new incremental decoder.
 
-        `special`: show control tokens as they are written.  `opens`: the tokens begin a text, rather than go on
-        with one, so that the space which encoding added in front is dropped.
+        `special`: show control tokens as written.  `opens`: the tokens begin a text rather than continue one, so the
+        space that encoding added in front is dropped.
         """
-        return PieceDecoder(self._spec, special=special, opens=opens)
+        return PieceDecoder(self.spec, special=special, opens=opens)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of a whole sequence."""
@@ -122,7 +117,7 @@ class FileTokenizer:
 
 
 def open_tokenizer(folder: Path, spec: TokenizerSpec) -> FileTokenizer:
-    """The codec of the checkpoint in `folder`, whose tokenizer `spec` describes.  Raises TokenizerError."""
+    """The codec of the checkpoint in `folder` with the tokenizer `spec`.  Raises TokenizerError."""
     path = file_in(folder, "tokenizer.json")
     if path is None:
         raise TokenizerError(f"{folder / 'tokenizer.json'}: the file does not exist")

@@ -1,6 +1,6 @@
-"""Reading the tokenizer's files: they come from strangers, so every size and type is checked before use.
+"""Bounded, checked reading of the tokenizer's files: they come from strangers.
 
-Every finding is a TokenizerError of one line: the file, what was found, what to do.
+Every error is a TokenizerError of one line: the file, what was found, what to do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smolexport.errors import TokenizerError
 from smolexport.files import open_regular
@@ -18,20 +18,22 @@ from smolexport.text import reason, show
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 ID_FILES = ("generation_config.json", "config.json")
-
 MAX_BYTES = 256 << 20  # the largest tokenizer.json on the hub is about 35 MB
+KINDS: Mapping[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+
+T = TypeVar("T", dict[str, Any], list[Any], str, bool)
 
 
 @dataclass(frozen=True)
 class Companions:
-    """The optional JSON files beside tokenizer.json, {} where one is absent."""
+    """The optional JSON files beside tokenizer.json, {} for each that is absent."""
 
     folder: Path
     files: Mapping[str, dict[str, Any]]
 
 
 def read_companions(folder: Path) -> Companions:
-    """Read the JSON files that may stand beside tokenizer.json.  Raises TokenizerError, CheckpointError."""
+    """Read the JSON files beside tokenizer.json.  Raises TokenizerError, CheckpointError."""
     paths = {name: file_in(folder, name) for name in (CONFIG, MAP, ADDED, *ID_FILES)}
     return Companions(folder, {name: read_tokenizer_json(path) if path else {} for name, path in paths.items()})
 
@@ -55,21 +57,6 @@ def read_text(path: Path) -> str:
         raise refuse(path, f"is not UTF-8 at byte {error.start}", "download the file again") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {show(twice)} appears twice in one object")
-    return result
-
-
-def content(token: object) -> str | None:
-    """The text of a token, which stands in these files alone or in an object with flags; None for anything else."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
 def read_tokenizer_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.  Raises TokenizerError for anything else, duplicate keys included."""
     text = read_text(path)
@@ -79,28 +66,23 @@ def read_tokenizer_json(path: Path) -> dict[str, Any]:
         raise refuse(path, "is nested too deeply", "this is not a tokenizer file; download it again") from None
     except ValueError as error:
         raise refuse(path, f"is not valid JSON ({reason(error)})", "download the file again") from None
-    return mapping(path, "the top level", value)
+    return typed(path, "the top level", value, dict)
 
 
-def mapping(path: Path, name: str, value: object) -> dict[str, Any]:
-    """`value` if it is a JSON object.  Raises TokenizerError."""
-    if not isinstance(value, dict):
-        raise refuse(path, f"{name} is {show(value)}, not an object", "repair or download the file again")
-    return value
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {show(twice)} appears twice in one object")
+    return result
 
 
-def sequence(path: Path, name: str, value: object) -> list[Any]:
-    """`value` if it is a JSON array.  Raises TokenizerError."""
-    if not isinstance(value, list):
-        raise refuse(path, f"{name} is {show(value)}, not a list", "repair or download the file again")
-    return value
-
-
-def string(path: Path, name: str, value: object) -> str:
-    """`value` if it is a text that UTF-8 can hold.  Raises TokenizerError."""
-    if not isinstance(value, str):
-        raise refuse(path, f"{name} is {show(value)}, not a string", "repair or download the file again")
-    if not value.isascii():
+def typed(path: Path, name: str, value: object, kind: type[T]) -> T:
+    """`value` if it is of the JSON type `kind`; a string must also be valid Unicode.  Raises TokenizerError."""
+    if not isinstance(value, kind):
+        raise refuse(path, f"{name} is {show(value)}, not {KINDS[kind]}", "repair or download the file again")
+    if isinstance(value, str) and not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
@@ -108,8 +90,7 @@ def string(path: Path, name: str, value: object) -> str:
     return value
 
 
-def boolean(path: Path, name: str, value: object) -> bool:
-    """`value` if it is true or false.  Raises TokenizerError."""
-    if not isinstance(value, bool):
-        raise refuse(path, f"{name} is {show(value)}, not true or false", "repair or download the file again")
-    return value
+def content(token: object) -> str | None:
+    """The text of a token, given as a string or as an object with flags; None for anything else."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

@@ -1,32 +1,50 @@
-"""`read_tokenizer`: a checkpoint's folder to a TokenizerSpec."""
+"""`read_tokenizer`: a checkpoint's folder to a TokenizerSpec.
+
+| what | where, first found wins |
+|---|---|
+| bos, eos, unk, pad | text in tokenizer_config, special_tokens_map (that first where transformers reads it); |
+| | id in generation_config, config (all .json) |
+| stop tokens | every eos id of generation_config.json and config.json, the tokenizer's eos, the chat's end token |
+| templates | chat_template.jinja with additional_chat_templates/, chat_template.json, tokenizer_config.json |
+"""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from smolexport.errors import TokenizerError
-from smolexport.model.source_files import file_in
+from smolexport.heap import give_back_heap
+from smolexport.model.source_files import file_in, files_in
 from smolexport.text import show
-from smolexport.tokenizer.derive import last_ranks
-from smolexport.tokenizer.files import Companions, read_companions, read_tokenizer_json, refuse
-from smolexport.tokenizer.spec import AddedToken, TokenizerKind, TokenizerSpec, TokenKind
-from smolexport.tokenizer.special import read_special, read_templates
+from smolexport.tokenizer.added_tokens import reads_all
+from smolexport.tokenizer.files import (
+    CONFIG,
+    ID_FILES,
+    MAP,
+    Companions,
+    read_companions,
+    read_text,
+    read_tokenizer_json,
+    refuse,
+    typed,
+)
+from smolexport.tokenizer.spec import AddedToken, TokenizerSpec, TokenKind
 from smolexport.tokenizer.structure import Structure, recognise
 from smolexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 PROBES = ("a", "A", "0", " ", "的")  # a small vocabulary may lack some of them
 PIECES = frozenset("aA0 的▁ĠçļĦ")  # what they are made of, as characters and as bytes
+# Texts by which the families end a turn; only one that the template writes, or that a config stops at, is taken.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eot|>", "<|endofturn|>", "<end_of_utterance>")
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
-    """Read the tokenizer of the checkpoint in `folder` for a model with `vocab_size` rows of embedding.
+    """Read the tokenizer of the checkpoint in `folder` for a model whose embedding has `vocab_size` rows.
 
     Raises TokenizerError, one line naming the file, for everything that is missing, damaged or not understood.
     """
@@ -36,43 +54,37 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec:
         raise refuse(path, "the file does not exist", "save the checkpoint's fast tokenizer there (save_pretrained)")
     companions = read_companions(folder)
     structure, vocabulary, excerpt = _read(path, companions, vocab_size)
-    _give_back()
-    templates = read_templates(companions)
+    give_back_heap()
+    template, templates = _read_templates(companions)
     ids = {
         text: index
         for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
         if kind is not TokenKind.UNUSED
     }
-    special = read_special(companions, ids, vocab_size, templates.default)
+    roles = {role: _special_id(companions, role, ids, vocab_size) for role in ("bos", "eos", "unk", "pad")}
+    eot, stops = _stop_tokens(companions, ids, vocab_size, template)
     before, after = _framing(path, excerpt, vocabulary)
-    bos, add_bos = _frame(path, "before", before, special.bos)
-    eos, add_eos = _frame(path, "after", after, special.eos)
-    scores, unbuilt = _scores(vocabulary) if structure.kind is TokenizerKind.CHARACTERS else ((), ())
+    bos, add_bos = _frame(path, "before", before, roles["bos"])
+    eos, add_eos = _frame(path, "after", after, roles["eos"])
     return TokenizerSpec(
-        kind=structure.kind,
+        **vars(structure),
         tokens=vocabulary.tokens,
         kinds=vocabulary.kinds,
         merges=vocabulary.merges,
-        pre_tokenizer=structure.pre_tokenizer,
-        scores=scores,
-        normalizer=structure.normalizer,
         ignore_merges=vocabulary.ignore_merges,
-        cuts_words=structure.cuts_words,
-        space_prefix=structure.space_prefix,
-        unbuilt=unbuilt,
         added=tuple(sorted(vocabulary.merged.added, key=lambda token: token.id)),
         beside=vocabulary.merged.beside,
         left_out=vocabulary.merged.left_out,
         bos=bos,
         eos=eos,
-        eot=special.eot,
-        pad=special.pad,
-        unk=special.unk if special.unk is not None else vocabulary.unknown,
+        eot=eot,
+        pad=roles["pad"],
+        unk=roles["unk"] if roles["unk"] is not None else vocabulary.unknown,
         add_bos=add_bos,
         add_eos=add_eos,
-        stop_tokens=special.stop_tokens if eos is None else special.stop_tokens | {eos},
-        chat_template=templates.default,
-        chat_templates=MappingProxyType(dict(templates.named)),
+        stop_tokens=frozenset(stops | {index for index in (eos, eot) if index is not None}),
+        chat_template=template,
+        chat_templates=MappingProxyType(templates),
         notes=vocabulary.merged.notes,
     )
 
@@ -88,20 +100,14 @@ def _read(path: Path, companions: Companions, vocab_size: int) -> tuple[Structur
     return structure, vocabulary, None if mixed else _excerpt(document, vocabulary)
 
 
-def _give_back() -> None:
-    """Have the C library return what is freed to the system, where it has to be told (glibc)."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
-
-
 def _excerpt(document: dict[str, Any], vocabulary: Vocabulary) -> str:
-    """tokenizer.json with as much of the vocabulary as encodes PROBES, so that the library needs little memory."""
+    """tokenizer.json with only the tokens that PROBES need, so that the library needs little memory."""
     listed = document["model"]["vocab"]
     vocab = {text: i for text, i in listed.items() if PIECES.issuperset(text) or text.startswith("<0x")}
     if vocabulary.unknown is not None:
         vocab[document["model"]["unk_token"]] = vocabulary.unknown
     free = len(listed)
-    for token in vocabulary.merged.added:  # their ids as the library gives them
+    for token in vocabulary.merged.added:  # with the ids that the library gives them
         vocab[token.text] = listed.get(token.text, free)
         free = max(free, vocab[token.text] + 1)
     merges = [pair for pair in vocabulary.merges if pair[0] in vocab and pair[1] in vocab and "".join(pair) in vocab]
@@ -111,7 +117,7 @@ def _excerpt(document: dict[str, Any], vocabulary: Vocabulary) -> str:
 def load_library(path: Path, beside: Sequence[AddedToken], excerpt: str | None = None) -> Any:
     """The tokenizers library's own object for a tokenizer.json and the tokens beside it; no truncation, no padding.
 
-    `excerpt`: JSON that stands for the file.
+    `excerpt`: JSON that replaces the file's.
     Raises TokenizerError for whatever the library raises: it has no exception types of its own.
     """
     import tokenizers
@@ -121,7 +127,7 @@ def load_library(path: Path, beside: Sequence[AddedToken], excerpt: str | None =
         tokenizer = library.from_file(str(path)) if excerpt is None else library.from_str(excerpt)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        if beside:  # an empty list would rebuild its index of added tokens too
+        if beside:  # even an empty list would make it rebuild its index of added tokens
             tokenizer.add_tokens([tokenizers.AddedToken(token.text, **token.flags()) for token in beside])
     return tokenizer
 
@@ -139,9 +145,9 @@ def _library_failures(path: Path, found: str) -> Iterator[None]:
 
 
 def _framing(path: Path, excerpt: str | None, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
-    """Ids that encoding puts before and after a text, and a check that the library agrees with the file's ids.
+    """Ids that encoding adds before and after a text, and a check that the library agrees with the file's ids.
 
-    Where the excerpt will not do, the whole file decides.
+    If the excerpt fails, the whole file decides.
     """
     try:
         return _probe(path, load_library(path, vocabulary.merged.beside, excerpt), vocabulary)
@@ -172,7 +178,7 @@ def _probe(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[int
 
 
 def _frame(path: Path, where: str, ids: list[int], known: int | None) -> tuple[int | None, bool]:
-    """The special token that stands `where`, and whether it is added.  Raises TokenizerError."""
+    """The special token before or after a text, and whether encoding adds it."""
     if not ids:
         return known, False
     if len(ids) > 1 or known not in (None, ids[0]):
@@ -182,18 +188,56 @@ def _frame(path: Path, where: str, ids: list[int], known: int | None) -> tuple[i
     return ids[0], True
 
 
-def _scores(vocabulary: Vocabulary) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Scores [v] that order the tokens as the merges do, and the ids of normal tokens that no merge builds."""
-    ranks = last_ranks(vocabulary.tokens, vocabulary.kinds, vocabulary.merges)
-    lowest = len(vocabulary.merges)
-    scores: list[float] = []
-    unbuilt: list[int] = []
-    for index, kind in enumerate(vocabulary.kinds):
-        if kind is not TokenKind.NORMAL:
-            scores.append(0.0)
-            continue
-        if index not in ranks:
-            unbuilt.append(index)
-        rank = ranks.get(index, lowest)
-        scores.append(-float(lowest if rank < 0 else rank))
-    return tuple(scores), tuple(unbuilt)
+def _special_id(companions: Companions, role: str, ids: Mapping[str, int], vocab_size: int) -> int | None:
+    """Id of the token with a role; `ids` maps the tokenizer's texts."""
+    key = f"{role}_token"
+    for name in (MAP, CONFIG) if reads_all(companions) else (CONFIG, MAP):
+        value = companions.files[name].get(key)
+        if value is not None:
+            value = value.get("content") if isinstance(value, dict) else value
+            text = typed(companions.folder / name, key, value, str)
+            if text in ids:
+                return ids[text]
+    listed = [index for name in ID_FILES for index in _config_ids(companions, name, role, vocab_size)]
+    return listed[0] if listed else None
+
+
+def _stop_tokens(
+    companions: Companions, ids: Mapping[str, int], vocab_size: int, template: str | None
+) -> tuple[int | None, set[int]]:
+    """The token that ends a turn of the chat, and the end tokens of the configs."""
+    stops = {index for name in ID_FILES for index in _config_ids(companions, name, "eos", vocab_size)}
+    ends = [ids[text] for text in TURN_ENDS if text in ids and (text in (template or "") or ids[text] in stops)]
+    return ends[0] if ends else None, stops
+
+
+def _config_ids(companions: Companions, name: str, role: str, vocab_size: int) -> list[int]:
+    """The ids under one key, a number or a list; negative ones mean none."""
+    key, path = f"{role}_token_id", companions.folder / name
+    value = companions.files[name].get(key)
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    for index in listed:
+        if type(index) is not int:
+            raise refuse(path, f"{key} is {show(value)}", "it must be an id, a list of ids, or null")
+        if index >= vocab_size:
+            raise refuse(path, f"{key} {show(index)} is outside the vocabulary of {vocab_size}", "correct the id")
+    return [index for index in listed if index >= 0]
+
+
+def _read_templates(companions: Companions) -> tuple[str | None, dict[str, str]]:
+    """The default chat template, and the others by name."""
+    folder = companions.folder
+    if jinja := file_in(folder, "chat_template.jinja"):
+        extra = files_in(folder, "additional_chat_templates/*.jinja")
+        return read_text(jinja), {file.stem: read_text(file) for file in extra}
+    path = file_in(folder, "chat_template.json")
+    document = read_tokenizer_json(path) if path else companions.files[CONFIG]
+    path, value = path or folder / CONFIG, document.get("chat_template")
+    if value is None or isinstance(value, str):
+        return value and typed(path, "chat_template", value, str), {}
+    named: dict[str, str] = {}
+    for entry in typed(path, "chat_template", value, list):
+        item = typed(path, "an entry of chat_template", entry, dict)
+        name = typed(path, "the name of a chat template", item.get("name"), str)
+        named[name] = typed(path, f"chat template {show(name)}", item.get("template"), str)
+    return named.pop("default", None), named

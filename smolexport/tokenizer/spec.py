@@ -9,8 +9,11 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from types import MappingProxyType
 from typing import overload
+
+LONGEST = 512  # characters; a longer token counts as not built, so that a hostile file cannot make us work forever
 
 
 class TokenizerKind(Enum):
@@ -119,13 +122,11 @@ class TokenizerSpec:
         tokens: [v] texts by id, in the form of tokenizer.json ("Ġ" or "▁" for a space); all different, none empty.
         kinds: [v] what each is for.
         merges: Pairs in order of precedence, without duplicates.
-        scores: [v] for CHARACTERS: higher merges first; empty for BYTES.
         pre_tokenizer: How the text is cut.
         normalizer: What precedes the cutting.
         ignore_merges: A piece that is a token is taken whole, without looking at the merges.
         cuts_words: For CHARACTERS: pieces end before each space, so that no merge crosses one.
         space_prefix: For CHARACTERS: where a space is added.
-        unbuilt: For CHARACTERS: normal tokens that the merges never produce.
         added: Tokens looked for in the text, by id.
         beside: Those of them that tokenizer.json lacks or has with other flags, in the order in which the library is
             to take them.
@@ -144,12 +145,10 @@ class TokenizerSpec:
     kinds: tuple[TokenKind, ...]
     merges: Sequence[tuple[str, str]]
     pre_tokenizer: PreTokenizer
-    scores: tuple[float, ...] = ()
     normalizer: Normalizer = Normalizer.NONE
     ignore_merges: bool = False
     cuts_words: bool = False
     space_prefix: SpacePrefix = SpacePrefix.NEVER
-    unbuilt: tuple[int, ...] = ()
     added: tuple[AddedToken, ...] = ()
     beside: tuple[AddedToken, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -169,3 +168,63 @@ class TokenizerSpec:
     def add_space_prefix(self) -> bool:
         """Whether the tokenizer ever adds a space in front of a text."""
         return self.space_prefix is not SpacePrefix.NEVER
+
+    @cached_property
+    def unbuilt(self) -> tuple[int, ...]:
+        """Ids of the normal tokens that the merges do not build from the token's own text."""
+        ranks = last_ranks(self.tokens, self.kinds, self.merges)
+        return tuple(i for i, kind in enumerate(self.kinds) if kind is TokenKind.NORMAL and i not in ranks)
+
+    @cached_property
+    def scores(self) -> tuple[float, ...]:
+        """[v] for CHARACTERS: SentencePiece's scores that order the tokens as the merges do, higher first."""
+        ranks, lowest = last_ranks(self.tokens, self.kinds, self.merges), len(self.merges)
+
+        def score(index: int) -> float:
+            rank = ranks.get(index, lowest)
+            return -float(lowest if rank < 0 else rank)
+
+        return tuple(score(i) if kind is TokenKind.NORMAL else 0.0 for i, kind in enumerate(self.kinds))
+
+
+def last_ranks(tokens: Sequence[str], kinds: Sequence[TokenKind], merges: Sequence[tuple[str, str]]) -> dict[int, int]:
+    """For each normal token that the merges build from its own text: the rank of the last one, -1 for a character.
+
+    A trained or converted tokenizer builds all its normal tokens this way.  Only then do these rules give the same
+    tokens for every text:
+
+    * taking a piece whole because it is a token (`ignore_merges`), and merging it;
+    * merging any two neighbours whose join is a token, best score first (SentencePiece, llama.cpp), and merging only
+      the listed pairs, first listed first (tokenizers).  Proof: let t = a + b be built by the merges.  If t could also
+      appear as neighbours a' + b' with another border, then the merge across that border in t's own history would have
+      been possible earlier, and better than all others inside t; nothing outside t can have prevented it, since no
+      merge crossed t's edges.  So each token has one history, and the rank of its last merge orders the tokens as the
+      list orders the pairs.
+    """
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    alphabet = {text for text, kind in zip(tokens, kinds, strict=True) if kind is TokenKind.NORMAL and len(text) == 1}
+    found: dict[int, int] = {}
+    for index, (text, kind) in enumerate(zip(tokens, kinds, strict=True)):
+        if kind is TokenKind.NORMAL and (rank := _last_rank(text, ranks, alphabet)) is not None:
+            found[index] = rank
+    return found
+
+
+def _last_rank(text: str, ranks: Mapping[tuple[str, str], int], alphabet: set[str]) -> int | None:
+    """The rank of the merge that completes `text`, -1 if there is nothing to merge, None if it stays in parts."""
+    if len(text) > LONGEST or not alphabet.issuperset(text):
+        return None
+    parts = list(text)
+    last = -1
+    absent = len(ranks)
+    while len(parts) > 1:
+        best, where = absent, 0
+        for at in range(len(parts) - 1):
+            rank = ranks.get((parts[at], parts[at + 1]), absent)
+            if rank < best:
+                best, where = rank, at
+        if best == absent:
+            return None
+        parts[where : where + 2] = [parts[where] + parts[where + 1]]
+        last = best
+    return last

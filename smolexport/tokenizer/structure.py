@@ -1,6 +1,6 @@
 """Normalizer and pre-tokenizer of a tokenizer.json, recognised by what they do, never by a hash or a name.
 
-What is not in the tables is refused with what was found: a near miss would give other tokens without any sign.
+Anything else is refused with what was found: a near miss would silently produce different tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from smolexport.errors import TokenizerError
 from smolexport.text import printable, show
-from smolexport.tokenizer.files import mapping, refuse, sequence
+from smolexport.tokenizer.files import refuse, typed
 from smolexport.tokenizer.spec import Normalizer, PreTokenizer, SpacePrefix, TokenizerKind
 
 SPACE = "▁"
@@ -27,7 +27,7 @@ PATTERNS = {
         PreTokenizer.QWEN35
     ),
 }
-# The patterns above match every character, so that keeping the matches or cutting around them is the same.
+# The patterns above match every character, so keeping the matches and cutting around them are the same.
 WHOLE_SPLITS = {("Isolated", False), ("Isolated", True), ("Removed", True)}
 SCHEMES = {"always": SpacePrefix.MISSING, "first": SpacePrefix.FIRST, "never": SpacePrefix.NEVER}
 REMEDY = "only known byte-level and SentencePiece-style BPE structures can be exported"
@@ -35,7 +35,7 @@ REMEDY = "only known byte-level and SentencePiece-style BPE structures can be ex
 
 @dataclass(frozen=True)
 class Structure:
-    """The part of TokenizerSpec that stands in the normalizer and pre_tokenizer sections."""
+    """The fields of TokenizerSpec that come from the normalizer and pre_tokenizer sections."""
 
     kind: TokenizerKind
     pre_tokenizer: PreTokenizer
@@ -54,16 +54,16 @@ def recognise(path: Path, document: dict[str, Any]) -> Structure:
 
 
 def _steps(path: Path, name: str, section: object, children: str) -> list[dict[str, Any]]:
-    """The steps of a section in order, with sequences of sequences laid flat."""
+    """The steps of a section in order; nested sequences are flattened."""
     if section is None:
         return []
-    todo = [mapping(path, name, section)]
+    todo = [typed(path, name, section, dict)]
     steps: list[dict[str, Any]] = []
     while todo:
         step = todo.pop()
         if step.get("type") == "Sequence":
-            inner = sequence(path, f"{name}.{children}", step.get(children))
-            todo += [mapping(path, f"an entry of {name}", entry) for entry in reversed(inner)]
+            inner = typed(path, f"{name}.{children}", step.get(children), list)
+            todo += [typed(path, f"an entry of {name}", entry, dict) for entry in reversed(inner)]
         else:
             steps.append(step)
     return steps
@@ -90,16 +90,15 @@ def _byte_level(path: Path, steps: list[dict[str, Any]]) -> PreTokenizer:
     raise _unknown(path, "pre_tokenizer", steps)
 
 
-def _pattern(step: dict[str, Any]) -> str | None:
+def _pattern(step: dict[str, Any]) -> str:
     pattern = step.get("pattern")
-    found = pattern.get("Regex") if isinstance(pattern, dict) else None
-    return found if isinstance(found, str) else None
+    return str(pattern.get("Regex")) if isinstance(pattern, dict) else ""
 
 
 def _whole_split(step: dict[str, Any]) -> PreTokenizer | None:
-    manner = (str(step.get("behavior")), step.get("invert", False) is True)
-    known = step.get("type") == "Split" and manner in WHOLE_SPLITS
-    return PATTERNS.get(_pattern(step) or "") if known else None
+    how = (str(step.get("behavior")), step.get("invert", False) is True)
+    known = step.get("type") == "Split" and how in WHOLE_SPLITS
+    return PATTERNS.get(_pattern(step)) if known else None
 
 
 def _cuts_digits(step: dict[str, Any]) -> bool:

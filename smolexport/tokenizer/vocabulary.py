@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from smolexport.text import show
-from smolexport.tokenizer.files import Companions, boolean, mapping, refuse, sequence, string
-from smolexport.tokenizer.merging import Merged, merge
+from smolexport.tokenizer.added_tokens import Merged, merge
+from smolexport.tokenizer.files import Companions, refuse, typed
 from smolexport.tokenizer.spec import AddedToken, Pairs, TokenizerKind, TokenKind
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -22,7 +22,7 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The part of TokenizerSpec that stands in the model and added_tokens sections."""
+    """What the model and added_tokens sections hold."""
 
     tokens: tuple[str, ...]
     kinds: tuple[TokenKind, ...]
@@ -36,9 +36,9 @@ def read_vocabulary(
     path: Path, document: dict[str, Any], kind: TokenizerKind, companions: Companions, vocab_size: int
 ) -> Vocabulary:
     """Read the vocabulary of a BPE tokenizer.json, with the tokens beside it.  Raises TokenizerError."""
-    model = mapping(path, "model", document.get("model"))
+    model = typed(path, "model", document.get("model"), dict)
     _check_model(path, model)
-    listed = mapping(path, "model.vocab", model.get("vocab"))
+    listed = typed(path, "model.vocab", model.get("vocab"), dict)
     texts = _texts_by_id(path, listed, vocab_size)
     own = _added_tokens(path, document.get("added_tokens") or [], listed, texts, vocab_size)
     merged = merge(companions, listed, own, vocab_size)
@@ -46,7 +46,7 @@ def read_vocabulary(
         _enter(path, texts, token.id, token.text)
     unknown = None
     if model.get("unk_token") is not None:
-        text = string(path, "model.unk_token", model["unk_token"])
+        text = typed(path, "model.unk_token", model["unk_token"], str)
         unknown = listed.get(text)
         if unknown is None:
             raise refuse(path, f"model.unk_token {show(text)} is not in model.vocab", "correct it or set it to null")
@@ -58,7 +58,7 @@ def read_vocabulary(
         kinds=tuple(kinds.get(index, TokenKind.UNUSED) for index in range(vocab_size)),
         merges=_merges(path, model.get("merges"), listed, parts),
         merged=merged,
-        ignore_merges=boolean(path, "model.ignore_merges", model.get("ignore_merges") or False),
+        ignore_merges=typed(path, "model.ignore_merges", model.get("ignore_merges") or False, bool),
         unknown=unknown,
     )
 
@@ -91,7 +91,7 @@ def _texts_by_id(path: Path, listed: dict[str, Any], vocab_size: int) -> dict[in
         raise refuse(path, "model.vocab is empty", "download the file again")
     texts: dict[int, str] = {}
     for text, value in listed.items():
-        index = _identifier(path, string(path, "a token of model.vocab", text), value, vocab_size)
+        index = _identifier(path, typed(path, "a token of model.vocab", text, str), value, vocab_size)
         _enter(path, texts, index, text)
     return texts
 
@@ -104,17 +104,17 @@ def _enter(path: Path, texts: dict[int, str], index: int, text: str) -> None:
 def _added_tokens(
     path: Path, entries: object, listed: dict[str, Any], texts: dict[int, str], vocab_size: int
 ) -> list[AddedToken]:
-    """The added tokens; those that model.vocab lacks are entered into `texts`."""
+    """The added tokens; `texts` gets those that model.vocab lacks."""
     added: dict[str, AddedToken] = {}
-    for entry in sequence(path, "added_tokens", entries):
-        token = mapping(path, "an entry of added_tokens", entry)
-        text = string(path, "the content of an added token", token.get("content"))
+    for entry in typed(path, "added_tokens", entries, list):
+        token = typed(path, "an entry of added_tokens", entry, dict)
+        text = typed(path, "the content of an added token", token.get("content"), str)
         index = _identifier(path, text, token.get("id"), vocab_size)
         if text in added or listed.get(text, index) != index:
             raise refuse(path, f"the added token {show(text)} appears with two ids", "keep one of them")
         _enter(path, texts, index, text)
         flags = {
-            key: boolean(path, f"{key} of added token {show(text)}", token.get(key, False))
+            key: typed(path, f"{key} of added token {show(text)}", token.get(key, False), bool)
             for key in ("special", "normalized", "lstrip", "rstrip", "single_word")
         }
         added[text] = AddedToken(index, text, **flags)
@@ -134,7 +134,7 @@ def _kinds(
 
 
 def _fill(texts: dict[int, str], vocab_size: int) -> tuple[str, ...]:
-    """Texts of all ids; a place holder where the tokenizer has none, or an empty one."""
+    """Texts of all ids; a placeholder where the tokenizer has none, or an empty one."""
     taken = set(texts.values())
 
     def placeholder(index: int) -> str:
@@ -147,18 +147,18 @@ def _fill(texts: dict[int, str], vocab_size: int) -> tuple[str, ...]:
 
 
 def _merges(path: Path, entries: object, listed: dict[str, Any], tokens: tuple[str, ...]) -> Pairs:
-    """The merges as pairs.  Of a pair listed twice the last place counts, as in the tokenizers library.
+    """The merges as pairs.  Of a pair listed twice the last position counts, as in the tokenizers library.
 
-    `entries` is emptied on the way: as parsed, the merges are most of a tokenizer's memory.
+    Empties `entries` as it goes: the parsed merges are most of a tokenizer's memory.
     """
     left, right = array("L"), array("L")
-    entries = sequence(path, "model.merges", entries)
+    entries = typed(path, "model.merges", entries, list)
     entries.reverse()
     while entries:
         entry = entries.pop()
         pair = tuple(entry.split(" ")) if type(entry) is str else tuple(entry) if type(entry) is list else ()
         try:
-            # The usual case in one line: there may be 280,000 of them.
+            # The usual case first: there may be 280,000 of them.
             if len(pair) == 2 and pair[0] in listed and pair[1] in listed and pair[0] + pair[1] in listed:
                 left.append(listed[pair[0]])
                 right.append(listed[pair[1]])

@@ -60,7 +60,7 @@ def test_refusals(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     for argv, words in (
         (("--text", tmp_path / "nothing.txt"), ("nothing.txt: No such file",)),
-        (("--window", "600"), ("--window 600: should lie between 4 and the model's 512",)),
+        (("--window", "600"), ("--window 600: must be between 4 and the model's 512",)),
         (("--tokens", "100"), ("--tokens 100: is less than one window of 512",)),
     ):
         assert_refused(call("calibrate", tiny, "-o", out, *argv), *words)

@@ -97,7 +97,7 @@ def test_lists_of_ids(codec: FileTokenizer, tmp_path: Path) -> None:
         read_or_refused(text(path, codec), path)
     for data in ("[true, 2]", "[1, false]", "[[true]]", "[1, 1.0]"):
         path.write_text(data)
-        with pytest.raises(UsageError, match="should hold token ids"):
+        with pytest.raises(UsageError, match="must hold token ids"):
             text(path, codec)()
 
 

@@ -52,6 +52,13 @@ class Predictions:
     log_probs: NDArray[Any]
 
 
+def half(name: str, factors: Trained) -> Trained:
+    """Rounds to float16, the type of the scales of most formats."""
+    with np.errstate(over="ignore"):
+        d, m = (x if x is None else x.astype(np.float16).astype(np.float32) for x in (factors.d, factors.m))
+    return Trained(d, m)
+
+
 def blocks_like(kind: str, rows: int = 6, columns: int = 64) -> Blocks:
     """The shapes that formats have: no minimum, per block, per part of one, per column; short."""
     block = {"parts": 32}.get(kind, 16)
@@ -197,7 +204,7 @@ class Case:
     def run(self, settings: DistilSettings = QUICK, **options: Any) -> Distilled:
         return trainer.distil(
             self.folder, self.frozen.items(), options.pop("trained", self.trained), self.windows, self.teacher,
-            settings=settings, **options,
+            settings=settings, **{"rounded": half, **options},
         )  # fmt: skip
 
     def judge(self, factors: Mapping[str, Trained]) -> float:

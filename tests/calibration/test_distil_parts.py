@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolexport.calibration.trainer import DistilSettings, Trained, held_out, to_half
+from smolexport.calibration.trainer import DistilSettings, held_out
 from smolexport.errors import UsageError
 from tests.children import python
 
@@ -123,13 +123,6 @@ def test_every_window_is_taken_once_a_round() -> None:
     assert [held_out(n) for n in (3, 16, 32, 64, 256)] == [2, 2, 2, 4, 16]
     with pytest.raises(UsageError, match="2 calibration windows"):
         held_out(2)
-
-
-def test_half_is_the_default_rounding() -> None:
-    made = to_half("x", Trained(np.array([[0.1]], np.float32), np.array([[0.3]], np.float32)))
-    assert made.m is not None
-    assert (made.d.dtype, made.d[0, 0], made.m[0, 0]) == (np.float32, np.float16(0.1), np.float16(0.3))
-    assert to_half("x", Trained(made.d, None)).m is None
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])

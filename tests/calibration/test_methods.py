@@ -22,6 +22,7 @@ from smolexport.parity.inputs import Settings
 from smolexport.quant import FORMATS, BlockFormat
 from smolexport.recipe import sidecar_of
 from smolexport_to_gguf.container import TensorInfo
+from tests.core.test_gptq import relative_error
 from tests.mlx_for_tests import mlx_lm
 
 SETTINGS = Settings(repetitions=0, memory=False, greedy_tokens=0, threads=1, max_windows=8)
@@ -78,7 +79,6 @@ def test_every_lattice_comes_closer(target: str, quant: str, demo: Path, demo_st
 
 def test_the_report_is_right(demo: Path, demo_statistics: Path, tmp_path: Path) -> None:
     """What it says of a matrix is what its decoded weights do to the Hessian."""
-    from smolexport.calibration.gptq import relative_error
     from smolexport.calibration.statistics import open_statistics
     from smolexport.model.checkpoint import open_checkpoint
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_is_refused(demo: Path, demo_statistics: Path, tmp_path: 
         Calibration("gptq")
     with pytest.raises(UsageError, match="rtn uses no statistics"):
         Calibration("rtn", demo_statistics)
-    with pytest.raises(UsageError, match="should be one of"):
+    with pytest.raises(UsageError, match="must be one of"):
         Calibration("magic", demo_statistics)
     with pytest.raises(UsageError, match="gptq has none; give --method distil"):
         calibration_of("gptq", demo_statistics, 5, None, None, measure=False)

@@ -67,7 +67,7 @@ def smoothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_methods_are_found_by_the_names_of_their_files(smoothing: str) -> None:
     assert list(methods.methods()) == ["rtn", "imatrix", "gptq", "distil", smoothing]
-    with pytest.raises(UsageError, match="should be one of rtn, imatrix, gptq, distil, smoothing"):
+    with pytest.raises(UsageError, match="must be one of rtn, imatrix, gptq, distil, smoothing"):
         Calibration("awq")
 
 

@@ -61,7 +61,7 @@ def test_a_scheme_that_no_method_reaches_is_made_all_the_same(demo_statistics: P
 
 def test_refusals_come_before_any_work(tiny: Path, exported: Path, demo_statistics: Path) -> None:
     assert_refused(call("compare", tiny, "--method", "rtn,gptq"), "--method gptq: needs statistics", "--stats STATS")
-    assert_refused(call("compare", tiny, "--method", "magic"), "--method magic: should be one of rtn")
+    assert_refused(call("compare", tiny, "--method", "magic"), "--method magic: must be one of rtn")
     assert_refused(call("compare", tiny, "--method", "rtn,"), "--method rtn,: a method is missing next to a comma")
     assert_refused(call("compare", tiny, "--stats", demo_statistics), "rtn uses no statistics")
     assert_refused(call("compare", tiny, exported, "--method", "gptq"), "applies only without files")

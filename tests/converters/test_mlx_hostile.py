@@ -65,7 +65,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "none of the known formats"),
     "no config": (lambda f: (f / "config.json").unlink(), "none of the known formats"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
-    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "should hold a JSON object"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "is a checkpoint, not an exported file"),
     "no quantization": (lambda f: configure(f, quantization=None), "mode 'affine' with None bits"),
     "bits that are text": (

@@ -110,7 +110,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "graph of a gigabyte": (lambda f: hollow(f / GRAPH, 1 << 30), "1024 MiB; a graph with its weights beside it"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
     "genai_config is no JSON": (lambda f: (f / "genai_config.json").write_text("{"), "genai_config.json: is not valid"),
-    "genai_config is a list": (lambda f: (f / "genai_config.json").write_text("[]"), "should hold a JSON object"),
+    "genai_config is a list": (lambda f: (f / "genai_config.json").write_text("[]"), "expected a JSON object"),
     "weights above": (lambda f: place(f, location="../config.json"), "'../config.json', which is not a file beside"),
     "weights at the root": (lambda f: place(f, location="/etc/passwd"), "'/etc/passwd', which is not a file beside"),
     "weights below": (lambda f: place(f, location="a/b"), "'a/b', which is not a file beside the graph"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smolexport.calibration import gptq
-from smolexport.calibration.gptq import Factor, factor, relative_error, solve
+from smolexport.calibration.gptq import Factor, factor, solve
 from smolexport.errors import UsageError
 from smolexport.quant import FORMATS
 from smolexport.quant.affine_view import Grid, codes_of, grid_of, with_codes
@@ -38,6 +39,12 @@ def hessian(seed: int, columns: int, tokens: int | None = None) -> NDArray[np.fl
 
 def weights(seed: int, count: int, columns: int) -> NDArray[np.float32]:
     return (np.random.default_rng(seed).standard_normal((count, columns)) * 0.02).astype(np.float32)
+
+
+def relative_error(rows: NDArray[np.float32], decoded: NDArray[np.float32], h: NDArray[np.float32]) -> float:
+    """trace(D H D^T) / trace(W H W^T) with D = rows - decoded: 0 is perfect, 1 as bad as no weights at all."""
+    error, size = (float(np.einsum("ij,ij->", x @ h, x)) for x in ((rows - decoded).astype(float), rows.astype(float)))
+    return error / size
 
 
 def widened(grid: Grid, columns: int) -> tuple[Doubles, Doubles]:
@@ -227,14 +234,14 @@ def test_the_factor_gives_the_hessian_back(columns: int) -> None:
     assert (np.diff(h.diagonal()[solved.order]) >= 0).all()
 
 
-def test_threads_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_independent() -> None:
     rows, h, form = weights(1, 300, 160), hessian(3, 160), FORMATS["q4_0"]
     grid, solved = grid_of(form, form.encode(rows), 160), factor(h)
-    one = solve(rows, grid, solved, 1)
-    for threads in (2, 3, 7, 64):
-        assert np.array_equal(solve(rows, grid, solved, threads), one)
-    monkeypatch.setattr(gptq, "AT_ONCE", 160 * 70)
-    pieces = solve(rows, grid, solved, 2)
+    one = solve(rows, grid, solved)
+    parts = [slice(at, at + 70) for at in range(0, 300, 70)]
+    pieces = np.concatenate(
+        [solve(rows[p], replace(grid, scales=grid.scales[p], offsets=grid.offsets[p]), solved) for p in parts]
+    )
     assert (pieces != one).any(axis=1).mean() < 0.05  # another shape of product may round otherwise at a tie
     check(rows, grid, h, pieces)
     assert solve(rows[:0], Grid(grid.scales[:0], grid.offsets[:0], 32, 15), solved).shape == (0, 160)
@@ -242,18 +249,6 @@ def test_threads_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_rows_fill_lanes() -> None:
     assert gptq.LANES % WIDTH == 0
-
-
-def test_relative_error() -> None:
-    rows, h = weights(1, 30, 64), hessian(3, 64)
-    decoded = rows + weights(2, 30, 64) / 10
-    wide, off = rows.astype(np.float64), (rows - decoded).astype(np.float64)
-    wanted = np.trace(off @ h @ off.T) / np.trace(wide @ h @ wide.T)
-    assert relative_error(rows, decoded, h) == pytest.approx(wanted, rel=1e-5)
-    assert relative_error(rows, rows, h) == 0
-    assert relative_error(rows, np.zeros_like(rows), h) == 1
-    assert relative_error(np.zeros_like(rows), np.zeros_like(rows), h) == 0
-    assert relative_error(np.zeros_like(rows), rows, h) == float("inf")
 
 
 def test_bad_arguments() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from smolexport.tokenizer import TokenizerSpec, TokenKind, open_tokenizer, read_tokenizer
-from smolexport.tokenizer.written import rewritten
+from smolexport.tokenizer.added_tokens import rewritten
 from tests.tokenizers_for_tests import BYTE_LEVEL, save, train_byte_level
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

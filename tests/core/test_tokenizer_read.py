@@ -20,9 +20,8 @@ from smolexport.tokenizer import (
     TokenKind,
     read_tokenizer,
     reader,
-    unbuilt_tokens,
 )
-from smolexport.tokenizer.derive import last_ranks
+from smolexport.tokenizer.spec import last_ranks
 from tests.tokenizers_for_tests import BYTE_LEVEL, characters_document, real_folder, save, train_byte_level
 
 TEXTS = ["▁", "a", "b", "c", "▁a", "bc", "▁abc"]
@@ -225,7 +224,7 @@ def test_unbuilt_tokens_of_smollm3_need_its_whole_word_rule(tmp_path: Path) -> N
     folder, size = real_folder("smollm3", tmp_path)
     spec = read_tokenizer(folder, size)
     assert spec.ignore_merges
-    assert len(unbuilt_tokens(spec)) == 588
+    assert len(spec.unbuilt) == 588
 
 
 @pytest.mark.parametrize("name", ["smollm2", "smollm3", "qwen3", "stories260k"])

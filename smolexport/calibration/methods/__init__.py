@@ -1,9 +1,7 @@
-"""Methods of quantization: one file each, and the file name is the registry.
+"""Quantization methods: one file each, and the file name is the registry.
 
-A file NAME.py names its subclass of `Method` as `METHOD`.  A method may change weights before anything is encoded
-(`prepare`), encode single matrices its own way (`encoder`), and train what was encoded (`refine`); what it leaves out
-stays as plain rounding has it.  The command line lists methods before NumPy is loaded, so their files import the rest
-where it is needed.
+A file NAME.py defines a subclass of `Method` as `METHOD`.  The command line lists methods before NumPy is loaded, so
+these files import the rest where it is used.
 """
 
 from __future__ import annotations
@@ -25,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Method:
-    """A method at work on one export.
+    """A method at work on one export; whatever a subclass leaves out works as in plain rounding.
 
     Attributes:
         about: a line for people.
-        rank: place among all methods, from plain rounding on.
-        calibrated: whether it needs statistics by itself, without a budget.
-        rewrites: whether `prepare` changes weights, so that it has an effect in every scheme.
+        rank: position among all methods; plain rounding is 0.
+        calibrated: whether it needs statistics even without a budget.
+        rewrites: whether `prepare` changes weights, so that it affects every scheme.
         facts: what it adds to the record in the files' metadata.
         steps: training steps that `refine` takes for each set of weights.
         outcomes: how each training went, as lines for people.
@@ -43,18 +41,18 @@ class Method:
     rewrites: ClassVar[bool] = False
 
     def __init__(self, statistics: Statistics, calibration: Calibration) -> None:
-        """`statistics` are those of the checkpoint that is exported."""
+        """`statistics` are those of the exported checkpoint."""
         self.statistics, self.calibration = statistics, calibration
         self.facts: Mapping[str, object] = {}
         self.steps = 0
         self.outcomes: Sequence[object] = ()
 
     def prepare(self, source: Checkpoint) -> Checkpoint:
-        """`source`, or a view of it with other weights: the same tensors, and rows that are changed when read."""
+        """`source`, or a view of it with the same tensors whose rows are changed when read."""
         return source
 
     def encoder(self, tensor: Tensor, form: RowFormat) -> RowEncoder | None:  # noqa: ARG002
-        """What encodes the rows of a matrix in `form`, the same object each time; None = the format's own rounding.
+        """The encoder of a matrix's rows in `form`, the same object each time; None = the format's own rounding.
 
         Raises:
             CalibrationError: a statistic is missing, damaged, or of another length.
@@ -72,12 +70,12 @@ class Method:
         return outputs
 
     def errors(self, tensors: Iterable[Tensor]) -> Mapping[str, Mapping[str, float]]:  # noqa: ARG002
-        """By source name the error of what each of `tensors` puts out, `before` and `after`, where it was measured."""
+        """By source name the measured output error of each of `tensors`, `before` and `after`."""
         return {}
 
 
 def methods() -> dict[str, type[Method]]:
-    """All methods by name, from plain rounding on."""
+    """All methods by name, plain rounding first."""
     names = (module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
     found: dict[str, type[Method]] = {name: import_module(f"{__name__}.{name}").METHOD for name in names}
     return dict(sorted(found.items(), key=lambda item: (item[1].rank, item[0])))
@@ -87,5 +85,5 @@ def find_method(name: str) -> type[Method]:
     """The method of that name; raises UsageError, which names the known ones."""
     known = methods()
     if name not in known:
-        raise UsageError(f"--method {name}: should be one of {', '.join(known)}")
+        raise UsageError(f"--method {name}: must be one of {', '.join(known)}")
     return known[name]

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from smolexport.calibration.methods.gptq import Gptq
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from smolexport.calibration.calibrator import Calibration
     from smolexport.calibration.statistics import Statistics
-    from smolexport.calibration.student import Kept
     from smolexport.conversion.plan import Entry
     from smolexport.model.checkpoint import Checkpoint
     from smolexport.model.spec import Tensor
+    from smolexport.quant import RowFormat
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An encoder that returns rows which are encoded already."""
+
+    rows: NDArray[np.uint8] = field(repr=False)
+
+    def encode(self, form: RowFormat, rows: NDArray[Any], start: int) -> NDArray[np.uint8]:  # noqa: ARG002
+        """The kept rows in place of `rows`."""
+        return self.rows[start : start + len(rows)]
 
 
 class Distil(Gptq):
-    """Outputs whose matrices get the same canonical rows are one student: trained once, all of them hold its scales."""
+    """Outputs with the same canonical rows are one student: trained once, its scales go into all of them."""
 
     about = "and the scales trained until the predictions are nearest to the original's; needs PyTorch"
     rank = 3
@@ -29,19 +43,10 @@ class Distil(Gptq):
         self.facts = {**self.facts, "steps": self.steps}
 
     def refine(
-        self,
-        outputs: Sequence[Sequence[Entry]],
-        source: Checkpoint,
-        threads: int,
-        progress: Callable[[int], None],
+        self, outputs: Sequence[Sequence[Entry]], source: Checkpoint, threads: int, progress: Callable[[int], None]
     ) -> Sequence[Sequence[Entry]]:
-        """`outputs` with trained scales, where a matrix has any.
-
-        Raises:
-            MissingDependencyError: no trainer is installed.
-            CalibrationError: the statistics lack something.
-        """
-        from smolexport.calibration.student import Kept, Student, has_scales
+        """`outputs` with trained scales; raises MissingDependencyError, CalibrationError."""
+        from smolexport.calibration.student import Student, has_scales
         from smolexport.plugins import trainer
 
         known: dict[frozenset[object], dict[Tensor, Kept]] = {}
@@ -52,9 +57,8 @@ class Distil(Gptq):
             if solved and key not in known:
                 student = Student(entries, source, threads)
                 outcome = trainer().distil(
-                    source.folder, student.frozen(), student.trained(), self.statistics.windows(),
-                    self.statistics.teacher(), settings=self.calibration.training, rounded=student.stored,
-                    progress=lambda _: progress(1),
+                    source.folder, student.frozen(), student, self.statistics.windows(), self.statistics.teacher(),
+                    settings=self.calibration.training, rounded=student.stored, progress=lambda _: progress(1),
                 )  # fmt: skip
                 outcomes.append(outcome)
                 kept = {name: Kept(student.with_factors(name, factors)) for name, factors in outcome.factors.items()}

@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 class Gptq(Imatrix):
-    """GPTQ where a format has a grid, imatrix elsewhere."""
+    """GPTQ for formats with a grid, imatrix for the others."""
 
     about = "and what rounding one column changes made up for by the columns after it"
     rank = 2
 
     def __init__(self, statistics: Statistics, calibration: Calibration) -> None:
-        from smolexport.calibration.gptq_encoder import GptqEncoders
+        from smolexport.calibration.gptq import GptqEncoders
 
         super().__init__(statistics, calibration)
-        self._solving = GptqEncoders(statistics, calibration.damping)
+        self._gptq = GptqEncoders(statistics, calibration.damping)
         self.facts = {"damping": calibration.damping}
 
     def encoder(self, tensor: Tensor, form: RowFormat) -> RowEncoder | None:
         """The one encoder of `tensor` for all formats with a grid."""
         from smolexport.quant.affine_view import has_grid
 
-        return self._solving.encoder(tensor) if has_grid(form) else super().encoder(tensor, form)
+        return self._gptq.encoder(tensor) if has_grid(form) else super().encoder(tensor, form)
 
     def errors(self, tensors: Iterable[Tensor]) -> Mapping[str, Mapping[str, float]]:
-        """Squared error of the outputs over their square: with the grid's own rounding, and with error feedback."""
-        return self._solving.errors(tensors)
+        """Relative squared error of the outputs, with the format's own rounding and with error feedback."""
+        return self._gptq.errors(tensors)
 
 
 METHOD = Gptq

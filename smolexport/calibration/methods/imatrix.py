@@ -30,7 +30,7 @@ class ImportanceEncoder:
 
 
 class Imatrix(Method):
-    """Importance of columns, and nothing else."""
+    """Searches weighted by the importance matrix, and nothing else."""
 
     about = "with scales searched by the importance of every input column"
     rank = 1
@@ -40,7 +40,7 @@ class Imatrix(Method):
         self._encoders: dict[Tensor, ImportanceEncoder] = {}
 
     def encoder(self, tensor: Tensor, form: RowFormat) -> RowEncoder | None:  # noqa: ARG002
-        """The one encoder of `tensor`, so that outputs can share what it makes."""
+        """The one encoder of `tensor`, so that outputs can share its rows."""
         if tensor not in self._encoders:
             self._encoders[tensor] = ImportanceEncoder(self.statistics.mean_squares(tensor))
         return self._encoders[tensor]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from smolexport.model.arch._common import read_dense, refuse_windows
-from smolexport.model.arch._config import ConfigReader
+from smolexport.model.arch._config import ConfigReader, read_dense, refuse_windows
 from smolexport.model.spec import ModelSpec
 
 

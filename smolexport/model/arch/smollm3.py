@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from smolexport.errors import ConfigError
-from smolexport.model.arch._common import read_dense, refuse_windows
-from smolexport.model.arch._config import ConfigReader
+from smolexport.model.arch._config import ConfigReader, read_dense, refuse_windows
 from smolexport.model.spec import ModelSpec
 
 
@@ -28,5 +27,5 @@ def _rotary_layers(config: ConfigReader, count: int) -> list[bool]:
     if flags is None:
         return [(i + 1) % interval != 0 for i in range(count)]
     if not isinstance(flags, list) or len(flags) < count or any(f not in (0, 1) for f in flags):
-        raise ConfigError(f"config.json: no_rope_layers should be a list of {count} zeros and ones")
+        raise ConfigError(f"config.json: no_rope_layers must be a list of {count} zeros and ones")
     return [bool(f) for f in flags[:count]]

@@ -25,7 +25,7 @@ import numpy as np, smolexport
 from smolexport.calibration.gptq_kernels import round_block
 one, two, grid = np.ones((1, 1), np.float32), np.zeros((1, 32), np.float32), np.ones((1, 32), np.float32)
 codes = np.zeros((1, 32), np.uint8)
-round_block(one, two, 7 * grid, grid, two, np.zeros(1, np.int64), 15, 0, codes, 0, 32)
+round_block(one, two, 7 * grid, grid, two, np.zeros(1, np.int64), 15, 0, codes)
 print(smolexport.__file__, int(codes.sum()), sum(round_block.stats.cache_hits.values()))
 """
 
