@@ -8,12 +8,12 @@ SAY_BUILD := echo "setting up $(VENV): the first time this compiles llama.cpp (l
 .PHONY: demo test lint format bench browser optimum clean help
 
 help:
-	@echo "make demo    set up and run the main job on the embedded model, offline: export, play, compare"
+	@echo "make demo    set up and run the main job on the embedded model, offline: export, run, compare"
 	@echo "make test    set up and pass the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the sources in the project's style"
 	@echo "make browser install what the web page needs from npm"
-	@echo "make optimum play our ONNX folders with optimum, in an environment of its own"
+	@echo "make optimum run our ONNX folders with optimum, in a separate environment"
 	@echo "make bench   encoding speed against the C quantizer"
 	@echo "make clean   remove the environment and caches"
 
