@@ -212,7 +212,7 @@ def test_missing_entries_are_needed_only_where_q2_k_lands(folder: Path, spec: Mo
     [
         (["-q", "q2_k_s"], "--quant q2_k_s: needs an importance matrix; give one with --imatrix"),
         (["-q", "int4", "--imatrix", "x"], "--imatrix: int4 is the same in every format"),
-        (["-q", "int8", "--imatrix", "x"], "take q8_0"),
+        (["-q", "int8", "--imatrix", "x"], "use q8_0"),
         (["-q", "q4_k", "--imatrix", "nothing.gguf"], "nothing.gguf: No such file"),
         (["-q", "q4_k", "--imatrix", "."], ".: Is a directory"),
         (["-q", "q4_k", "--imatrix", ""], "'--imatrix': is empty"),

@@ -44,7 +44,7 @@ def weights(seed: int, count: int, columns: int) -> NDArray[np.float32]:
 def relative_error(rows: NDArray[np.float32], decoded: NDArray[np.float32], h: NDArray[np.float32]) -> float:
     """trace(D H D^T) / trace(W H W^T) with D = rows - decoded: 0 is perfect, 1 as bad as no weights at all."""
     error, size = (float(np.einsum("ij,ij->", x @ h, x)) for x in ((rows - decoded).astype(float), rows.astype(float)))
-    return error / size
+    return error / size if error else 0.0
 
 
 def widened(grid: Grid, columns: int) -> tuple[Doubles, Doubles]:
