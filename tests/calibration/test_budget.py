@@ -92,7 +92,7 @@ def test_the_sample_of_rows_stands_for_all() -> None:
         (["--size", "3MB", "-q", "q4_0", "--stats", "x"], "--quant q4_0: a budget chooses the bits"),
         (["--size", "3 stones", "--stats", "x"], "is not a size"),
         (["--size", "0", "--stats", "x"], "is not a size"),
-        (["--max-kld", "0.02", "--stats", "x"], "say --target-kld"),
+        (["--max-kld", "0.02", "--stats", "x"], "use --target-kld"),
         (["--target-kld", "0", "--stats", "x"], "'--target-kld'"),
         (["--target-kld", "nan", "--stats", "x"], "'--target-kld'"),
     ],
