@@ -69,13 +69,13 @@ def test_mlx_lm_ends_a_prompt_and_the_note_says_so(outputs: dict[str, Any], case
     [reply] = mlx_lm.stream_generate(model, tokenizer, TEXT, max_tokens=1)
     assert reply.prompt_tokens == len([BOS, *BARE, EOS])
     assert prompt("mlx", job.path) == prompt("torch", job.path) == prompt("torch", case) == [BOS, *BARE, EOS]
-    assert said(job, "'<|im_end|>' behind", "mlx_lm.generate and transformers")
+    assert said(job, "'<|im_end|>' after", "mlx_lm.generate and transformers")
 
 
 def test_genai_adds_nothing_and_the_note_says_so(outputs: dict[str, Any]) -> None:
     job = outputs["onnx"]
     assert prompt("onnxruntime_genai", job.path) == BARE
-    assert said(job, "'<|im_start|>' before and '<|im_end|>' behind", "GenAI only with add_special_tokens")
+    assert said(job, "'<|im_start|>' before and '<|im_end|>' after", "GenAI only with add_special_tokens")
 
 
 @needs_node
