@@ -18,8 +18,6 @@ from os import SEEK_CUR
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
-import numpy as np
-
 from smolexport.errors import FileFormatError
 from smolexport.files import open_regular
 from smolexport.quant import FORMATS, BlockFormat
@@ -43,11 +41,8 @@ CODES = {
 }  # fmt: skip
 KINDS = {code: kind for kind, code in CODES.items()}
 ARRAY = 9
-NUMPY = {
-    "u8": "<u1", "i8": "<i1", "u16": "<u2", "i16": "<i2", "u32": "<u4", "i32": "<i4", "f32": "<f4", "bool": "?",
-    "u64": "<u8", "i64": "<i8", "f64": "<f8",
-}  # fmt: skip
-STRUCTS = {kind: struct.Struct(f"<{code}") for kind, code in zip(NUMPY, "BbHhIif?Qqd", strict=True)}
+NUMBERS = dict(zip("u8 i8 u16 i16 u32 i32 f32 bool u64 i64 f64".split(), "BbHhIif?Qqd", strict=True))
+STRUCTS = {kind: struct.Struct(f"<{code}") for kind, code in NUMBERS.items()}
 BY_GGML_TYPE = {f.ggml_type: f for f in FORMATS.values()}
 
 
@@ -152,11 +147,12 @@ def _add_value(out: bytearray, kind: str, value: Any) -> None:
         out += struct.pack("<IIQ", ARRAY, CODES[item], len(value))
     else:
         out += struct.pack("<I", CODES[item])
+    values = value if item != kind else (value,)
     if item == "string":
-        for text in value if item != kind else (value,):
+        for text in values:
             _add_string(out, text)
     else:
-        out += np.asarray(value, NUMPY[item]).tobytes()
+        out += struct.pack(f"<{len(values)}{NUMBERS[item]}", *values)
 
 
 class Reader:
@@ -236,8 +232,7 @@ class Reader:
             raise self.fail(f"arrays of the metadata promise {self._values:,} values, more than any model has")
         if item == "string":
             return "[string]", self.strings(count)
-        dtype = np.dtype(NUMPY[item])
-        return f"[{item}]", np.frombuffer(self.take(count * dtype.itemsize), dtype)
+        return f"[{item}]", memoryview(self.take(count * STRUCTS[item].size)).cast(NUMBERS[item])  # type: ignore[call-overload]
 
     def kind(self, code: int) -> str:
         """The kind of `code`; raises FileFormatError for an unknown one."""

@@ -15,10 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from smolexport.conversion import portable
 from smolexport.conversion.plan import Entry
@@ -30,6 +27,10 @@ from smolexport.text import label, show
 from smolexport_to_gguf.architectures import output_name
 from smolexport_to_gguf.container import GgufFile, Metadata, Reader, TensorInfo, header_bytes, padding, read_gguf
 from smolexport_to_gguf.schemes import Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 KIND = "imatrix"
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -54,6 +55,8 @@ class Statistic:
 
     def importance(self) -> NDArray[np.float32]:
         """[m * c] mean squares, in float32 as llama.cpp divides them; 1 if nothing was counted."""
+        import numpy as np
+
         counts = self.counts.astype(np.float32)[:, None]
         means = self.sums / np.maximum(counts, np.float32(1))
         return np.where(counts > 0, means, np.float32(1)).reshape(-1)
@@ -106,6 +109,8 @@ def _from_gguf(file: GgufFile, reader: Reader) -> Imatrix:
 
 
 def _statistic(name: str, pair: Mapping[str, TensorInfo], reader: Reader) -> Statistic:
+    import numpy as np
+
     arrays = {}
     for suffix in (SUMS, COUNTS):
         if suffix not in pair:
@@ -129,6 +134,8 @@ def _statistic(name: str, pair: Mapping[str, TensorInfo], reader: Reader) -> Sta
 
 def _from_dat(reader: Reader) -> Imatrix:
     """The old form, which has no magic number: a file of another kind fails at its first numbers."""
+    import numpy as np
+
     size = reader.left
     count = reader.number("i32") if size >= 4 else 0
     if not 1 <= count <= size // 17:  # bytes of the shortest entry
@@ -167,6 +174,8 @@ def _checked(name: str, statistic: Statistic, reader: Reader) -> Statistic:
 
 def _fault(statistic: Statistic) -> str | None:
     """What is wrong with the sums: none may be negative, infinite or NaN."""
+    import numpy as np
+
     wrong = np.argwhere(~((statistic.sums >= 0) & np.isfinite(statistic.sums)))
     if not wrong.size:
         return None
@@ -190,6 +199,7 @@ def write_imatrix(imatrix: Imatrix, path: Path, *, force: bool = False) -> None:
 
 
 def _gguf_bytes(imatrix: Imatrix) -> bytes:
+
     metadata: Metadata = [
         ("general.type", "string", KIND),
         (DATASETS, "[string]", imatrix.datasets),
@@ -309,6 +319,8 @@ def write_importance(
         UsageError: sums that no reader would accept.
         OutputError: the target exists or cannot be written.
     """
+    import numpy as np
+
     counts = np.array([count], np.int64)
     entries = {output_name(tensor): Statistic(values[None], counts) for tensor, values in sums.items()}
     write_imatrix(Imatrix(entries, tuple(datasets), chunks, chunk_size), path, force=force)

@@ -23,13 +23,13 @@ from smolexport.calibration.statistics import Input, Statistics, input_of
 from smolexport.calibration.student import Student
 from smolexport.calibration.trainer import Trainer, held_out
 from smolexport.conversion.converter import Converter
-from smolexport.conversion.encode import thread_count
 from smolexport.conversion.plan import Entry, Plan
 from smolexport.conversion.source_model import SourceModel
 from smolexport.errors import CalibrationError, UsageError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.plugins import trainer
+from smolexport.processes import thread_count
 
 SAMPLE = 256  # rows of a matrix that are rounded
 HEAD = "lm_head.weight"  # under this name also where the head is tied

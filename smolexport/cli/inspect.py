@@ -58,8 +58,8 @@ def _findings(module: Converter, file: Path) -> list[str]:
 
 def _fingerprint(module: Converter, found: FileInfo, threads: int | None) -> str | None:
     """None, and a note, for a file whose tensors are not those of a known architecture."""
-    from smolexport.conversion.encode import thread_count
     from smolexport.model.weights import fingerprint
+    from smolexport.processes import thread_count
 
     try:
         weights = module.weights(found.path)

@@ -7,7 +7,6 @@ format, is quantized once.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from smolexport.errors import TensorError
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.spec import Tensor
 from smolexport.model.tensor_file import StoredTensor
+from smolexport.processes import thread_count
 from smolexport.quant.arrays import first_nonfinite, largest
 from smolexport.text import label
 
@@ -50,14 +50,6 @@ class Chunk:
     entries: tuple[tuple[int, Entry], ...]
     start: int
     stop: int
-
-
-def thread_count(threads: int | None = None) -> int:
-    """`threads`, or the processors that this process may use, at most 16."""
-    if threads is not None:
-        return max(1, threads)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(usable, 16)
 
 
 def encoded_chunks(

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from smolexport.conversion.plan import InterleaveHeads
 from smolexport.errors import FileFormatError
 from smolexport.quant import RowFormat
 from smolexport.text import label
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class StoredArray:
 
     def read(self, skip: int, count: int) -> NDArray[np.uint8]:
         """`count` bytes from byte `skip` on; raises FileFormatError if the file vanished or became shorter."""
+        import numpy as np
+
         try:
             raw = np.fromfile(self.path, np.uint8, count, offset=self.offset + skip)
         except OSError as error:
@@ -91,6 +94,8 @@ class StoredArray:
 
     def read_columns(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Columns [start, stop) of a matrix of bytes."""
+        import numpy as np
+
         columns, pitch = self.shape
         found = np.empty((columns, stop - start), np.uint8)
         try:
@@ -135,6 +140,8 @@ class StoredRows:
         return heads[start - begin : stop - begin]
 
     def _decoded(self, start: int, stop: int) -> NDArray[np.float32]:
+        import numpy as np
+
         columns = self.shape[-1]
         pieces = []
         for part, planned in zip(self.parts, self.form.parts(columns), strict=True):

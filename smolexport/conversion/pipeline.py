@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
-from smolexport.conversion.encode import Encoded, encoded_chunks, thread_count
+from smolexport.conversion.encode import Encoded, encoded_chunks
 from smolexport.conversion.plan import Plan
 from smolexport.conversion.prepare import ExportKeywords, Job, check_targets, prepare, prepare_all
 from smolexport.conversion.writer import Sink, open_output
@@ -20,6 +20,7 @@ from smolexport.files import atomic_file, made_folder
 from smolexport.heap import give_back_heap
 from smolexport.model.checkpoint import Checkpoint
 from smolexport.model.source_files import refuse_changes
+from smolexport.processes import thread_count
 from smolexport.recipe import sidecar_of
 
 WAITING = 2  # chunks that an output may lag behind before encoding waits for it

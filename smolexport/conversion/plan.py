@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from smolexport.errors import CheckpointError
 from smolexport.model.spec import Tensor
 from smolexport.quant import RowFormat
 from smolexport.text import printable
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # Encoded rows by the format that their values were rounded through, their own, and the id of what shaped them.
-EncodedBy = dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]
+EncodedBy: TypeAlias = "dict[tuple[RowFormat | None, RowFormat, int], NDArray[np.uint8]]"
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class InterleaveHeads:
     def __call__(self, rows: NDArray[Any]) -> NDArray[Any]:
         """`rows` [heads * d, columns], whole heads; returns a new array of the same shape."""
         heads = rows.reshape(-1, 2, self.head_dim // 2, rows.shape[1])
-        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+        return heads.swapaxes(1, 2).reshape(rows.shape)
 
     def undo(self, rows: NDArray[Any]) -> NDArray[Any]:
         """The inverse of calling it."""
         heads = rows.reshape(-1, self.head_dim // 2, 2, rows.shape[1])
-        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+        return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
 class RowEncoder(Protocol):
@@ -133,7 +135,7 @@ class Entry:
     @property
     def weights(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape))
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
-    if isinstance(value, (Sequence, np.ndarray)):
+    if isinstance(value, (Sequence, memoryview)) or hasattr(value, "dtype"):
         return f"[{len(value)} values]"
     if isinstance(value, dict) and len(str(value)) > 100:
         return f"{{{len(value)} keys}}"

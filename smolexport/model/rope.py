@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Rope:
 
     def plain_inverse_frequencies(self) -> NDArray[np.float64]:
         """Unscaled angles per position, [dim / 2]."""
+        import numpy as np
+
         return np.asarray(self.theta ** (-np.arange(0, self.dim, 2) / self.dim), np.float64)
 
     def inverse_frequencies(self) -> NDArray[np.float64]:
@@ -75,6 +79,8 @@ class Rope:
 
 
 def _llama3(plain: NDArray[np.float64], s: Llama3) -> NDArray[np.float64]:
+    import numpy as np
+
     wavelength = 2 * math.pi / plain
     smooth = (s.original_context_length / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
     ramped = (1 - smooth) * plain / s.factor + smooth * plain
@@ -83,6 +89,8 @@ def _llama3(plain: NDArray[np.float64], s: Llama3) -> NDArray[np.float64]:
 
 
 def _yarn(plain: NDArray[np.float64], theta: float, dim: int, s: Yarn) -> NDArray[np.float64]:
+    import numpy as np
+
     def dimension(rotations: float) -> float:
         return dim * math.log(s.original_context_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from smolexport.errors import FileFormatError
 from smolexport.model.spec import ModelSpec, Role, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CHUNK = 1 << 20  # elements
 DIGITS = 32
@@ -50,6 +51,8 @@ def read_back(weights: Weights, path: Path, spec: ModelSpec) -> Iterator[tuple[T
     Raises:
         FileFormatError: the tensors are not those of `spec`.
     """
+    import numpy as np
+
     shapes = {tensor.key: tensor.shape for tensor in weights}
     for tensor in spec.tensors():
         shape = shapes.get(tensor.key)
@@ -67,6 +70,8 @@ def as_stored(spec: ModelSpec, tensors: Iterable[tuple[Tensor, NDArray[Any]]]) -
 
     Fused tensors are buffered until they are complete.
     """
+    import numpy as np
+
     missing = Counter(tensor.stored_name for tensor in spec.tensors())
     held: dict[str, dict[Tensor, NDArray[Any]]] = {}
     for tensor, values in tensors:
@@ -105,7 +110,7 @@ def _digest(tensor: Tensor, stored: ReadableTensor, progress: Callable[[int], No
     found = hashlib.sha256(f"{tensor.name} {list(tensor.shape)}\n".encode())
     for _, rows in _chunks(tensor, stored):
         values = rows.astype("<f4")
-        values += np.float32(0)  # -0 + 0 is 0
+        values += 0  # -0 + 0 is 0
         found.update(values.reshape(-1).data)
         if progress:
             progress(values.size)

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smolexport.conversion import encode
-from smolexport.conversion.encode import encoded_chunks, thread_count
+from smolexport.conversion.encode import encoded_chunks
 from smolexport.conversion.plan import Entry, InterleaveHeads
 from smolexport.errors import SmolexportError, TensorError
 from smolexport.model.checkpoint import Checkpoint, open_checkpoint
 from smolexport.model.spec import ModelSpec, Role, Tensor
 from smolexport.model.tensor_file import StoredTensor
+from smolexport.processes import thread_count
 from smolexport.quant import FORMATS
 from smolexport.quant.arrays import largest
 from smolexport.testing.checkpoints import write_checkpoint

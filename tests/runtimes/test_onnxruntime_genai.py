@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,10 +144,21 @@ def test_an_interrupted_append_leaves_the_session_whole(
 @pytest.mark.parametrize("spinning", [True, False])
 def test_threads_are_honoured(several: Path, spinning: bool) -> None:
     process, counts = psutil.Process(), {}
+
+    def settled() -> int:
+        """Threads of this process, once those of what was closed have ended."""
+        found = process.num_threads()
+        for _ in range(50):
+            time.sleep(0.1)
+            last, found = found, process.num_threads()
+            if last == found:
+                break
+        return found
+
     with adapter.open(several, threads=1, spinning=spinning):
         pass  # the library starts its own threads once
     for threads in (1, 3):
-        before = process.num_threads()
+        before = settled()
         with adapter.open(several, threads=threads, spinning=spinning) as session:
             session.append(IDS)
             counts[threads] = process.num_threads() - before
