@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.export_memory import write_random
+from tests.benchmarks.export_memory import own_tokenizer, write_random
 from tests.core.published_configs import PUBLISHED
 
 __all__ = ["OURS", "child", "command_line", "measure"]
@@ -112,15 +112,13 @@ def command_line(
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=PUBLISHED)
     parser.add_argument("scheme", nargs="?", default=default, choices=schemes)
-    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; default: the demo's")
+    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json; default: the model's own")
     parser.add_argument("--scratch", type=Path, help="where the files go; some 6 GB for 1.7B")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    from smolexport.demo import demo_checkpoint
-
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        tokenizer = args.tokenizer or demo_checkpoint()
+        tokenizer = args.tokenizer or own_tokenizer(args.model)
         f = run(args.model, args.scheme, tokenizer, Path(scratch), args.repetitions)
     if args.json:
         print(json.dumps(f))
