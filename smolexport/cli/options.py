@@ -99,10 +99,10 @@ def together(*options: Decorator) -> Decorator:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-def _renamed(context: click.Context, option: click.Parameter, value: str | None) -> None:
+def _renamed(context: click.Context, _option: click.Parameter, value: str | None) -> None:
     """Refuse the former name of --target-kld."""
     if value is not None:
-        raise click.BadParameter("is a threshold of compare; use --target-kld.", context, option)
+        raise click.UsageError("--max-kld is a threshold of `compare`; use --target-kld here", context)
 
 
 checkpoint = click.argument("checkpoint", help="Checkpoint folder, hub id (owner/name), or the word demo.")
